@@ -1,0 +1,1 @@
+"""Programs that train a student, one file an algorithm: ``python -m agents.ppo``."""

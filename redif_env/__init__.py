@@ -1,0 +1,41 @@
+"""ReDiF: few-step diffusion students by reinforcement learning.
+
+``import redif_env`` registers ``ReDiF-v0`` and loads nothing heavy; the names below are loaded when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+
+if TYPE_CHECKING:
+    from redif_env.envs import ReDiFEnv, ReDiFVectorEnv
+    from redif_env.students import Student
+    from redif_env.teachers import GaussianMixtureTeacher, Teacher, load_teacher
+
+__version__ = "0.1.0"
+
+__all__ = ["GaussianMixtureTeacher", "ReDiFEnv", "ReDiFVectorEnv", "Student", "Teacher", "load_teacher"]
+
+_HOMES = {
+    "GaussianMixtureTeacher": "redif_env.teachers",
+    "ReDiFEnv": "redif_env.envs",
+    "ReDiFVectorEnv": "redif_env.envs",
+    "Student": "redif_env.students",
+    "Teacher": "redif_env.teachers",
+    "load_teacher": "redif_env.teachers",
+}
+
+gymnasium.register(
+    id="ReDiF-v0",
+    entry_point="redif_env.envs:ReDiFEnv",
+    vector_entry_point="redif_env.envs:ReDiFVectorEnv",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'redif_env' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,483 @@
+"""The environments: a batched core with numpy at its border, and the same with a batch of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from torch import Tensor
+
+from redif_env.actions import ActionMap
+from redif_env.grids import Grid
+from redif_env.observations import Observation
+from redif_env.references import base_error, reference_set
+from redif_env.rendering import Filmstrip
+from redif_env.rewards import EndpointAlignment, Reward
+from redif_env.settings import build_mdp, look_up
+from redif_env.solvers import Solver
+from redif_env.teachers import Teacher
+from redif_env.types import State, Transition
+
+RENDER_MODES = ["rgb_array"]
+
+
+class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray[Any]]):
+    """Many denoising episodes with one network call for all: :class:`ReDiFEnv`, batched.
+
+    Sub-environment i seeded with ``seed + i`` does what the single environment seeded with ``seed + i`` does.
+
+    Args:
+        num_envs: number of episodes that run together.
+        group_size: sub-environments in groups of this many start each episode from the same noise (those of one
+            group are seeded like its first); what a group-relative baseline needs.
+        autoreset_mode: ``SAME_STEP`` (default), ``NEXT_STEP`` or ``DISABLED``, as enum or as its value.
+        teacher, num_steps, action, observation, solver, grid, reward, reference_size, teacher_steps, device, dtype,
+            render_mode: as in :class:`ReDiFEnv`.
+
+    ``last_transition`` holds all that the last step did, as torch tensors, before any reset: what reward wrappers read.
+    """
+
+    metadata = {
+        "render_modes": RENDER_MODES,
+        "render_fps": 4,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        teacher: str | Path | Teacher = "digits",
+        num_steps: int = 4,
+        action: str | ActionMap = "solver",
+        observation: str | Observation = "features",
+        solver: str | Solver | None = None,
+        grid: str | Grid | None = None,
+        reward: str | Reward = "endpoint",
+        reference_size: int = 4096,
+        teacher_steps: int = 100,
+        group_size: int = 1,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        device: str = "cpu",
+        dtype: str = "float32",
+        render_mode: str | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        if group_size < 1 or num_envs % group_size:
+            raise ValueError(f"group_size must divide num_envs={num_envs}, got {group_size}")
+        if render_mode is not None and render_mode not in RENDER_MODES:
+            raise ValueError(f"render_mode={render_mode!r} is unknown: choose None or 'rgb_array'")
+        self.mdp = build_mdp(teacher, num_steps, action, observation, solver, grid, device, dtype)
+        self.num_envs, self.group_size, self.render_mode = num_envs, group_size, render_mode
+        self.autoreset_mode = _parse_autoreset_mode(autoreset_mode)
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
+
+        shape = self.mdp.teacher.sample_shape
+        self.single_action_space = self.mdp.action_map.space(shape)
+        self.single_observation_space = self.mdp.observation.space(shape, num_steps)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+
+        reference = reference_set(self.mdp.teacher, reference_size, num_steps=teacher_steps)
+        self.reward = self._default_reward(reference, reward) if isinstance(reward, str) else reward
+        self.reference = reference.to(self.mdp.teacher.device, getattr(torch, dtype))
+        self.last_transition: Transition | None = None
+        self._generators = self._seeded([None] * num_envs)
+        self._state: State | None = None
+        self._pair = torch.zeros(num_envs, dtype=torch.int64, device=self.reference.noise.device)
+        self._done = np.zeros(num_envs, dtype=np.bool_)
+        self._film = Filmstrip(num_envs, num_steps, shape) if render_mode else None
+
+    @property
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The generators of the sub-environments: their only source of chance."""
+        return tuple(self._generators)
+
+    @np_random.setter
+    def np_random(self, value: Sequence[np.random.Generator]) -> None:
+        if len(value) != self.num_envs:
+            raise ValueError(f"np_random must be {self.num_envs} generators, one a sub-environment, got {len(value)}")
+        self._generators = list(value)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Start new episodes, in all sub-environments or in those of ``options["reset_mask"]`` (``(num_envs,)`` bool).
+
+        Args:
+            seed: an int seeds sub-environment i with ``seed + i``; a sequence gives each its own.
+            options: ``reset_mask`` alone.
+        """
+        seeds = self._parse_seed(seed)
+        mask = self._parse_reset_mask(options)
+        if any(value is not None for value in seeds):
+            fresh = self._seeded(seeds)
+            self._generators = [
+                new if masked and value is not None else old
+                for new, old, masked, value in zip(fresh, self._generators, mask, self._leaders(seeds), strict=True)
+            ]
+        rows = torch.from_numpy(mask).to(self._pair.device)
+        with torch.no_grad():
+            self._begin(rows)
+            self._predict(rows)
+        self._done[mask] = False
+        return self._observe(self._now), self._info(mask, self._now)
+
+    def step(
+        self, actions: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """One solver step, and the network call of the next, in every sub-environment.
+
+        Raises:
+            ValueError: if ``actions`` has another shape than ``(num_envs, size)`` or holds NaN or infinity.
+            gymnasium.error.ResetNeeded: before the first reset, or on a finished episode in mode ``DISABLED``.
+        """
+        if self._state is None:
+            raise gym.error.ResetNeeded("step() was called before reset(): call reset() first")
+        with torch.no_grad():
+            return self._step(self._parse_actions(actions))
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """One frame a sub-environment if ``render_mode`` is ``"rgb_array"``: see :class:`~redif_env.rendering.Filmstrip`.
+
+        A finished episode stays in view until its successor's first step.
+        """
+        return self._film.frames() if self._film else None
+
+    # The step, in the order in which things happen.
+
+    def _step(self, action: Tensor) -> tuple[Any, ...]:
+        resetting = self._done.copy() if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(self._done)
+        if self.autoreset_mode is AutoresetMode.DISABLED and self._done.any():
+            finished = np.flatnonzero(self._done).tolist()
+            raise gym.error.ResetNeeded(f"episodes {finished} are finished: reset them with options['reset_mask'] first")
+        live = torch.from_numpy(~resetting).to(self._pair.device)
+        transition = self._transition(action, live)
+        self.last_transition = transition
+        rewards = torch.where(live, self.reward(transition), 0.0)
+        terminated = transition.terminated.cpu().numpy()
+        infos: dict[str, Any] = {}
+
+        self._state = self._now.merge(live, transition.next_state)
+        self._record_step(transition)
+        ended_info = self._info(terminated, self._now, rewards)
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            resetting = terminated
+            if terminated.any():
+                infos |= self._final(terminated, ended_info)
+        restarting = torch.from_numpy(resetting).to(self._pair.device)
+        self._begin(restarting)
+        self._predict(restarting | (live & ~transition.terminated))
+        self._done = terminated.copy()
+        infos |= self._info(np.ones_like(terminated), self._now, rewards, no_reward=resetting)
+        truncated = np.zeros_like(terminated)
+        return self._observe(self._now), rewards.double().cpu().numpy(), terminated, truncated, infos
+
+    def _transition(self, action: Tensor, live: Tensor) -> Transition:
+        decision = self.mdp.decode(self._now, action)
+        next_state = self.mdp.advance(self._now, decision)
+        return Transition(
+            state=self._now,
+            action=action,
+            decision=decision,
+            next_state=next_state,
+            endpoint=self.reference.endpoints[self._pair],
+            pair=self._pair.clone(),
+            terminated=live & (next_state.steps_left == 0),
+            live=live,
+        )
+
+    def _begin(self, rows: Tensor) -> None:
+        """Draw a pair for each of the given rows and put them at their initial noise."""
+        for index in rows.nonzero()[:, 0].tolist():
+            self._pair[index] = int(self._generators[index].integers(len(self.reference)))
+        if self._state is None:
+            rows = torch.ones_like(rows)
+        if bool(rows.any()):
+            initial = self.mdp.initial(self.reference.noise[self._pair])
+            self._state = initial if self._state is None else self._state.merge(rows, initial)
+
+    def _predict(self, rows: Tensor) -> None:
+        self._state = self.mdp.predict(self._now, rows)
+        self._record_start(rows & (self._now.nfe == 1))
+
+    # The border: numpy in and out, checks, pictures.
+
+    @property
+    def _now(self) -> State:
+        assert self._state is not None
+        return self._state
+
+    def _observe(self, state: State) -> NDArray[np.float32]:
+        observations: NDArray[np.float32] = self.mdp.observe(state).cpu().numpy()
+        return observations
+
+    def _info(
+        self,
+        rows: NDArray[np.bool_],
+        state: State,
+        rewards: Tensor | None = None,
+        no_reward: NDArray[np.bool_] | None = None,
+    ) -> dict[str, Any]:
+        """Info of the given rows in Gymnasium's vector form: arrays, and masks under ``_key``."""
+        columns = {
+            "nfe": state.nfe.cpu().numpy().copy(),
+            "pair": self._pair.cpu().numpy().copy(),
+            "half_logsnr": state.half_logsnr.cpu().numpy().copy(),
+        }
+        info: dict[str, Any] = {}
+        for key, values in columns.items():
+            info[key], info[f"_{key}"] = np.where(rows, values, np.zeros_like(values)), rows.copy()
+        rewarded = rows if no_reward is None else rows & ~no_reward
+        if rewards is not None and rewarded.any():
+            terms = {self.reward.name: np.where(rewarded, rewards.double().cpu().numpy(), 0.0)}
+            terms[f"_{self.reward.name}"] = rewarded.copy()
+            info["rewards"], info["_rewards"] = terms, rewarded.copy()
+        return info
+
+    def _final(self, terminated: NDArray[np.bool_], info: dict[str, Any]) -> dict[str, Any]:
+        observations = np.full(self.num_envs, None, dtype=object)
+        final = self._observe(self._now)
+        for index in np.flatnonzero(terminated):
+            observations[index] = final[index]
+        return {
+            "final_obs": observations,
+            "_final_obs": terminated.copy(),
+            "final_info": info,
+            "_final_info": terminated.copy(),
+        }
+
+    def _parse_actions(self, actions: NDArray[np.float32]) -> Tensor:
+        array = np.asarray(actions, dtype=np.float32)
+        expected = self.action_space.shape
+        if array.shape != expected:
+            raise ValueError(f"actions must have shape {expected}, got {array.shape}")
+        if not np.isfinite(array).all():
+            bad = np.flatnonzero(~np.isfinite(array).all(axis=1)).tolist()
+            raise ValueError(f"actions must be finite, but those of sub-environments {bad} are not: lower the step size")
+        return torch.from_numpy(array.clip(-1.0, 1.0)).to(self._pair.device)
+
+    def _parse_seed(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, int | np.integer):
+            return [int(seed) + index for index in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ValueError(f"seed must be an int or {self.num_envs} of them, got {len(seed)}")
+        return list(seed)
+
+    def _parse_reset_mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_]:
+        mask = (options or {}).get("reset_mask")
+        if mask is None:
+            return np.ones(self.num_envs, dtype=np.bool_)
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
+            raise ValueError(f"options['reset_mask'] must be a bool array of shape ({self.num_envs},), got {mask!r}")
+        if not mask.any():
+            raise ValueError("options['reset_mask'] must choose at least one sub-environment")
+        if self._state is None and not mask.all():
+            raise gym.error.ResetNeeded("the first reset() must reset every sub-environment: leave reset_mask out")
+        return mask.copy()
+
+    def _leaders(self, seeds: Sequence[int | None]) -> list[int | None]:
+        return [seeds[index - index % self.group_size] for index in range(self.num_envs)]
+
+    def _seeded(self, seeds: Sequence[int | None]) -> list[np.random.Generator]:
+        """Generators; those of one group get the same stream, so that their j-th episodes share a noise."""
+        if self.group_size == 1:
+            return [seeding.np_random(value)[0] for value in seeds]
+        generators: list[np.random.Generator] = []
+        for leader in seeds[:: self.group_size]:
+            used = seeding.np_random(leader)[1]
+            generators += [seeding.np_random(used)[0] for _ in range(self.group_size)]
+        return generators
+
+    def _default_reward(self, reference: Any, name: str) -> Reward:
+        look_up("reward", name, {"endpoint": EndpointAlignment})
+        mdp = self.mdp
+        return EndpointAlignment(base_error(mdp.teacher, reference, mdp.solver, mdp.grid, mdp.num_steps))
+
+    def _record_start(self, rows: Tensor) -> None:
+        if self._film and bool(rows.any()):
+            if self.autoreset_mode is AutoresetMode.SAME_STEP and self.last_transition is not None:
+                rows = rows & ~self.last_transition.terminated
+            self._film.clear(rows)
+            self._film.record(rows, torch.zeros_like(self._pair), self._now.x, self._now.x0_history[:, 0])
+
+    def _record_step(self, transition: Transition) -> None:
+        if not self._film:
+            return
+        first = transition.live & (transition.state.nfe == 1)
+        self._film.clear(first)
+        before = transition.state
+        self._film.record(first, torch.zeros_like(self._pair), before.x, before.x0_history[:, 0])
+        column = self.mdp.num_steps - transition.next_state.steps_left
+        self._film.record(transition.live, column, transition.next_state.x, transition.decision.x0)
+
+
+class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
+    """Denoise one sample in a few network calls, as close to the many-step teacher as can be.
+
+    ## Description
+
+    A diffusion model turns noise into a sample by many small steps, each of which calls a large network. Here an
+    episode is one sample made with few calls: at each step the agent sees where the sample stands and what the network
+    predicts, and chooses how far to step and with what noise prediction. A reset draws a pair (initial noise, the
+    teacher's endpoint of it) from the reference set; all else is deterministic. After "ReDiF: Reinforced Distillation
+    for Few Step Diffusion" (arXiv 2512.22802).
+
+    ## Action Space
+
+    A flat float32 `Box` in [-1, 1]; zero is the base solver, exactly. Values outside are clipped.
+
+    - `"solver"` (default; 7 numbers for images, 5 for other samples): the step size, and a correction to the base
+      solver's noise prediction. :class:`redif_env.actions.SolverMap` gives each number's unit.
+    - `"step"` (1 number): the step size alone.
+
+    ## Observation Space
+
+    `"features"`: a short float32 vector: NFE left, noise level, statistics of the sample, of the predicted clean sample
+    and of its change. :class:`redif_env.observations.Features` lists them.
+
+    ## Rewards
+
+    Zero until the sample is finished, then minus its mean squared error to the teacher's endpoint, divided by the base
+    solver's mean error over the reference set: on average the zero action returns -1 and the teacher would return 0.
+    `info["rewards"]` holds the terms by name.
+
+    ## Starting State
+
+    `x` is the noise of a random pair of the reference set; the network has been called once.
+
+    ## Episode End
+
+    Terminates after `num_steps` steps, when the last step has landed on clean data. Never truncates.
+
+    ## Information
+
+    `nfe`: network calls spent on the sample; `half_logsnr`: its level, `inf` when clean; `pair`: row of the reference
+    set; `rewards` (after a step): the terms by name. `env.unwrapped.last_transition` holds the step itself, as torch
+    tensors with a batch dimension of 1.
+
+    ## Arguments
+
+    ```python
+    import gymnasium as gym
+    import redif_env
+
+    env = gym.make("ReDiF-v0", teacher="digits", num_steps=4)
+    ```
+
+    - `teacher="digits"`: a built-in name (`"digits"`, `"gaussian-ring"`), the path of a diffusers folder, or a hub id.
+    - `num_steps=4`: network calls an episode.
+    - `action="solver"`, `observation="features"`: see above.
+    - `solver=None`, `grid=None`: the base solver (`"ddim"`, `"dpm++2m"`, `"dpm++3m"`, `"ipndm1"` to `"ipndm4"`) and its
+      grid (`"time"`, `"time^1.5"`, `"time^2"`, `"logsnr"`, `"karras"`). By default the rule of
+      :func:`redif_env.settings.default_base`.
+    - `reward="endpoint"`: see above.
+    - `reference_size=4096`, `teacher_steps=100`: pairs in the reference set, and the network calls that the teacher
+      spent on each. Computed once and cached under `$REDIF_CACHE` or `~/.cache/redif`; shipped for the defaults.
+    - `device="cpu"`, `dtype="float32"`: where and in what type samples are kept.
+    - `render_mode=None` or `"rgb_array"`: the trajectory as a strip.
+
+    Objects (a `Teacher`, a `Solver`, ...) may be given instead of names where the class is constructed directly.
+
+    ## Version History
+
+    * v0: initial version
+    """
+
+    metadata = {"render_modes": RENDER_MODES, "render_fps": 4}
+
+    def __init__(
+        self,
+        *,
+        teacher: str | Path | Teacher = "digits",
+        num_steps: int = 4,
+        action: str | ActionMap = "solver",
+        observation: str | Observation = "features",
+        solver: str | Solver | None = None,
+        grid: str | Grid | None = None,
+        reward: str | Reward = "endpoint",
+        reference_size: int = 4096,
+        teacher_steps: int = 100,
+        device: str = "cpu",
+        dtype: str = "float32",
+        render_mode: str | None = None,
+    ) -> None:
+        self.batch = ReDiFVectorEnv(
+            1,
+            teacher=teacher,
+            num_steps=num_steps,
+            action=action,
+            observation=observation,
+            solver=solver,
+            grid=grid,
+            reward=reward,
+            reference_size=reference_size,
+            teacher_steps=teacher_steps,
+            autoreset_mode=AutoresetMode.DISABLED,
+            device=device,
+            dtype=dtype,
+            render_mode=render_mode,
+        )
+        self.render_mode = render_mode
+        self.action_space = self.batch.single_action_space
+        self.observation_space = self.batch.single_observation_space
+
+    @property
+    def last_transition(self) -> Transition | None:
+        """The last step as torch tensors with a batch dimension of 1."""
+        return self.batch.last_transition
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Start a new episode; ``options`` are unused."""
+        super().reset(seed=seed)
+        self.batch.np_random = [self.np_random]
+        observations, infos = self.batch.reset()
+        return observations[0], _only(infos)
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """One solver step, and the network call of the next.
+
+        Raises:
+            ValueError: if ``action`` has another shape than the action space or holds NaN or infinity.
+            gymnasium.error.ResetNeeded: before the first reset, or once the episode is finished.
+        """
+        array = np.asarray(action, dtype=np.float32)
+        if array.shape != self.action_space.shape:
+            raise ValueError(f"action must have shape {self.action_space.shape}, got {array.shape}")
+        observations, rewards, terminated, truncated, infos = self.batch.step(array[None])
+        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), _only(infos)
+
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+        """The trajectory so far as one frame, if ``render_mode`` is ``"rgb_array"``."""
+        frames = self.batch.render()
+        return frames[0] if frames else None
+
+
+def _parse_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    try:
+        return AutoresetMode(mode)
+    except ValueError as error:
+        known = ", ".join(repr(known.value) for known in AutoresetMode)
+        raise ValueError(f"autoreset_mode={mode!r} is unknown: choose one of {known}") from error
+
+
+def _only(infos: dict[str, Any]) -> dict[str, Any]:
+    """The info of a batch of one, without masks."""
+    info: dict[str, Any] = {}
+    for key, value in infos.items():
+        if not key.startswith("_"):
+            info[key] = _only(value) if isinstance(value, dict) else value[0].item()
+    return info

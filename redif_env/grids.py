@@ -1,0 +1,103 @@
+"""Time grids: where a solver puts its steps, as a continuous map from position to noise level.
+
+A grid's position runs from 0 (pure noise) to 1 (clean data). An N-step solver evaluates the network at positions
+0, 1/N, ..., (N-1)/N and lands on clean data. Being continuous, the same map says where a shifted step would go.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from redif_env.schedules import Schedule
+
+
+class Grid(ABC):
+    """A monotone map from position in [0, 1) to ``half_logsnr``; position 1 is clean data on every grid."""
+
+    @abstractmethod
+    def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
+        """``half_logsnr`` at positions below 1."""
+
+    def half_logsnr(self, position: Tensor, schedule: Schedule) -> Tensor:
+        """``half_logsnr`` ``(B,)`` float64 at ``position`` ``(B,)`` float64; ``+inf`` from 1 on."""
+        return self.interior(position.clamp(max=1.0), schedule).masked_fill(position >= 1, torch.inf)
+
+
+@dataclass(frozen=True)
+class TimeGrid(Grid):
+    """``timestep = max_timestep * (1 - position) ** power``.
+
+    Power 1 is uniform time (diffusers' ``linspace`` spacing without its rounding); larger powers put more steps
+    near clean data.
+    """
+
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.power > 0:
+            raise ValueError(f"power must be above 0, got {self.power}")
+
+    def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
+        return schedule.half_logsnr(schedule.max_timestep * (1 - position) ** self.power)
+
+
+@dataclass(frozen=True)
+class LogSNRGrid(Grid):
+    """Uniform in ``half_logsnr`` (Lu et al. 2022)."""
+
+    def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
+        noisiest, cleanest = ends(schedule, position.device)
+        return torch.lerp(noisiest, cleanest, position)
+
+
+@dataclass(frozen=True)
+class KarrasGrid(Grid):
+    """``(sigma / alpha) ** (1 / rho)`` uniform (Karras et al. 2022, Eq. 5), ending one step before sigma_min."""
+
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not self.rho > 0:
+            raise ValueError(f"rho must be above 0, got {self.rho}")
+
+    def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
+        noisiest, cleanest = ends(schedule, position.device)
+        root = torch.lerp(torch.exp(-noisiest / self.rho), torch.exp(-cleanest / self.rho), position)
+        return -self.rho * torch.log(root)
+
+
+GRIDS: dict[str, Grid] = {
+    "time": TimeGrid(),
+    "time^1.5": TimeGrid(1.5),
+    "time^2": TimeGrid(2.0),
+    "logsnr": LogSNRGrid(),
+    "karras": KarrasGrid(),
+}
+"""The grids by the names used at the command line and in ``gym.make``."""
+
+
+def ends(schedule: Schedule, device: torch.device) -> tuple[Tensor, Tensor]:
+    """``half_logsnr`` of the noisiest and of the cleanest level, scalars."""
+    timesteps = torch.tensor([schedule.max_timestep, 0.0], dtype=torch.float64, device=device)
+    noisiest, cleanest = schedule.half_logsnr(timesteps)
+    return noisiest, cleanest
+
+
+def next_position(position: Tensor, steps_left: Tensor, shift: Tensor) -> Tensor:
+    """The step-size controller: where to step, given the steps left and a shift of the base step.
+
+    The base step takes ``1 / steps_left`` of the way that remains; ``shift`` is added to that fraction's logit:
+    ``fraction = 1 / (1 + (steps_left - 1) * exp(-shift))``. A shift of zero gives the grid's own points exactly, the
+    last step always lands on clean data, and no step goes backwards or past it.
+
+    Args:
+        position: ``(B,)`` float64 in [0, 1).
+        steps_left: ``(B,)`` int64, at least 1.
+        shift: ``(B,)`` float64, in logits.
+    """
+    fraction = 1 / (1 + (steps_left - 1) * torch.exp(-shift))
+    return torch.where(steps_left == 1, torch.ones_like(position), position + (1 - position) * fraction)

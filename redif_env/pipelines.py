@@ -1,0 +1,107 @@
+"""The border to diffusers: a pipeline folder or hub id to a :class:`~redif_env.teachers.Teacher`, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from redif_env.schedules import VariancePreservingSchedule
+
+if TYPE_CHECKING:
+    from redif_env.teachers import Teacher
+
+_SCHEDULE_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
+
+
+def read_pipeline(name_or_path: str | Path, name: str) -> Teacher:
+    """An unconditional ``UNet2DModel`` with its scheduler's schedule and prediction type.
+
+    Args:
+        name_or_path: a folder with ``unet/`` and ``scheduler/``, or a hub id.
+        name: what to call the teacher.
+
+    Raises:
+        ValueError: if nothing is there, the weights are pickled, or the model or scheduler is of another kind.
+    """
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    from redif_env.teachers import PredictionType, Teacher
+
+    try:
+        config = DDPMScheduler.load_config(str(name_or_path), subfolder="scheduler")
+        # Stored weights may be half precision; a teacher computes in float32 unless moved elsewhere. The other option
+        # is the default where accelerate is installed, and a warning where it is not.
+        network = UNet2DModel.from_pretrained(
+            str(name_or_path),
+            subfolder="unet",
+            use_safetensors=True,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+        )
+    except OSError as error:
+        raise ValueError(
+            f"teacher={name!r} cannot be loaded: it is no built-in name ('digits', 'gaussian-ring'), and no diffusers "
+            f"folder or reachable hub id with unet/ (config.json, safetensors) and scheduler/. diffusers said: {error}"
+        ) from error
+    _refuse_unsupported(network.config, name)
+    return Teacher(
+        network=network,
+        schedule=_read_schedule(config, name),
+        sample_shape=_sample_shape(network.config),
+        prediction_type=PredictionType(config.get("prediction_type", "epsilon")),
+        name=name,
+    )
+
+
+def write_pipeline(teacher: Teacher, folder: Path) -> None:
+    """Write ``teacher`` as a ``DDPMPipeline`` folder (safetensors, half precision left as it is)."""
+    from diffusers import DDPMPipeline, DDPMScheduler, ModelMixin
+
+    if not isinstance(teacher.network, ModelMixin) or not isinstance(teacher.schedule, VariancePreservingSchedule):
+        raise TypeError(
+            f"teacher {teacher.name!r} cannot be saved: its network is a {type(teacher.network).__name__}, and only "
+            "diffusers models on a variance-preserving schedule have a folder format"
+        )
+    # half_logsnr = log(alpha / sigma), so 1 - beta_t is a ratio of squared alphas of neighbouring timesteps.
+    alphas_cumprod = torch.sigmoid(2 * teacher.schedule.knots.cpu())
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+    scheduler = DDPMScheduler(
+        num_train_timesteps=len(alphas_cumprod),
+        trained_betas=(1 - alphas_cumprod / previous).tolist(),
+        prediction_type=teacher.prediction_type.value,
+        clip_sample=False,
+    )
+    DDPMPipeline(teacher.network, scheduler).save_pretrained(str(folder), safe_serialization=True)
+
+
+def _read_schedule(config: dict[str, Any], name: str) -> VariancePreservingSchedule:
+    if config.get("rescale_betas_zero_snr"):
+        raise ValueError(f"teacher={name!r} has rescale_betas_zero_snr: its first level has no signal to step from")
+    if config.get("trained_betas") is not None:
+        return VariancePreservingSchedule.from_betas(torch.tensor(config["trained_betas"], dtype=torch.float64))
+    if "beta_schedule" not in config and "beta_start" not in config:
+        raise ValueError(
+            f"teacher={name!r} has the scheduler {config.get('_class_name')!r} without betas: "
+            "only variance-preserving schedules can be used"
+        )
+    return VariancePreservingSchedule.from_diffusers(**{key: config[key] for key in _SCHEDULE_KEYS if key in config})
+
+
+def _sample_shape(config: Any) -> tuple[int, ...]:
+    size = config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return (config.in_channels, height, width)
+
+
+def _refuse_unsupported(config: Any, name: str) -> None:
+    if config.num_class_embeds or config.class_embed_type:
+        raise ValueError(f"teacher={name!r} is class-conditional: only unconditional models can be used")
+    if config.sample_size is None:
+        raise ValueError(f"teacher={name!r} names no sample_size in unet/config.json: add it")
+    if config.in_channels != config.out_channels:
+        raise ValueError(
+            f"teacher={name!r} predicts {config.out_channels} channels for {config.in_channels}: "
+            "models that also predict a variance cannot be used"
+        )

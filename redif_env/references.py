@@ -1,0 +1,82 @@
+"""Reference sets: initial noises with the teacher's endpoints of each, computed once."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from redif_env.cache import cached
+from redif_env.grids import Grid
+from redif_env.solvers import Solver, sample
+from redif_env.teachers import ENDPOINT_BATCH, Teacher
+
+TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 0, 1, 2
+"""Noise seeds of the three disjoint sets: to train on, to choose the best student by, and to report."""
+
+QUIET_BELOW = 50_000
+"""A reference set that costs fewer network calls than this shows no progress bar."""
+
+
+@dataclass(frozen=True)
+class ReferenceSet:
+    """Pairs of initial noise and teacher endpoint, both ``(N, *S)``.
+
+    ``key`` is a digest of teacher, noise and step count.
+    """
+
+    noise: Tensor
+    endpoints: Tensor
+    key: str
+
+    def __len__(self) -> int:
+        return len(self.noise)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> ReferenceSet:
+        """The same pairs on a device, in a floating point type."""
+        return ReferenceSet(self.noise.to(device, dtype), self.endpoints.to(device, dtype), self.key)
+
+
+def draw_noise(size: int, sample_shape: tuple[int, ...], seed: int) -> Tensor:
+    """Standard normal ``(size, *S)``, float32, from a generator of its own."""
+    return torch.randn(size, *sample_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def reference_set(teacher: Teacher, size: int, seed: int = TRAIN_SEED, num_steps: int = 100) -> ReferenceSet:
+    """The teacher's endpoints of ``size`` noises: from the cache, or computed (with a progress bar) and kept there.
+
+    Args:
+        size: number of pairs, at least 1.
+        seed: of the noises.
+        num_steps: teacher's network calls a sample.
+    """
+    if size < 1:
+        raise ValueError(f"reference size must be at least 1, got {size}")
+    noise = draw_noise(size, teacher.sample_shape, seed)
+    # The noise itself is in the key: should torch's generator change, old endpoints no longer belong to it.
+    digest = hashlib.sha256(f"endpoints {teacher.fingerprint} {num_steps}".encode())
+    digest.update(noise.numpy().tobytes())
+    key = digest.hexdigest()
+
+    def compute() -> Tensor:
+        with tqdm(total=size, desc="teacher endpoints", disable=size * num_steps < QUIET_BELOW) as bar:
+            return teacher.endpoint(noise, num_steps, progress=bar.update).cpu()
+
+    return ReferenceSet(noise, cached(key, compute), key)
+
+
+def base_error(teacher: Teacher, reference: ReferenceSet, solver: Solver, grid: Grid, num_steps: int) -> float:
+    """Mean squared error of a solver's ``num_steps`` samples to the reference's endpoints; cached like them."""
+    key = hashlib.sha256(f"error {reference.key} {solver} {grid} {num_steps}".encode()).hexdigest()
+    return float(cached(key, lambda: _mean_error(teacher, reference, solver, grid, num_steps)))
+
+
+@torch.inference_mode()
+def _mean_error(teacher: Teacher, reference: ReferenceSet, solver: Solver, grid: Grid, num_steps: int) -> Tensor:
+    noise, endpoints = reference.noise.to(teacher.device), reference.endpoints.to(teacher.device)
+    parts = zip(noise.split(ENDPOINT_BATCH), endpoints.split(ENDPOINT_BATCH), strict=True)
+    errors = [(sample(teacher, solver, grid, x, num_steps) - end).double().square().flatten(1).mean(1) for x, end in parts]
+    return torch.cat(errors).mean().cpu()

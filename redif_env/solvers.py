@@ -1,0 +1,251 @@
+"""Few-step ODE solvers as weights of past predictions, and the one loop that runs them all.
+
+Every solver here is a DDIM step (Song et al. 2021, Eq. 12 with eta = 0) with an estimate put together from the last
+predictions: of the clean sample (DPM-Solver++) or of the noise (iPNDM). A solver is therefore a rule for weights.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from redif_env.grids import Grid, next_position
+from redif_env.schedules import Schedule
+from redif_env.types import Level, Prediction, State, expand
+
+
+class Predictor(Protocol):
+    """What the loop needs of a model."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    def predict(self, x: Tensor, half_logsnr: Tensor, timestep: Tensor) -> Prediction: ...
+
+
+class Solver(ABC):
+    """A multistep solver: weights ``(B, order)`` of the newest predictions, newest first, that sum to 1.
+
+    ``combines_noise`` says what is weighted: noise predictions if true, clean estimates if false.
+    """
+
+    order: int
+    combines_noise: bool
+
+    @abstractmethod
+    def weights(self, state: State, next_half_logsnr: Tensor) -> Tensor:
+        """Weights for the step from ``state`` to ``next_half_logsnr`` ``(B,)``; those of missing predictions are 0."""
+
+    def estimate(self, state: State, next_half_logsnr: Tensor, level: Level) -> Tensor:
+        """The clean estimate ``(B, *S)`` to step with; ``level`` is that of ``state``."""
+        history = (state.eps_history if self.combines_noise else state.x0_history)[:, : self.order]
+        weights = self.weights(state, next_half_logsnr).to(history.dtype)
+        combined = (weights.reshape(*weights.shape, *([1] * (history.ndim - 2))) * history).sum(dim=1)
+        if self.combines_noise:
+            return clean_estimate(state.x, combined, level)
+        return combined
+
+
+@dataclass(frozen=True)
+class IPNDM(Solver):
+    """Improved pseudo numerical method: Adams-Bashforth weights for equal steps (Liu et al. 2022; Zhang and Chen 2023).
+
+    ``order`` 1 to 4; order 1 is DDIM. The first steps use the order that the history allows.
+    """
+
+    order: int = 2
+    combines_noise = True
+
+    _TABLE = (
+        (1.0, 0.0, 0.0, 0.0),
+        (3 / 2, -1 / 2, 0.0, 0.0),
+        (23 / 12, -16 / 12, 5 / 12, 0.0),
+        (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+    )
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3, 4):
+            raise ValueError(f"order of IPNDM must be 1, 2, 3 or 4, got {self.order}")
+
+    def weights(self, state: State, next_half_logsnr: Tensor) -> Tensor:
+        table = torch.tensor(self._TABLE, dtype=torch.float64, device=state.x.device)
+        return table[state.nfe.clamp(max=self.order) - 1, : self.order]
+
+
+@dataclass(frozen=True)
+class DDIM(Solver):
+    """Denoising diffusion implicit model, deterministic (Song et al. 2021, Eq. 12 with eta = 0)."""
+
+    order = 1
+    combines_noise = False
+
+    def weights(self, state: State, next_half_logsnr: Tensor) -> Tensor:
+        return torch.ones(len(state.x), 1, dtype=torch.float64, device=state.x.device)
+
+
+@dataclass(frozen=True)
+class DPMSolverPP(Solver):
+    """DPM-Solver++ multistep, ``order`` 2 ("2M") or 3 ("3M") (Lu et al. 2022b, Algorithm 2; diffusers' ``midpoint``).
+
+    As in diffusers, the step to clean data has order 1 and, in runs of fewer than 15 steps, the one before it order
+    at most 2.
+    """
+
+    order: int = 2
+    combines_noise = False
+
+    def __post_init__(self) -> None:
+        if self.order not in (2, 3):
+            raise ValueError(f"order of DPMSolverPP must be 2 or 3, got {self.order}; order 1 is DDIM")
+
+    def weights(self, state: State, next_half_logsnr: Tensor) -> Tensor:
+        levels = state.half_logsnr_history
+        # The step to clean data is infinite here; it has order 1, whose weights do not depend on its size.
+        next_level = torch.where(next_half_logsnr.isinf(), levels[:, 0] + 1, next_half_logsnr)
+        step = next_level - levels[:, 0]
+        usable = torch.minimum(state.nfe, self._order_near_the_end(state))
+        first = torch.zeros(len(step), self.order, dtype=torch.float64, device=step.device)
+        first[:, 0] = 1
+        weights = torch.where((usable >= 2)[:, None], first + self._second_order(levels, step, usable), first)
+        if self.order == 3:
+            weights = torch.where((usable >= 3)[:, None], first + self._third_order(levels, step, usable), weights)
+        return weights
+
+    def _order_near_the_end(self, state: State) -> Tensor:
+        short_run = state.nfe - 1 + state.steps_left < 15
+        order = torch.full_like(state.nfe, self.order)
+        order = torch.where((state.steps_left == 2) & short_run, order.clamp(max=2), order)
+        return torch.where(state.steps_left == 1, torch.ones_like(order), order)
+
+    def _second_order(self, levels: Tensor, step: Tensor, usable: Tensor) -> Tensor:
+        """Weights to add to (1, 0, ...): half the first divided difference, times the step."""
+        gap = torch.where(usable >= 2, levels[:, 0] - levels[:, 1], 1.0)
+        half = step / (2 * gap)
+        return torch.stack([half, -half] + [torch.zeros_like(half)] * (self.order - 2), dim=1)
+
+    def _third_order(self, levels: Tensor, step: Tensor, usable: Tensor) -> Tensor:
+        """The same from two divided differences; phi_2 and phi_3 are the exponential integrator's functions."""
+        known = usable >= 3
+        r0 = torch.where(known, levels[:, 0] - levels[:, 1], 1.0) / step
+        r1 = torch.where(known, levels[:, 1] - levels[:, 2], 1.0) / step
+        phi_1 = -torch.expm1(-step)
+        phi_2 = 1 - phi_1 / step
+        phi_3 = (step - phi_1) / step**2 - 0.5
+        zero = torch.zeros_like(step)
+        newer = torch.stack([1 / r0, -1 / r0, zero], dim=1)
+        older = torch.stack([zero, 1 / r1, -1 / r1], dim=1)
+        bend = newer - older
+        first = newer + (r0 / (r0 + r1))[:, None] * bend
+        second = bend / (r0 + r1)[:, None]
+        return (phi_2 / phi_1)[:, None] * first - (phi_3 / phi_1)[:, None] * second
+
+
+SOLVERS: dict[str, Solver] = {
+    "ddim": DDIM(),
+    "dpm++2m": DPMSolverPP(2),
+    "dpm++3m": DPMSolverPP(3),
+    "ipndm1": IPNDM(1),
+    "ipndm2": IPNDM(2),
+    "ipndm3": IPNDM(3),
+    "ipndm4": IPNDM(4),
+}
+"""The solvers by the names used at the command line and in ``gym.make``."""
+
+
+def clean_estimate(x: Tensor, eps: Tensor, level: Level) -> Tensor:
+    """``x0`` from ``x = alpha * x0 + sigma * eps``."""
+    alpha, sigma = expand(level.alpha, x).to(x.dtype), expand(level.sigma, x).to(x.dtype)
+    return (x - sigma * eps) / alpha
+
+
+def noise_estimate(x: Tensor, x0: Tensor, level: Level) -> Tensor:
+    """``eps`` from ``x = alpha * x0 + sigma * eps``."""
+    alpha, sigma = expand(level.alpha, x).to(x.dtype), expand(level.sigma, x).to(x.dtype)
+    return (x - alpha * x0) / sigma
+
+
+def ddim_step(x: Tensor, x0: Tensor, level: Level, next_level: Level) -> Tensor:
+    """DDIM step (Song et al. 2021, Eq. 12, eta = 0), written in the clean estimate: both factors are at most 1."""
+    ratio = next_level.sigma / level.sigma
+    gain = next_level.alpha - level.alpha * ratio
+    return expand(ratio, x).to(x.dtype) * x + expand(gain, x).to(x.dtype) * x0
+
+
+def initial_state(noise: Tensor, schedule: Schedule, grid: Grid, num_steps: int, history: int) -> State:
+    """The state before the first network call: ``noise`` ``(B, *S)`` is standard normal, ``history`` the places kept."""
+    rows, device = len(noise), noise.device
+    position = torch.zeros(rows, dtype=torch.float64, device=device)
+    half_logsnr = grid.half_logsnr(position, schedule)
+    past = torch.zeros(rows, history, *noise.shape[1:], dtype=noise.dtype, device=device)
+    return State(
+        x=noise * schedule.init_noise_sigma,
+        position=position,
+        half_logsnr=half_logsnr,
+        timestep=schedule.timestep(half_logsnr),
+        nfe=torch.zeros(rows, dtype=torch.int64, device=device),
+        steps_left=torch.full((rows,), num_steps, dtype=torch.int64, device=device),
+        x0_history=past,
+        eps_history=past,
+        half_logsnr_history=torch.zeros(rows, history, dtype=torch.float64, device=device),
+    )
+
+
+def predict(model: Predictor, state: State) -> State:
+    """Call the network once at ``state`` and put its answer at the head of the history."""
+    prediction = model.predict(state.x, state.half_logsnr, state.timestep)
+    return replace(
+        state,
+        nfe=state.nfe + 1,
+        x0_history=push(prediction.x0, state.x0_history),
+        eps_history=push(prediction.eps, state.eps_history),
+        half_logsnr_history=push(state.half_logsnr, state.half_logsnr_history),
+    )
+
+
+def push(newest: Tensor, history: Tensor) -> Tensor:
+    """``history`` ``(B, K, ...)`` with ``newest`` ``(B, ...)`` first and its oldest entry dropped."""
+    return torch.cat([newest[:, None], history[:, :-1]], dim=1)
+
+
+def step_to(state: State, position: Tensor, x0: Tensor, timestep: Tensor, schedule: Schedule, grid: Grid) -> State:
+    """Step to a grid position with a clean estimate; the network is not called."""
+    half_logsnr = grid.half_logsnr(position, schedule)
+    x = ddim_step(state.x, x0, schedule.level(state.half_logsnr), schedule.level(half_logsnr))
+    return replace(
+        state, x=x, position=position, half_logsnr=half_logsnr, timestep=timestep, steps_left=state.steps_left - 1
+    )
+
+
+def trajectory(model: Predictor, solver: Solver, grid: Grid, noise: Tensor, num_steps: int) -> Iterator[State]:
+    """Run a solver from ``noise`` ``(B, *S)``: yields the state after each of its ``num_steps`` steps, the last clean.
+
+    One network call a step, so the last state's ``nfe`` is ``num_steps``.
+
+    Raises:
+        ValueError: if ``num_steps`` is below 1.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    schedule = model.schedule
+    state = initial_state(noise, schedule, grid, num_steps, solver.order)
+    for _ in range(num_steps):
+        state = predict(model, state)
+        position = next_position(state.position, state.steps_left, torch.zeros_like(state.position))
+        half_logsnr = grid.half_logsnr(position, schedule)
+        x0 = solver.estimate(state, half_logsnr, schedule.level(state.half_logsnr))
+        state = step_to(state, position, x0, schedule.timestep(half_logsnr), schedule, grid)
+        yield state
+
+
+def sample(model: Predictor, solver: Solver, grid: Grid, noise: Tensor, num_steps: int) -> Tensor:
+    """The end of :func:`trajectory`: clean samples ``(B, *S)``."""
+    state = None
+    for state in trajectory(model, solver, grid, noise, num_steps):
+        pass
+    assert state is not None
+    return state.x

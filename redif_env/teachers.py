@@ -1,0 +1,226 @@
+"""Teachers: the frozen many-step models, behind one interface.
+
+A teacher is a network, the schedule it was trained on, and what its output means (``prediction_type``, as in
+diffusers). Whatever it was made from, the rest of the library sees ``predict``, ``endpoint`` and ``sample_shape``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from redif_env.files import ASSETS, write_folder
+from redif_env.grids import TimeGrid
+from redif_env.mixtures import GaussianMixture
+from redif_env.schedules import Schedule, VariancePreservingSchedule
+from redif_env.solvers import DPMSolverPP, clean_estimate, noise_estimate, sample
+from redif_env.types import Prediction, expand
+
+MIXTURE_FILE = "mixture.safetensors"
+
+ENDPOINT_BATCH = 512
+"""Rows that a teacher's many-step run takes through the network together."""
+
+
+class PredictionType(str, Enum):
+    """What a network's output means, by diffusers' names."""
+
+    EPSILON = "epsilon"
+    SAMPLE = "sample"
+    V_PREDICTION = "v_prediction"
+
+
+class Teacher:
+    """A frozen diffusion model.
+
+    Args:
+        network: called as ``network(x, timestep)`` with ``(B, *S)`` and ``(B,)``; answers ``(B, *S)`` or an object with
+            ``.sample``, as diffusers' models do. It is frozen and put in evaluation mode.
+        schedule: the noise schedule it was trained on.
+        sample_shape: S.
+        prediction_type: what it predicts.
+        name: for tables and messages.
+
+    Copies (``copy.deepcopy``) share the teacher: it never changes, and networks are large.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        sample_shape: Sequence[int],
+        prediction_type: PredictionType = PredictionType.EPSILON,
+        name: str = "teacher",
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.schedule = schedule
+        self.sample_shape = tuple(sample_shape)
+        self.prediction_type = PredictionType(prediction_type)
+        self.name = name
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        return self
+
+    def __repr__(self) -> str:
+        return f"Teacher({self.name!r}, sample_shape={self.sample_shape}, {self.prediction_type.value})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(_tensors(self.network)).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The network's floating point type."""
+        return next(_tensors(self.network)).dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides its predictions: the key under which its samples are cached."""
+        digest = hashlib.sha256(f"{self.prediction_type.value} {self.sample_shape} {self.dtype}".encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        times = torch.linspace(0, self.schedule.max_timestep, 64, dtype=torch.float64, device=self.device)
+        digest.update(self.schedule.half_logsnr(times).cpu().numpy().round(9).tobytes())
+        return digest.hexdigest()
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Teacher:
+        """This teacher with its network moved to a device and, if given, a floating point type (in place)."""
+        device = torch.device(device)
+        self.network.to(device=device, dtype=dtype)
+        self.schedule = self.schedule.to(device)
+        return self
+
+    def predict(self, x: Tensor, half_logsnr: Tensor, timestep: Tensor) -> Prediction:
+        """One network call on ``x`` ``(B, *S)`` at level ``half_logsnr``, telling the network ``timestep`` (both ``(B,)``).
+
+        The time told may differ from the level's own; the answer is read at the level.
+        """
+        answer = self.network(x.to(self.dtype), timestep.to(self.dtype))
+        output: Tensor = getattr(answer, "sample", answer).to(x.dtype)
+        level = self.schedule.level(half_logsnr)
+        if self.prediction_type is PredictionType.EPSILON:
+            return Prediction(x0=clean_estimate(x, output, level), eps=output)
+        if self.prediction_type is PredictionType.SAMPLE:
+            return Prediction(x0=output, eps=noise_estimate(x, output, level))
+        # v = alpha * eps - sigma * x0 (Salimans and Ho 2022, Appendix D), for alpha**2 + sigma**2 = 1.
+        alpha, sigma = expand(level.alpha, x).to(x.dtype), expand(level.sigma, x).to(x.dtype)
+        return Prediction(x0=alpha * x - sigma * output, eps=alpha * output + sigma * x)
+
+    @torch.inference_mode()
+    def endpoint(
+        self, noise: Tensor, num_steps: int = 100, progress: Callable[[int], object] | None = None
+    ) -> Tensor:
+        """What the teacher makes of ``noise`` ``(B, *S)``: DPM-Solver++(2M), uniform time, ``num_steps`` calls a sample.
+
+        Args:
+            noise: standard normal.
+            num_steps: network calls spent on each sample.
+            progress: called with the number of samples finished, after each batch.
+        """
+        if noise.shape[1:] != self.sample_shape:
+            raise ValueError(f"noise must have shape (batch, {self.sample_shape}), got {tuple(noise.shape)}")
+        ends = []
+        for part in noise.to(self.device).split(ENDPOINT_BATCH):
+            ends.append(sample(self, DPMSolverPP(2), TimeGrid(), part, num_steps))
+            if progress is not None:
+                progress(len(part))
+        return torch.cat(ends) if ends else noise
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a diffusers pipeline folder that :func:`load_teacher` and diffusers read.
+
+        Raises:
+            TypeError: if the network is no diffusers model or the schedule no variance-preserving one from betas.
+        """
+        from redif_env.pipelines import write_pipeline
+
+        with write_folder(Path(folder)) as half_written:
+            write_pipeline(self, half_written)
+
+
+class GaussianMixtureTeacher(Teacher):
+    """The exact teacher: the noise prediction of a Gaussian mixture, in closed form, for any schedule and dimension.
+
+    Args:
+        means: ``(K, *S)``.
+        stds: standard deviations, broadcast against ``means`` (axis-aligned covariances).
+        weights: ``(K,)``, positive; normalised. Equal if not given.
+        schedule: any schedule; linear variance-preserving if not given.
+    """
+
+    network: GaussianMixture
+
+    def __init__(
+        self,
+        means: Tensor,
+        stds: Tensor | float,
+        weights: Tensor | None = None,
+        schedule: Schedule | None = None,
+        name: str = "gaussian-mixture",
+    ) -> None:
+        schedule = schedule or VariancePreservingSchedule.from_diffusers()
+        network = GaussianMixture(means, stds, weights, schedule)
+        super().__init__(network, schedule, means.shape[1:], PredictionType.EPSILON, name)
+
+    @classmethod
+    def ring(cls) -> GaussianMixtureTeacher:
+        """Eight Gaussians of standard deviation 0.05 on a circle of radius 0.8: the toy of many papers."""
+        angles = torch.arange(8, dtype=torch.float64) * (torch.pi / 4)
+        return cls(0.8 * torch.stack([angles.cos(), angles.sin()], dim=1).float(), 0.05, name="gaussian-ring")
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> GaussianMixtureTeacher:
+        super().to(device, dtype)
+        self.network.schedule = self.schedule
+        return self
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the mixture's tensors, and its schedule's knots, as ``mixture.safetensors``."""
+        if not isinstance(self.schedule, VariancePreservingSchedule):
+            raise TypeError(f"teacher {self.name!r} cannot be saved: its schedule is not variance-preserving")
+        tensors = {**self.network.state_dict(), "knots": self.schedule.knots}
+        with write_folder(Path(folder)) as half_written:
+            save_file({key: value.cpu() for key, value in tensors.items()}, half_written / MIXTURE_FILE)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> GaussianMixtureTeacher:
+        """Read what :meth:`save_pretrained` wrote."""
+        tensors = load_file(Path(folder) / MIXTURE_FILE)
+        schedule = VariancePreservingSchedule(tensors["knots"])
+        return cls(tensors["means"], tensors["stds"], tensors["log_weights"].exp(), schedule)
+
+
+def load_teacher(name_or_path: str | Path) -> Teacher:
+    """The teacher of a built-in name, or of a diffusers pipeline on disk or on the hub.
+
+    Args:
+        name_or_path: ``"digits"`` (8x8 images), ``"gaussian-ring"`` (two dimensions, exact), the path of a diffusers
+            folder with an unconditional ``UNet2DModel`` and a variance-preserving scheduler, or such a model's hub id.
+
+    Raises:
+        ValueError: if there is no such teacher, or it is of a kind that cannot be used; the message says which.
+    """
+    from redif_env.pipelines import read_pipeline
+
+    name = str(name_or_path)
+    if name == "gaussian-ring":
+        return GaussianMixtureTeacher.ring()
+    if name == "digits":
+        return read_pipeline(ASSETS / "digits", name)
+    if (Path(name) / MIXTURE_FILE).exists():
+        return GaussianMixtureTeacher.from_pretrained(name)
+    return read_pipeline(name, name)
+
+
+def _tensors(network: nn.Module) -> Any:
+    yield from network.parameters()
+    yield from network.buffers()
+    yield torch.empty(0)
