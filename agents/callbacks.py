@@ -1,0 +1,76 @@
+"""What happens beside training: judging on held-out noise, keeping the best, TensorBoard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Image
+
+from agents.evaluate import PICTURED, Evaluator
+from redif_env.rendering import tile, to_pixels
+from redif_env.students import Student
+
+
+class HeldOutCallback(BaseCallback):
+    """Every ``every`` rollouts: judge the deterministic student on held-out noise, log it, and keep the best.
+
+    ``best`` is the student with the smallest ``fd_teacher`` so far; ``best_row`` its result. Also logs each reward
+    term and the mean timestep that the student steps to. Training's own random state is not touched.
+    """
+
+    def __init__(self, evaluator: Evaluator, every: int = 10) -> None:
+        super().__init__()
+        self.evaluator, self.every = evaluator, every
+        self.best: Student | None = None
+        self.best_fd = float("inf")
+        self._rollouts = 0
+        self._terms: dict[str, list[float]] = {}
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            for name, value in info.get("rewards", {}).items():
+                self._terms.setdefault(name, []).append(value)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        for name, values in self._terms.items():
+            self.logger.record(f"rewards/{name}", float(np.mean(values)))
+            self.logger.record(f"rewards/{name}_std", float(np.std(values)))
+        self._terms.clear()
+        self._rollouts += 1
+        if self._rollouts % self.every == 1 or self.every == 1:
+            self.judge()
+
+    def _on_training_end(self) -> None:
+        self.judge()
+
+    def judge(self) -> None:
+        """Judge the agent as it stands."""
+        student = Student.from_agent(self.model)
+        states = student.trajectory(self.evaluator.noise)
+        row = self.evaluator.row("redif", "learned", student.num_steps, states[-1].x)
+        self.logger.record("held_out/fd_teacher", row.fd_teacher)
+        self.logger.record("held_out/mse_teacher", row.mse_teacher)
+        if row.fd_data is not None:
+            self.logger.record("held_out/fd_data", row.fd_data)
+        for index, state in enumerate(states[:-1]):
+            level = student.mdp.teacher.schedule.timestep(state.half_logsnr)
+            self.logger.record(f"schedule/timestep_{index + 1}", float(level.mean()))
+        if states[-1].x.ndim == 4:
+            pictures = torch.stack([states[-1].x[:PICTURED], self.evaluator.endpoints[:PICTURED]])
+            self.logger.record("held_out/samples", Image(tile(to_pixels(pictures)), "HWC"), exclude=("stdout", "json", "csv"))
+        if row.fd_teacher < self.best_fd:
+            self.best_fd, self.best = row.fd_teacher, student
+        self.logger.record("held_out/best_fd_teacher", self.best_fd)
+
+
+def linear_to_zero(start: float) -> Any:
+    """Learning rate that falls linearly from ``start`` to zero: SB3 passes the fraction of training that remains."""
+
+    def rate(remaining: float) -> float:
+        return start * remaining
+
+    return rate

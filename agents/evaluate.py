@@ -1,0 +1,127 @@
+"""The judge: one evaluator for every sampler, and the table, picture and files that it fills."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from agents.baselines import all_baselines
+from redif_env.data import load_digits
+from redif_env.files import write_file
+from redif_env.metrics import frechet_distance, load_features, mean_squared_error
+from redif_env.references import TEST_SEED, reference_set
+from redif_env.rendering import tile, to_pixels
+from redif_env.students import Student
+from redif_env.teachers import Teacher
+
+TEST_SIZE = 2000
+PICTURED = 12
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sampler's result; lower is better everywhere. ``fd_data`` is missing where the data are unknown."""
+
+    method: str
+    grid: str
+    nfe: int
+    fd_teacher: float
+    fd_data: float | None
+    mse_teacher: float
+
+
+class Evaluator:
+    """Judges samples made from one fixed set of noises: clipped to [-1, 1], against the teacher's endpoints and data.
+
+    Args:
+        teacher: whose samples are the standard.
+        size, seed: of the noises. The default set takes part in no training and no choice.
+    """
+
+    def __init__(self, teacher: Teacher, size: int = TEST_SIZE, seed: int = TEST_SEED) -> None:
+        reference = reference_set(teacher, size, seed)
+        self.teacher = teacher
+        self.noise = reference.noise.to(teacher.device)
+        self.endpoints = reference.endpoints.clamp(-1, 1).to(teacher.device)
+        self.feature_name, features = load_features(teacher.name, teacher.sample_shape)
+        self.features: nn.Module = features.to(teacher.device)
+        self.data = load_digits()[0].to(teacher.device) if teacher.name == "digits" else None
+
+    def row(self, method: str, grid: str, nfe: int, samples: Tensor) -> Row:
+        """Measure ``samples`` ``(size, *S)``, made from ``noise`` in its order."""
+        samples = samples.clamp(-1, 1)
+        return Row(
+            method=method,
+            grid=grid,
+            nfe=nfe,
+            fd_teacher=frechet_distance(samples, self.endpoints, self.features),
+            fd_data=None if self.data is None else frechet_distance(samples, self.data, self.features),
+            mse_teacher=mean_squared_error(samples, self.endpoints),
+        )
+
+    def baselines(self, nfe: int) -> list[Row]:
+        """Every training-free solver on every grid, best first."""
+        rows = []
+        for baseline in tqdm(all_baselines(), desc=f"solvers at {nfe} NFE"):
+            samples = baseline(self.teacher, self.noise, nfe)
+            rows.append(self.row(baseline.method, baseline.grid, nfe, samples))
+        return sorted(rows, key=lambda row: row.fd_teacher)
+
+    def teacher_row(self, nfe: int = 100) -> Row:
+        """The teacher itself: what a perfect student would score."""
+        return self.row("teacher", "time", nfe, self.endpoints)
+
+
+def print_table(rows: Sequence[Row], title: str) -> None:
+    """Print rows, the first column left, numbers right."""
+    table = Table("method", "grid", title=title)
+    for name in ("NFE", "FD to teacher", "FD to data", "MSE to teacher"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        data = "-" if row.fd_data is None else f"{row.fd_data:.2f}"
+        style = "bold" if row.method.startswith("redif") else None
+        table.add_row(row.method, row.grid, str(row.nfe), f"{row.fd_teacher:.2f}", data, f"{row.mse_teacher:.5f}", style=style)
+    # A fixed width, so that a log file holds the same table as a terminal.
+    Console(width=100).print(table)
+
+
+def save_samples(path: Path, student: Student, rows: Sequence[Row], evaluator: Evaluator) -> None:
+    """Picture of the same noises down the rows: best solver, student, teacher."""
+    best = min((row for row in rows if (row.method, row.grid) in _names()), key=lambda row: row.fd_teacher)
+    baseline = next(one for one in all_baselines() if (one.method, one.grid) == (best.method, best.grid))
+    noise = evaluator.noise[:PICTURED]
+    lines = [baseline(evaluator.teacher, noise, student.num_steps), student(noise=noise), evaluator.endpoints[:PICTURED]]
+    samples = torch.stack(lines)
+    if samples.ndim != 5:
+        samples = samples.reshape(*samples.shape[:2], 1, 1, -1)
+    with write_file(path) as temporary:
+        Image.fromarray(tile(to_pixels(samples))).save(temporary, format="PNG")
+
+
+def save_result(path: Path, settings: Any, facts: dict[str, Any], rows: Sequence[Row]) -> None:
+    """``result.json``: settings, versions, facts (seconds, steps) and rows."""
+    packages = ("diffusers", "gymnasium", "numpy", "redif-env", "stable-baselines3", "torch", "torchmetrics")
+    result = {
+        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        **facts,
+        "rows": [asdict(row) for row in rows],
+    }
+    with write_file(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _names() -> set[tuple[str, str]]:
+    return {(baseline.method, baseline.grid) for baseline in all_baselines()}

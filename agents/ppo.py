@@ -1,0 +1,110 @@
+"""Train a few-step student with stock Stable-Baselines3 PPO, judge it, export it.
+
+    python -m agents.ppo --teacher digits --num-steps 4 --seed 0 --out runs/digits-4
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import configure
+
+from agents.callbacks import HeldOutCallback, linear_to_zero
+from agents.evaluate import Evaluator, print_table, save_result, save_samples
+from redif_env.references import VALIDATION_SEED
+from redif_env.sb3 import make_vec_env
+from redif_env.settings import shared_teacher
+
+
+@dataclass(frozen=True)
+class Args:
+    """Settings; the defaults are those of the README's table."""
+
+    teacher: str = "digits"
+    """A built-in name, a diffusers folder, or a hub id."""
+    num_steps: int = 4
+    """Network calls a sample."""
+    seed: int = 0
+    out: Path = Path("runs/ppo")
+    """Folder for student/, result.json, samples.png and TensorBoard logs."""
+    episodes: int = 100_000
+    action: str = "solver"
+    solver: str | None = None
+    """Base solver; by default the rule of redif_env.settings.default_base."""
+    grid: str | None = None
+    num_envs: int = 256
+    group_size: int = 8
+    """Sub-environments that share their initial noise; 1 turns the group-relative reward off."""
+    episodes_per_rollout: int = 2
+    batch_size: int = 512
+    epochs: int = 8
+    learning_rate: float = 2e-3
+    """Falls linearly to zero."""
+    log_std_init: float = -1.2
+    held_out_size: int = 512
+    held_out_every: int = 10
+    device: str = "cpu"
+
+
+def build(args: Args) -> PPO:
+    """The agent with its environment."""
+    env = make_vec_env(
+        args.num_envs,
+        teacher=args.teacher,
+        num_steps=args.num_steps,
+        action=args.action,
+        solver=args.solver,
+        grid=args.grid,
+        group_size=args.group_size,
+        device=args.device,
+    )
+    return PPO(
+        "MlpPolicy",
+        env,
+        n_steps=args.episodes_per_rollout * args.num_steps,
+        batch_size=args.batch_size,
+        n_epochs=args.epochs,
+        learning_rate=linear_to_zero(args.learning_rate),
+        gamma=1.0,
+        # One number at the end of a few steps: no bootstrapping, the return itself is the target.
+        gae_lambda=1.0,
+        policy_kwargs={"log_std_init": args.log_std_init},
+        seed=args.seed,
+        device="cpu",
+    )
+
+
+def main(args: Args) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    agent = build(args)
+    teacher = agent.get_env().unwrapped.mdp.teacher
+    callback = HeldOutCallback(Evaluator(teacher, args.held_out_size, VALIDATION_SEED), args.held_out_every)
+    agent.set_logger(configure(str(args.out / "tensorboard"), ["tensorboard"]))
+    start = time.monotonic()
+    agent.learn(args.episodes * args.num_steps, callback=callback, progress_bar=True)
+    seconds = time.monotonic() - start
+    student = callback.best
+    student.save_pretrained(args.out / "student")
+
+    evaluator = Evaluator(teacher)
+    ours = evaluator.row("redif-ppo", "learned", args.num_steps, student(noise=evaluator.noise))
+    rows = [evaluator.teacher_row(), ours, *evaluator.baselines(args.num_steps)]
+    facts = {
+        "train_seconds": round(seconds, 1),
+        "environment_steps": agent.num_timesteps,
+        "network_calls": agent.num_timesteps,
+        "features": evaluator.feature_name,
+        "samples": len(evaluator.noise),
+    }
+    save_result(args.out / "result.json", args, facts, rows)
+    save_samples(args.out / "samples.png", student, rows, evaluator)
+    print_table(rows, f"{args.teacher}, {args.num_steps} NFE, {len(evaluator.noise)} held-out noises, {evaluator.feature_name}")
+    print(f"Trained in {seconds:.0f} s on {agent.num_timesteps} environment steps. Student, table, picture: {args.out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

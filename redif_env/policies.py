@@ -1,0 +1,63 @@
+"""The policy a student carries: a small network from observation to action, free of any RL library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Shape of a :class:`Policy`.
+
+    ``sizes``: observation, hidden layers, action; ``activation``: a name of ``ACTIVATIONS``; ``squash``: the output goes
+    through tanh if true (SAC, TD3), else it is clipped (PPO, A2C).
+    """
+
+    sizes: tuple[int, ...]
+    activation: str = "tanh"
+    squash: bool = False
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(map(repr, ACTIVATIONS))
+            raise ValueError(f"activation={self.activation!r} is unknown: choose one of {known}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Policy(nn.Module):
+    """Deterministic multilayer perceptron: observations ``(B, F)`` to actions ``(B, A)`` in [-1, 1]."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(config.sizes[:-1], config.sizes[1:], strict=True):
+            layers += [nn.Linear(inputs, outputs), ACTIVATIONS[config.activation]()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, observations: Tensor) -> Tensor:
+        output: Tensor = self.layers(observations)
+        return output.tanh() if self.config.squash else output.clamp(-1, 1)
+
+    @classmethod
+    def from_linears(cls, linears: Sequence[nn.Linear], activation: str, squash: bool) -> Policy:
+        """A policy with copies of the given layers."""
+        sizes = (linears[0].in_features, *(linear.out_features for linear in linears))
+        policy = cls(PolicyConfig(sizes, activation, squash))
+        with torch.no_grad():
+            for own, given in zip(policy.linears, linears, strict=True):
+                own.load_state_dict(given.state_dict())
+        return policy
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]

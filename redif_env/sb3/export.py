@@ -1,0 +1,64 @@
+"""From a Stable-Baselines3 agent to what a student carries."""
+
+from __future__ import annotations
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from redif_env.envs import ReDiFEnv, ReDiFVectorEnv
+from redif_env.policies import ACTIVATIONS, Policy
+
+
+def environment_of(agent: BaseAlgorithm, env: VecEnv | None) -> ReDiFVectorEnv:
+    """The ReDiF environment of an agent, whatever is wrapped around it.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = env if env is not None else agent.get_env()
+    if found is None:
+        raise ValueError("agent has no environment: pass env=")
+    base = found.unwrapped
+    if isinstance(base, ReDiFVectorEnv):
+        return base
+    try:
+        single = base.get_attr("unwrapped")[0]
+    except (AttributeError, NotImplementedError):
+        single = None
+    if isinstance(single, ReDiFEnv):
+        return single.batch
+    raise ValueError(f"env must be a ReDiF environment, wrapped or not, got {base!r}")
+
+
+def actor_policy(agent: BaseAlgorithm) -> Policy:
+    """The deterministic actor of PPO, A2C, SAC or TD3 with a stock ``MlpPolicy``.
+
+    Raises:
+        ValueError: if the policy is of another kind.
+    """
+    policy = agent.policy
+    if isinstance(policy, ActorCriticPolicy):
+        if policy.squash_output:
+            raise ValueError("agent has squash_output=True, which only gSDE policies have: train without use_sde")
+        modules = [policy.mlp_extractor.policy_net, policy.action_net]
+        return _build(modules, squash=False)
+    actor = getattr(policy, "actor", None)
+    if actor is not None and hasattr(actor, "latent_pi"):
+        return _build([actor.latent_pi, actor.mu], squash=True)
+    if actor is not None and hasattr(actor, "mu"):
+        return _build([actor.mu], squash=True)
+    raise ValueError(f"agent has a {type(policy).__name__}: only stock MlpPolicy actors can be exported")
+
+
+def _build(modules: list[nn.Module], squash: bool) -> Policy:
+    layers = [layer for module in modules for layer in module.modules() if not list(layer.children())]
+    linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    # Where the output layer is followed by Tanh (TD3), that is the squashing, not a hidden activation.
+    hidden = layers[: layers.index(linears[-1])]
+    names = {name for name, kind in ACTIVATIONS.items() for layer in hidden if isinstance(layer, kind)}
+    unknown = [layer for layer in hidden if not isinstance(layer, (nn.Linear, *ACTIVATIONS.values()))]
+    if unknown or len(names) > 1:
+        raise ValueError(f"agent's policy has layers that a student cannot carry: {unknown or sorted(names)}")
+    return Policy.from_linears(linears, names.pop() if names else "tanh", squash)

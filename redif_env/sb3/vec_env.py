@@ -1,0 +1,177 @@
+"""A ReDiF vector environment as a Stable-Baselines3 ``VecEnv``: one network call for all, and no copies of the teacher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from redif_env.envs import ReDiFVectorEnv
+from redif_env.teachers import Teacher
+from redif_env.wrappers import GroupRelativeReward
+
+
+class ReDiFVecEnv(VecEnv):
+    """Adapter for any ReDiF vector environment in autoreset mode ``SAME_STEP``, wrapped or not.
+
+    Finished episodes report ``info["episode"]`` as SB3's ``Monitor`` does, with the return of the environment's own
+    reward terms (whatever a wrapper makes of them for the agent), and each term's sum under ``info["rewards"]``.
+
+    Args:
+        env: the vector environment.
+
+    Raises:
+        ValueError: for another environment or autoreset mode.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        if not isinstance(env.unwrapped, ReDiFVectorEnv):
+            raise ValueError(f"env must be a ReDiFVectorEnv, wrapped or not, got {env.unwrapped!r}")
+        if env.unwrapped.autoreset_mode is not AutoresetMode.SAME_STEP:
+            raise ValueError(f"env must have autoreset_mode SAME_STEP, as SB3 expects, got {env.unwrapped.autoreset_mode}")
+        self.env = env
+        self._actions: NDArray[np.float32] | None = None
+        self._start = time.monotonic()
+        self._lengths = np.zeros(env.num_envs, dtype=np.int64)
+        self._returns: dict[str, NDArray[np.float64]] = {}
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    @property
+    def unwrapped(self) -> ReDiFVectorEnv:  # type: ignore[override]
+        """The environment below all wrappers."""
+        base = self.env.unwrapped
+        assert isinstance(base, ReDiFVectorEnv)
+        return base
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed sub-environment i with ``seed + i`` at the next reset; without a seed, at random."""
+        self._seeds = [None if seed is None else seed + index for index in range(self.num_envs)]
+        return self._seeds
+
+    def reset(self) -> VecEnvObs:
+        observations, infos = self.env.reset(seed=list(self._seeds))
+        self._reset_seeds()
+        self._reset_options()
+        self.reset_infos = [_row(infos, index) for index in range(self.num_envs)]
+        self._lengths[:] = 0
+        self._returns.clear()
+        return observations
+
+    def step_async(self, actions: NDArray[np.float32]) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        assert self._actions is not None
+        observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
+        dones = terminated | truncated
+        self._count(infos)
+        # SB3 asks for one dict an environment; only those of finished episodes say something that it reads.
+        rows: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for index in np.flatnonzero(dones).tolist():
+            rows[index] = self._finished(infos, index, bool(truncated[index]))
+        return observations, rewards.astype(np.float32), dones, rows
+
+    def close(self) -> None:
+        self.env.close()
+
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
+        return self.env.render() or [None] * self.num_envs
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        value = getattr(self.env if hasattr(self.env, attr_name) else self.unwrapped, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        if len(list(self._get_indices(indices))) != self.num_envs:
+            raise ValueError("indices must be None: the sub-environments are one object and share their attributes")
+        setattr(self.unwrapped, attr_name, value)
+
+    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+        raise NotImplementedError(
+            f"env_method({method_name!r}): the sub-environments are one object; call the method on .unwrapped instead"
+        )
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        return [False for _ in self._get_indices(indices)]
+
+    def _count(self, infos: dict[str, Any]) -> None:
+        self._lengths += 1
+        for source in (infos, infos.get("final_info", {})):
+            for name, values in source.get("rewards", {}).items():
+                if not name.startswith("_"):
+                    self._returns[name] = self._returns.get(name, np.zeros(self.num_envs)) + values
+
+    def _finished(self, infos: dict[str, Any], index: int, truncated: bool) -> dict[str, Any]:
+        terms = {name: float(values[index]) for name, values in self._returns.items()}
+        row = _row(infos["final_info"], index)
+        row["terminal_observation"] = infos["final_obs"][index]
+        row["TimeLimit.truncated"] = truncated
+        row["rewards"] = terms
+        seconds = round(time.monotonic() - self._start, 6)
+        row["episode"] = {"r": sum(terms.values()), "l": int(self._lengths[index]), "t": seconds}
+        self._lengths[index] = 0
+        for values in self._returns.values():
+            values[index] = 0.0
+        return row
+
+
+def make_vec_env(
+    num_envs: int,
+    *,
+    teacher: str | Path | Teacher = "digits",
+    num_steps: int = 4,
+    action: str = "solver",
+    observation: str = "features",
+    solver: str | None = None,
+    grid: str | None = None,
+    reward: str = "endpoint",
+    reference_size: int = 4096,
+    teacher_steps: int = 100,
+    group_size: int = 1,
+    device: str = "cpu",
+    dtype: str = "float32",
+    render_mode: str | None = None,
+) -> ReDiFVecEnv:
+    """A batched ``ReDiF-v0`` for Stable-Baselines3.
+
+    Args:
+        num_envs: number of episodes that run together.
+        group_size: from 2 on, rewards are relative to their group's mean
+            (:class:`~redif_env.wrappers.GroupRelativeReward`).
+        teacher, num_steps, action, observation, solver, grid, reward, reference_size, teacher_steps, device, dtype,
+            render_mode: as in :class:`~redif_env.envs.ReDiFEnv`.
+    """
+    env: VectorEnv = ReDiFVectorEnv(
+        num_envs,
+        teacher=teacher,
+        num_steps=num_steps,
+        action=action,
+        observation=observation,
+        solver=solver,
+        grid=grid,
+        reward=reward,
+        reference_size=reference_size,
+        teacher_steps=teacher_steps,
+        group_size=group_size,
+        device=device,
+        dtype=dtype,
+        render_mode=render_mode,
+    )
+    return ReDiFVecEnv(GroupRelativeReward(env) if group_size > 1 else env)
+
+
+def _row(infos: dict[str, Any], index: int) -> dict[str, Any]:
+    """Info of one sub-environment, without nested terms."""
+    return {
+        key: values[index].item()
+        for key, values in infos.items()
+        if not key.startswith("_") and isinstance(values, np.ndarray) and values.dtype != object
+    }

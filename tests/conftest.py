@@ -1,0 +1,50 @@
+"""Shared fixtures: an exact teacher, a tiny diffusers pipeline on disk, and a cache of the session's own."""
+
+import os
+
+import pytest
+import torch
+
+from redif_env.teachers import GaussianMixtureTeacher
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Reference sets of the tests never meet the user's."""
+    os.environ["REDIF_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture()
+def ring():
+    """Eight Gaussians on a circle."""
+    return GaussianMixtureTeacher.ring()
+
+
+@pytest.fixture()
+def gaussian():
+    """One Gaussian in three dimensions, in double precision: its probability flow has a closed form."""
+    means, stds = torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[0.5, 0.2, 1.0]])
+    return GaussianMixtureTeacher(means.double(), stds.double())
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory):
+    """A tiny unconditional DDPM pipeline with random weights, saved as a user's would be."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+    )
+    folder = tmp_path_factory.mktemp("pipeline")
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction")
+    DDPMPipeline(network, scheduler).save_pretrained(folder)
+    return folder
