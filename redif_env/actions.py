@@ -16,7 +16,7 @@ from torch import Tensor
 from redif_env.bands import split_bands
 from redif_env.grids import Grid, next_position
 from redif_env.schedules import Schedule
-from redif_env.solvers import Solver
+from redif_env.solvers import Solver, noise_estimate
 from redif_env.types import Decision, State, expand
 
 
@@ -77,9 +77,10 @@ class SolverMap(ActionMap):
 
     ==  =======================================================================================================
     0   step size: as in :class:`StepMap`
-    1   weight of the first difference of noise predictions, +-``max_first``
-    2   weight of the second difference of noise predictions, +-``max_second``
-    3   gain of the combined noise prediction, +-``max_gain``
+    1   weight of the first difference of predictions (in the clean coordinate), +-``max_first``
+    2   weight of their second difference, +-``max_second``
+    3   gain of the combined noise prediction, +-``max_gain`` (in the ``v`` coordinate: the clean estimate moves by
+        ``-gain * sigma * eps``, which stays small at high noise, where ``-gain * (sigma / alpha) * eps`` would not)
     4   time told to the network at its next call: the level's own, shifted by +-``max_told`` in ``half_logsnr``
     5.. gain of each spatial frequency band of the predicted clean sample, +-``max_band`` (images only)
     ==  =======================================================================================================
@@ -101,26 +102,24 @@ class SolverMap(ActionMap):
 
     def decode(self, action: Tensor, state: State, base: BaseSolver) -> Decision:
         stepped = StepMap(self.max_shift).decode(action[:, :1], state, base)
-        level = base.schedule.level(state.half_logsnr)
-        # With eps replaced by eps + d, the clean estimate moves by -(sigma / alpha) d: exactly nothing at action zero.
-        noise_to_clean = -expand(level.sigma / level.alpha, state.x).to(state.x.dtype)
-        x0 = stepped.x0 + noise_to_clean * self._noise_correction(action, state, stepped.x0, base)
-        if len(state.x.shape) == 4 and self.bands:
+        x0 = stepped.x0 + self._correction(action[:, 1:4], state, stepped.x0, base)
+        if state.x.ndim == 4 and self.bands:
             gains = self.max_band * action[:, 5:].to(x0.dtype)
             x0 = x0 + torch.einsum("bk,kbchw->bchw", gains, split_bands(x0, self.bands))
         told = base.grid.half_logsnr(stepped.position, base.schedule) + self.max_told * action[:, 4].double()
         return Decision(position=stepped.position, x0=x0, timestep=base.schedule.timestep(told))
 
-    def _noise_correction(self, action: Tensor, state: State, x0: Tensor, base: BaseSolver) -> Tensor:
-        newest, older, oldest = state.eps_history[:, :3].unbind(dim=1)
+    def _correction(self, action: Tensor, state: State, x0: Tensor, base: BaseSolver) -> Tensor:
+        """What numbers 1 to 3 add to the clean estimate; exactly nothing at zero."""
+        newest, older, oldest = state.x0_history[:, :3].unbind(dim=1)
         first = torch.where(expand(state.nfe >= 2, newest), newest - older, 0.0)
         second = torch.where(expand(state.nfe >= 3, newest), newest - 2 * older + oldest, 0.0)
         level = base.schedule.level(state.half_logsnr)
-        alpha, sigma = (expand(scale, x0).to(x0.dtype) for scale in (level.alpha, level.sigma))
-        combined = (state.x - alpha * x0) / sigma
-        weights = action[:, 1:4].to(x0.dtype) * action.new_tensor([self.max_first, self.max_second, self.max_gain])
-        parts = (first, second, combined)
-        return sum((expand(weights[:, i], x0) * part for i, part in enumerate(parts)), torch.zeros_like(x0))
+        sigma = expand(level.sigma, x0).to(x0.dtype)
+        noise = sigma * noise_estimate(state.x, x0, level)
+        parts = ((self.max_first, first), (self.max_second, second), (-self.max_gain, noise))
+        weights = action.to(x0.dtype)
+        return sum((expand(scale * weights[:, i], x0) * part for i, (scale, part) in enumerate(parts)), torch.zeros_like(x0))
 
 
 ACTION_MAPS: dict[str, ActionMap] = {"solver": SolverMap(), "step": StepMap()}

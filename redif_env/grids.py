@@ -96,8 +96,8 @@ def next_position(position: Tensor, steps_left: Tensor, shift: Tensor) -> Tensor
 
     Args:
         position: ``(B,)`` float64 in [0, 1).
-        steps_left: ``(B,)`` int64, at least 1.
+        steps_left: ``(B,)`` int64; a row with none left stays on clean data.
         shift: ``(B,)`` float64, in logits.
     """
-    fraction = 1 / (1 + (steps_left - 1) * torch.exp(-shift))
-    return torch.where(steps_left == 1, torch.ones_like(position), position + (1 - position) * fraction)
+    fraction = 1 / (1 + (steps_left.clamp(min=1) - 1) * torch.exp(-shift))
+    return torch.where(steps_left <= 1, torch.ones_like(position), position + (1 - position) * fraction)

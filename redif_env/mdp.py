@@ -63,7 +63,7 @@ class DenoisingMDP:
         return self.action_map.decode(action, state, self.base)
 
     def advance(self, state: State, decision: Decision) -> State:
-        """The deterministic solver step; no network call. Rows with no step left to take come out as NaN."""
+        """The deterministic solver step; no network call. Rows that are already clean come out as NaN."""
         return step_to(state, decision.position, decision.x0, decision.timestep, self.teacher.schedule, self.grid)
 
     def observe(self, state: State) -> Tensor:

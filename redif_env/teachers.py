@@ -95,7 +95,9 @@ class Teacher:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Teacher:
         """This teacher with its network moved to a device and, if given, a floating point type (in place)."""
         device = torch.device(device)
-        self.network.to(device=device, dtype=dtype)
+        if dtype is not None and dtype != self.dtype:
+            self.network.to(dtype)
+        self.network.to(device)
         self.schedule = self.schedule.to(device)
         return self
 

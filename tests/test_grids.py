@@ -13,7 +13,7 @@ def positions(count):
     return torch.arange(count, dtype=torch.float64) / count
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", list(GRIDS))
 def test_grids_start_at_noise_fall_steadily_and_end_clean(name):
     position = torch.linspace(0, 1, 101, dtype=torch.float64)
     half_logsnr = GRIDS[name].half_logsnr(position, SCHEDULE)

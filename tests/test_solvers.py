@@ -37,7 +37,7 @@ def run_diffusers(scheduler, teacher, grid, noise, num_steps):
     return x
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", list(GRIDS))
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 10, 20])
 @pytest.mark.parametrize(("solver", "order"), [(DDIM(), 1), (DPMSolverPP(2), 2), (DPMSolverPP(3), 3)])
 def test_dpm_solvers_are_diffusers(ring, solver, order, num_steps, grid):
@@ -173,7 +173,7 @@ def test_many_steps_reach_the_closed_form(gaussian):
     torch.testing.assert_close(gaussian.endpoint(noise, num_steps=1000), expected, rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", list(SOLVERS))
 def test_weights_sum_to_one_and_skip_what_is_missing(ring, name):
     """A constant prediction is stepped with as it is, at every stage of a run."""
     solver = SOLVERS[name]

@@ -1,0 +1,133 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from redif_env.actions import ACTION_MAPS, BaseSolver, SolverMap, StepMap
+from redif_env.bands import split_bands
+from redif_env.grids import GRIDS, TimeGrid
+from redif_env.mdp import DenoisingMDP
+from redif_env.observations import Features
+from redif_env.solvers import DDIM, SOLVERS, sample, trajectory
+from redif_env.teachers import load_teacher
+
+
+def decision_after(teacher, calls, action_map, action, num_steps=4):
+    """What an action means in the state after some network calls along DDIM."""
+    mdp = DenoisingMDP(teacher, DDIM(), TimeGrid(), num_steps, action_map, Features())
+    noise = torch.randn(3, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
+    state = mdp.predict(mdp.initial(noise), torch.ones(3, dtype=torch.bool))
+    zero = torch.zeros(3, action_map.size(teacher.sample_shape))
+    for _ in range(calls - 1):
+        state = mdp.predict(mdp.advance(state, mdp.decode(state, zero)), torch.ones(3, dtype=torch.bool))
+    return mdp, state, mdp.decode(state, zero), mdp.decode(state, zero + torch.tensor(action))
+
+
+@pytest.mark.parametrize(("name", "solver", "grid"), list(itertools.product(ACTION_MAPS, SOLVERS, GRIDS)))
+@pytest.mark.parametrize("num_steps", [1, 4, 7])
+def test_zero_is_the_base_solver_exactly(ring, name, solver, grid, num_steps):
+    """Bit for bit, for each action map, base solver and grid."""
+    mdp = DenoisingMDP(ring, SOLVERS[solver], GRIDS[grid], num_steps, ACTION_MAPS[name], Features())
+    noise = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    state, everyone = mdp.initial(noise), torch.ones(6, dtype=torch.bool)
+    for _ in range(num_steps):
+        state = mdp.predict(state, everyone)
+        state = mdp.advance(state, mdp.decode(state, torch.zeros(6, mdp.action_map.size((2,)))))
+    assert torch.equal(state.x, sample(ring, SOLVERS[solver], GRIDS[grid], noise, num_steps))
+
+
+def test_zero_is_the_base_solver_exactly_on_images(pipeline_folder):
+    """The same where frequency bands are part of the action."""
+    teacher = load_teacher(pipeline_folder)
+    mdp = DenoisingMDP(teacher, SOLVERS["dpm++2m"], TimeGrid(), 3, SolverMap(), Features())
+    noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    state, everyone = mdp.initial(noise), torch.ones(2, dtype=torch.bool)
+    for _ in range(3):
+        state = mdp.predict(state, everyone)
+        state = mdp.advance(state, mdp.decode(state, torch.zeros(2, mdp.action_map.size((3, 8, 8)))))
+    assert torch.equal(state.x, sample(teacher, SOLVERS["dpm++2m"], TimeGrid(), noise, 3))
+
+
+def test_step_number_by_hand(ring):
+    """At 4 steps left, +1 shifts the logit of 1/4 by 2: the fraction is 1 / (1 + 3 exp(-2))."""
+    _, _, _, shifted = decision_after(ring, 1, StepMap(max_shift=2.0), [1.0])
+    assert shifted.position[0].item() == pytest.approx(1 / (1 + 3 * np.exp(-2)))
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_noise_numbers_by_hand(ring, calls):
+    """Each correction moves the clean estimate as its unit says; differences without a past count as zero."""
+    action_map = SolverMap(max_first=1.0, max_second=0.5, max_gain=0.1)
+    for index, unit in ((1, 1.0), (2, 0.5), (3, 0.1)):
+        action = [0.0] * 5
+        action[index] = 0.5
+        mdp, state, base, corrected = decision_after(ring, calls, action_map, action)
+        newest, older, oldest = state.x0_history[:, :3].unbind(1)
+        sigma = mdp.teacher.schedule.level(state.half_logsnr).sigma[:, None]
+        part = {
+            1: newest - older if calls >= 2 else torch.zeros_like(newest),
+            2: newest - 2 * older + oldest if calls >= 3 else torch.zeros_like(newest),
+            3: -sigma * state.eps_history[:, 0],  # DDIM combines nothing but the newest
+        }[index]
+        torch.testing.assert_close((corrected.x0 - base.x0).double(), 0.5 * unit * part.double(), rtol=1e-3, atol=1e-4)
+
+
+def test_told_time_by_hand(ring):
+    """Number 4 moves only what the network is told: the next level's half_logsnr, shifted."""
+    mdp, _, base, told = decision_after(ring, 1, SolverMap(max_told=0.5), [0.0, 0.0, 0.0, 0.0, -1.0])
+    assert torch.equal(base.position, told.position)
+    assert torch.equal(base.x0, told.x0)
+    schedule = mdp.teacher.schedule
+    shifted = schedule.half_logsnr(base.timestep) - 0.5
+    torch.testing.assert_close(schedule.half_logsnr(told.timestep), shifted)
+
+
+def test_band_numbers_by_hand(pipeline_folder):
+    """Equal gains on all bands scale the clean estimate."""
+    teacher = load_teacher(pipeline_folder)
+    action_map = SolverMap(max_band=0.5, bands=2)
+    _, _, base, scaled = decision_after(teacher, 2, action_map, [0.0] * 5 + [0.2, 0.2])
+    torch.testing.assert_close(scaled.x0, 1.1 * base.x0, rtol=1e-4, atol=1e-4)
+
+
+def test_bands_add_up_and_hold_their_frequencies():
+    images = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+    bands = split_bands(images, 3)
+    torch.testing.assert_close(bands.sum(0), images)
+    flat = torch.ones(1, 1, 8, 8)
+    checkers = flat.clone()
+    checkers[..., ::2] *= -1
+    assert split_bands(flat, 2)[0].allclose(flat)
+    assert split_bands(checkers, 2)[1].allclose(checkers, atol=1e-6)
+
+
+def test_action_spaces():
+    assert SolverMap().space((1, 8, 8)).shape == (7,)
+    assert SolverMap().space((2,)).shape == (5,)
+    assert StepMap().space((1, 8, 8)).shape == (1,)
+
+
+def test_states_of_different_age_decode_as_they_would_alone(ring):
+    """Rows that are at different steps of their episodes do not disturb one another."""
+    noise = torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
+    action = torch.full((1, 5), 0.3)
+    mdp = DenoisingMDP(ring, SOLVERS["dpm++3m"], TimeGrid(), 5, SolverMap(), Features())
+    everyone = torch.ones(1, dtype=torch.bool)
+    young = mdp.predict(mdp.initial(noise[:1]), everyone)
+    old = mdp.predict(mdp.initial(noise[1:]), everyone)
+    for _ in range(3):
+        old = mdp.predict(mdp.advance(old, mdp.decode(old, action)), everyone)
+    initial = mdp.initial(noise)
+    both = initial.merge(torch.tensor([True, False]), young.rows(torch.tensor([0, 0])))
+    both = both.merge(torch.tensor([False, True]), old.rows(torch.tensor([0, 0])))
+    base = BaseSolver(mdp.solver, mdp.grid, ring.schedule)
+    together = mdp.action_map.decode(action.expand(2, 5), both, base).x0
+    apart = torch.cat([mdp.action_map.decode(action, one, base).x0 for one in (young, old)])
+    assert torch.equal(together, apart)
+
+
+def test_trajectory_and_decode_agree_on_the_told_time(ring):
+    states = list(trajectory(ring, DDIM(), TimeGrid(), torch.randn(3, 2), 4))
+    _, _, base, _ = decision_after(ring, 1, StepMap(), [0.0])
+    assert base.timestep[0] == states[0].timestep[0]
