@@ -81,19 +81,22 @@ class SolverMap(ActionMap):
     2   weight of their second difference, +-``max_second``
     3   gain of the combined noise prediction, +-``max_gain`` (in the ``v`` coordinate: the clean estimate moves by
         ``-gain * sigma * eps``, which stays small at high noise, where ``-gain * (sigma / alpha) * eps`` would not)
-    4   time told to the network at its next call: the level's own, shifted by +-``max_told`` in ``half_logsnr``
-    5.. gain of each spatial frequency band of the predicted clean sample, +-``max_band`` (images only)
+    4   time told to the network at its next call: the level's own, shifted by +-``max_told * sigma`` in
+        ``half_logsnr``, with the next level's ``sigma``
+    5.. gain of each spatial frequency band of the predicted clean sample, +-``max_band * sigma`` (images only)
     ==  =======================================================================================================
 
-    Differences that lack a past prediction count as zero.
+    Differences that lack a past prediction count as zero. The factors ``sigma`` (1 at pure noise, 0 at clean data for
+    variance-preserving schedules) let one exploration noise serve all levels: what is harmless in the first step would
+    ruin the last.
     """
 
     max_shift: float = 2.0
     max_first: float = 1.0
     max_second: float = 0.5
-    max_gain: float = 0.1
-    max_told: float = 0.5
-    max_band: float = 0.5
+    max_gain: float = 0.3
+    max_told: float = 1.0
+    max_band: float = 1.0
     bands: int = 2
     history = 3
 
@@ -104,9 +107,11 @@ class SolverMap(ActionMap):
         stepped = StepMap(self.max_shift).decode(action[:, :1], state, base)
         x0 = stepped.x0 + self._correction(action[:, 1:4], state, stepped.x0, base)
         if state.x.ndim == 4 and self.bands:
-            gains = self.max_band * action[:, 5:].to(x0.dtype)
+            sigma = base.schedule.level(state.half_logsnr).sigma[:, None]
+            gains = (self.max_band * sigma * action[:, 5:]).to(x0.dtype)
             x0 = x0 + torch.einsum("bk,kbchw->bchw", gains, split_bands(x0, self.bands))
-        told = base.grid.half_logsnr(stepped.position, base.schedule) + self.max_told * action[:, 4].double()
+        half_logsnr = base.grid.half_logsnr(stepped.position, base.schedule)
+        told = half_logsnr + self.max_told * base.schedule.level(half_logsnr).sigma * action[:, 4]
         return Decision(position=stepped.position, x0=x0, timestep=base.schedule.timestep(told))
 
     def _correction(self, action: Tensor, state: State, x0: Tensor, base: BaseSolver) -> Tensor:

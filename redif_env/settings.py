@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 
 def default_base(num_steps: int) -> tuple[str, str]:
-    """The base solver and grid where none is named: ``dpm++2m`` on ``time`` below 6 steps, else ``ipndm2`` on ``time^1.5``.
+    """The base solver and grid where none is named: ``dpm++2m`` on ``time^1.5`` below 6 steps, else ``ipndm2`` on ``time^1.5``.
 
     The rule follows measurements: with few steps DPM-Solver++'s low order at both ends leaves the policy the better
     start although the solver alone is worse; from 6 steps on a good solver is hard to improve upon.
     """
-    return ("dpm++2m", "time") if num_steps < 6 else ("ipndm2", "time^1.5")
+    return ("dpm++2m", "time^1.5") if num_steps < 6 else ("ipndm2", "time^1.5")
 
 
 def look_up(argument: str, name: str, known: Mapping[str, T]) -> T:

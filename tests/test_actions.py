@@ -74,21 +74,23 @@ def test_noise_numbers_by_hand(ring, calls):
 
 
 def test_told_time_by_hand(ring):
-    """Number 4 moves only what the network is told: the next level's half_logsnr, shifted."""
+    """Number 4 moves only what the network is told: the next level's half_logsnr, shifted by max_told * sigma."""
     mdp, _, base, told = decision_after(ring, 1, SolverMap(max_told=0.5), [0.0, 0.0, 0.0, 0.0, -1.0])
     assert torch.equal(base.position, told.position)
     assert torch.equal(base.x0, told.x0)
     schedule = mdp.teacher.schedule
-    shifted = schedule.half_logsnr(base.timestep) - 0.5
+    half_logsnr = schedule.half_logsnr(base.timestep)
+    shifted = half_logsnr - 0.5 * schedule.level(half_logsnr).sigma
     torch.testing.assert_close(schedule.half_logsnr(told.timestep), shifted)
 
 
 def test_band_numbers_by_hand(pipeline_folder):
-    """Equal gains on all bands scale the clean estimate."""
+    """Equal gains on all bands scale the clean estimate: by 1 + 0.5 * 0.2 * sigma."""
     teacher = load_teacher(pipeline_folder)
     action_map = SolverMap(max_band=0.5, bands=2)
-    _, _, base, scaled = decision_after(teacher, 2, action_map, [0.0] * 5 + [0.2, 0.2])
-    torch.testing.assert_close(scaled.x0, 1.1 * base.x0, rtol=1e-4, atol=1e-4)
+    _, state, base, scaled = decision_after(teacher, 2, action_map, [0.0] * 5 + [0.2, 0.2])
+    sigma = teacher.schedule.level(state.half_logsnr).sigma.float().reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(scaled.x0, (1 + 0.1 * sigma) * base.x0, rtol=1e-4, atol=1e-4)
 
 
 def test_bands_add_up_and_hold_their_frequencies():

@@ -1,0 +1,47 @@
+"""Compute the reference sets that are shipped with the digits teacher, so that the default environment starts at once.
+
+    python -m experiments.ship_references
+
+Run after ``experiments.train_teacher``; it replaces what ``redif_env/assets/cache`` holds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+
+import tyro
+
+from redif_env.files import ASSETS
+from redif_env.grids import GRIDS
+from redif_env.references import TRAIN_SEED, VALIDATION_SEED, base_error, reference_set
+from redif_env.settings import default_base
+from redif_env.solvers import SOLVERS
+from redif_env.teachers import load_teacher
+
+
+@dataclass(frozen=True)
+class Args:
+    """Sizes of the two sets, and the step counts whose base solver's error is kept."""
+
+    train_size: int = 4096
+    validation_size: int = 512
+    num_steps: tuple[int, ...] = (4, 6, 8)
+
+
+def main(args: Args) -> None:
+    folder = ASSETS / "cache"
+    shutil.rmtree(folder, ignore_errors=True)
+    os.environ["REDIF_CACHE"] = str(folder)
+    teacher = load_teacher("digits")
+    reference_set(teacher, args.validation_size, VALIDATION_SEED)
+    reference = reference_set(teacher, args.train_size, TRAIN_SEED)
+    for count in args.num_steps:
+        solver, grid = default_base(count)
+        error = base_error(teacher, reference, SOLVERS[solver], GRIDS[grid], count)
+        print(f"{count} steps, {solver} on {grid}: mean squared error to the teacher's endpoints {error:.5f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
