@@ -123,5 +123,18 @@ def save_result(path: Path, settings: Any, facts: dict[str, Any], rows: Sequence
         temporary.write_text(json.dumps(result, indent=2) + "\n")
 
 
+def report(method: str, student: Student, settings: Any, facts: dict[str, Any], out: Path) -> None:
+    """Export a student, judge it beside every training-free solver at the same NFE, and write down all of it."""
+    student.save_pretrained(out / "student")
+    evaluator = Evaluator(student.mdp.teacher)
+    ours = evaluator.row(method, "learned", student.num_steps, student(noise=evaluator.noise))
+    rows = [evaluator.teacher_row(), ours, *evaluator.baselines(student.num_steps)]
+    count, teacher = len(evaluator.noise), evaluator.teacher.name
+    save_result(out / "result.json", settings, {**facts, "features": evaluator.feature_name, "samples": count}, rows)
+    save_samples(out / "samples.png", student, rows, evaluator)
+    print_table(rows, f"{teacher}, {student.num_steps} NFE, {count} held-out noises, {evaluator.feature_name}")
+    print(f"Trained in {facts['train_seconds']} s, {facts['environment_steps']} environment steps. Results: {out}")
+
+
 def _names() -> set[tuple[str, str]]:
     return {(baseline.method, baseline.grid) for baseline in all_baselines()}

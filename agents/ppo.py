@@ -9,15 +9,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 
 from agents.callbacks import HeldOutCallback, linear_to_zero
-from agents.evaluate import Evaluator, print_table, save_result, save_samples
+from agents.command import prepare_folder, run
+from agents.evaluate import Evaluator, report
 from redif_env.references import VALIDATION_SEED
 from redif_env.sb3 import make_vec_env
-from redif_env.settings import shared_teacher
 
 
 @dataclass(frozen=True)
@@ -79,32 +78,16 @@ def build(args: Args) -> PPO:
 
 
 def main(args: Args) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
+    prepare_folder(args.out)
     agent = build(args)
-    teacher = agent.get_env().unwrapped.mdp.teacher
-    callback = HeldOutCallback(Evaluator(teacher, args.held_out_size, VALIDATION_SEED), args.held_out_every)
+    validation = Evaluator(agent.get_env().unwrapped.mdp.teacher, args.held_out_size, VALIDATION_SEED)
+    callback = HeldOutCallback(validation, args.held_out_every)
     agent.set_logger(configure(str(args.out / "tensorboard"), ["tensorboard"]))
     start = time.monotonic()
     agent.learn(args.episodes * args.num_steps, callback=callback, progress_bar=True)
-    seconds = time.monotonic() - start
-    student = callback.best
-    student.save_pretrained(args.out / "student")
-
-    evaluator = Evaluator(teacher)
-    ours = evaluator.row("redif-ppo", "learned", args.num_steps, student(noise=evaluator.noise))
-    rows = [evaluator.teacher_row(), ours, *evaluator.baselines(args.num_steps)]
-    facts = {
-        "train_seconds": round(seconds, 1),
-        "environment_steps": agent.num_timesteps,
-        "network_calls": agent.num_timesteps,
-        "features": evaluator.feature_name,
-        "samples": len(evaluator.noise),
-    }
-    save_result(args.out / "result.json", args, facts, rows)
-    save_samples(args.out / "samples.png", student, rows, evaluator)
-    print_table(rows, f"{args.teacher}, {args.num_steps} NFE, {len(evaluator.noise)} held-out noises, {evaluator.feature_name}")
-    print(f"Trained in {seconds:.0f} s on {agent.num_timesteps} environment steps. Student, table, picture: {args.out}")
+    facts = {"train_seconds": round(time.monotonic() - start, 1), "environment_steps": agent.num_timesteps}
+    report("redif-ppo", callback.best, args, facts, args.out)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    run(main, Args)

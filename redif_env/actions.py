@@ -76,7 +76,7 @@ class SolverMap(ActionMap):
     At +-1 the numbers mean:
 
     ==  =======================================================================================================
-    0   step size: as in :class:`StepMap`
+    0   step size: as in :class:`StepMap`, +-``max_shift``
     1   weight of the first difference of predictions (in the clean coordinate), +-``max_first``
     2   weight of their second difference, +-``max_second``
     3   gain of the combined noise prediction, +-``max_gain`` (in the ``v`` coordinate: the clean estimate moves by
@@ -91,10 +91,10 @@ class SolverMap(ActionMap):
     ruin the last.
     """
 
-    max_shift: float = 2.0
+    max_shift: float = 1.0
     max_first: float = 1.0
     max_second: float = 0.5
-    max_gain: float = 0.3
+    max_gain: float = 0.6
     max_told: float = 1.0
     max_band: float = 1.0
     bands: int = 2

@@ -178,7 +178,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no student in {folder}: it has no {CONFIG_FILE}")
     try:
         config: dict[str, Any] = json.loads(path.read_text())
-        digests = config["sha256"]
+        digests = dict(config["sha256"])
         known = config["format"] == FORMAT
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(f"{path} is no student's config ({error!r}): export the student again") from error

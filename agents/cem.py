@@ -1,0 +1,101 @@
+"""The rival without states: the same action numbers, one table for all samples, by cross-entropy search.
+
+    python -m agents.cem --teacher digits --num-steps 4 --seed 0 --out runs/digits-4-cem
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from agents.command import prepare_folder, run
+from agents.evaluate import report
+from redif_env.envs import ReDiFVectorEnv
+from redif_env.policies import Policy
+from redif_env.students import Student
+
+
+@dataclass(frozen=True)
+class Args:
+    """Settings; the budget of episodes is that of ``agents.ppo``."""
+
+    teacher: str = "digits"
+    num_steps: int = 4
+    seed: int = 0
+    out: Path = Path("runs/cem")
+    episodes: int = 100_000
+    action: str = "solver"
+    solver: str | None = None
+    grid: str | None = None
+    population: int = 64
+    """Tables tried in each generation."""
+    noises: int = 16
+    """Initial noises that every table of a generation is tried on."""
+    elite: int = 12
+    std_init: float = 0.3
+    smoothing: float = 0.7
+    """Weight of the elite's mean and deviation against the last ones."""
+
+
+def returns_of(env: ReDiFVectorEnv, tables: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Mean return ``(P,)`` of each table ``(P, num_steps, A)`` on the next noises; env i runs table ``i % P``."""
+    assert env.group_size == len(tables)
+    total = np.zeros(env.num_envs)
+    for step in range(tables.shape[1]):
+        total += env.step(np.tile(tables[:, step], (env.num_envs // len(tables), 1)))[1]
+    return total.reshape(-1, len(tables)).mean(axis=0)
+
+
+def search(args: Args, env: ReDiFVectorEnv) -> NDArray[np.float32]:
+    """The final mean table ``(num_steps, A)`` of the cross-entropy method (Rubinstein 1999)."""
+    rng = np.random.default_rng(args.seed)
+    mean = np.zeros((args.num_steps, env.single_action_space.shape[0]))
+    std = np.full_like(mean, args.std_init)
+    env.reset(seed=args.seed)
+    for _ in tqdm(range(max(1, args.episodes // env.num_envs)), desc="generations"):
+        tables = (mean + std * rng.standard_normal((args.population, *mean.shape))).clip(-1, 1).astype(np.float32)
+        best = tables[np.argsort(returns_of(env, tables))[-args.elite :]]
+        mean = args.smoothing * best.mean(axis=0) + (1 - args.smoothing) * mean
+        std = args.smoothing * best.std(axis=0) + (1 - args.smoothing) * std
+    return mean.astype(np.float32)
+
+
+def table_policy(table: NDArray[np.float32], num_features: int) -> Policy:
+    """A policy that looks at nothing but the steps left, which the features give as their leading one-hot numbers."""
+    linear = nn.Linear(num_features, table.shape[1])
+    with torch.no_grad():
+        linear.weight.zero_()
+        linear.bias.zero_()
+        # Step k of n has n - k steps left, number n - k - 1 of the one-hot.
+        linear.weight[:, : len(table)] = torch.from_numpy(table[::-1].copy()).T
+    return Policy.from_linears([linear], "tanh", squash=False)
+
+
+def main(args: Args) -> None:
+    prepare_folder(args.out)
+    env = ReDiFVectorEnv(
+        args.population * args.noises,
+        teacher=args.teacher,
+        num_steps=args.num_steps,
+        action=args.action,
+        solver=args.solver,
+        grid=args.grid,
+        group_size=args.population,
+    )
+    start = time.monotonic()
+    table = search(args, env)
+    steps = max(1, args.episodes // env.num_envs) * env.num_envs * args.num_steps
+    facts = {"train_seconds": round(time.monotonic() - start, 1), "environment_steps": steps}
+    student = Student(env.mdp, table_policy(table, env.single_observation_space.shape[0]))
+    report("cem", student, args, facts, args.out)
+
+
+if __name__ == "__main__":
+    run(main, Args)

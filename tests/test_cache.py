@@ -1,0 +1,134 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from redif_env.cache import cached, read_tensor, write_tensor
+from redif_env.files import CorruptFileError, cache_folder, write_file, write_folder
+from redif_env.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_noise, reference_set
+
+
+@pytest.fixture()
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("REDIF_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_computed_once(folder):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return torch.arange(6.0).reshape(2, 3)
+
+    first, second = cached("key", compute), cached("key", compute)
+    assert len(calls) == 1
+    assert torch.equal(first, second)
+    assert [path.name for path in folder.iterdir()] == ["key.safetensors"]
+
+
+def test_damage_is_noticed(folder):
+    """A flipped bit anywhere, a cut, or another file altogether: an error that names the file and the remedy."""
+    write_tensor(folder / "key.safetensors", torch.arange(100.0))
+    whole = (folder / "key.safetensors").read_bytes()
+    for place in (len(whole) - 1, len(whole) // 2, 9):
+        (folder / "key.safetensors").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(CorruptFileError, match=r"key.safetensors .*: delete it, it is computed anew"):
+            cached("key", lambda: torch.zeros(1))
+    for content in (whole[:-7], b"", b"hello"):
+        (folder / "key.safetensors").write_bytes(content)
+        with pytest.raises(CorruptFileError, match="delete it"):
+            cached("key", lambda: torch.zeros(1))
+
+
+def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("REDIF_CACHE", str(tmp_path / "file"))
+    assert cached("key", lambda: torch.ones(2)).tolist() == [1.0, 1.0]
+
+
+def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv("REDIF_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "redif"
+
+
+def test_interrupted_writing_leaves_nothing(tmp_path):
+    (tmp_path / "old.txt").write_text("old")
+    with pytest.raises(KeyboardInterrupt), write_file(tmp_path / "old.txt") as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), write_folder(tmp_path / "new") as temporary:
+        (temporary / "half").write_text("half")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["old.txt"]
+    assert (tmp_path / "old.txt").read_text() == "old"
+
+
+def test_folders_are_replaced_whole(tmp_path):
+    for content in ("first", "second"):
+        with write_folder(tmp_path / "folder") as temporary:
+            (temporary / content).write_text(content)
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "second"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="give the path of a folder"), write_folder(tmp_path / "file"):
+        pass
+
+
+def test_a_killed_writer_leaves_no_cache_that_loads(tmp_path):
+    """SIGKILL in the middle of writing: the key stays unknown, and the next run computes it."""
+    script = (
+        "import time, torch\n"
+        "from redif_env import cache, files\n"
+        "def slow(tensors, path, metadata):\n"
+        "    path.write_bytes(b'half'); print('writing', flush=True); time.sleep(60)\n"
+        "cache.save_file = slow\n"
+        "cache.cached('key', lambda: torch.ones(3))\n"
+    )
+    environment = {**os.environ, "REDIF_CACHE": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+    assert any(tmp_path.iterdir())
+    assert not (tmp_path / "key.safetensors").exists()
+    check = "import torch\nfrom redif_env.cache import cached\nprint(cached('key', lambda: torch.ones(3)).sum().item())"
+    output = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "3.0"
+    assert read_tensor(tmp_path / "key.safetensors").tolist() == [1.0] * 3
+
+
+def test_reference_sets_are_keyed_by_all_they_depend_on(folder, ring):
+    first = reference_set(ring, 8, seed=0, num_steps=5)
+    keys = {
+        first.key,
+        reference_set(ring, 9, seed=0, num_steps=5).key,
+        reference_set(ring, 8, seed=1, num_steps=5).key,
+        reference_set(ring, 8, seed=0, num_steps=6).key,
+    }
+    assert len(keys) == 4
+    again = reference_set(ring, 8, seed=0, num_steps=5)
+    assert torch.equal(again.endpoints, first.endpoints)
+    torch.testing.assert_close(first.endpoints, ring.endpoint(first.noise, 5))
+
+
+def test_the_three_sets_share_no_noise():
+    """Training, choosing and reporting: no noise in common, even between sets of different sizes."""
+    sets = [draw_noise(3000, (2,), seed) for seed in (TRAIN_SEED, VALIDATION_SEED, TEST_SEED)]
+    rows = [tuple(row) for noise in sets for row in noise.tolist()]
+    assert len(set(rows)) == 9000
+
+
+def test_default_reference_set_is_shipped():
+    """The default environment needs no teacher run: its endpoints are in the package."""
+    from redif_env import load_teacher
+    from redif_env.files import ASSETS
+
+    teacher = load_teacher("digits")
+    reference = reference_set(teacher, 4096)
+    assert (ASSETS / "cache" / f"{reference.key}.safetensors").is_file()
+    torch.testing.assert_close(reference.endpoints[:4], teacher.endpoint(reference.noise[:4]), rtol=0, atol=1e-2)

@@ -1,0 +1,101 @@
+"""The programs a user starts, run as a user would, on the smallest settings."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from agents.baselines import Baseline, all_baselines
+from agents.evaluate import Evaluator
+from redif_env import GaussianMixtureTeacher, Student
+from redif_env.references import TEST_SEED, draw_noise
+
+TRAIN = [
+    "--teacher", "gaussian-ring", "--num-steps", "3", "--episodes", "128", "--num-envs", "16", "--group-size", "4",
+    "--held-out-size", "32", "--held-out-every", "2",
+]  # fmt: skip
+
+
+def run(module, *arguments):
+    return subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("module", ["agents.ppo", "agents.cem"])
+def test_train_export_judge(module, tmp_path):
+    """One command leaves a student that loads, a table of every solver, a picture and a TensorBoard log."""
+    budget = TRAIN if module == "agents.ppo" else ["--teacher", "gaussian-ring", "--num-steps", "3", "--episodes", "256"]
+    process = run(module, *budget, "--seed", "1", "--out", str(tmp_path / "run"))
+    assert process.returncode == 0, process.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["settings"]["seed"] == 1
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["environment_steps"] >= 128 * 3
+    assert set(result["rows"][0]) == {"method", "grid", "nfe", "fd_teacher", "fd_data", "mse_teacher"}
+    rows = {(row["method"], row["grid"]): row for row in result["rows"]}
+    assert len(rows) == len(all_baselines()) + 2
+    assert rows["teacher", "time"]["mse_teacher"] == 0
+    assert all(row["nfe"] == 3 for row in result["rows"] if row["method"] != "teacher")
+
+    student = Student.from_pretrained(tmp_path / "run" / "student")
+    evaluator = Evaluator(GaussianMixtureTeacher.ring())
+    ours = evaluator.row("", "", 3, student(noise=evaluator.noise))
+    (name,) = [method for method, _ in rows if method.startswith("redif") or method == "cem"]
+    assert ours.mse_teacher == pytest.approx(rows[name, "learned"]["mse_teacher"])
+    assert Image.open(tmp_path / "run" / "samples.png").size[0] > 100
+    assert "FD to teacher" in process.stdout
+    if module == "agents.ppo":
+        assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-steps", "0"], "num_steps must be at least 1, got 0"),
+        (["--solver", "euler"], "solver='euler' is unknown"),
+        (["--out", "{file}/run"], "out='{file}/run' cannot be written"),
+    ],
+)
+def test_bad_arguments_are_said_in_one_line(arguments, message, tmp_path):
+    """A sentence, not a traceback, before any work is done."""
+    (tmp_path / "file").write_text("")
+    place = {"file": str(tmp_path / "file")}
+    process = run("agents.ppo", *TRAIN, *[argument.format(**place) for argument in arguments])
+    assert process.returncode != 0
+    assert message.format(**place) in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_baselines_spend_the_calls_they_claim():
+    """Every rival, diffusers' own included, calls the network exactly as often as it says."""
+    teacher, rows = GaussianMixtureTeacher.ring(), []
+    teacher.network.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    for baseline in all_baselines():
+        rows.clear()
+        samples = baseline(teacher, draw_noise(7, (2,), 0), 5)
+        assert rows == [7] * 5, baseline
+        assert samples.isfinite().all(), baseline
+
+
+@pytest.mark.parametrize("name", ["unipc2", "unipc3", "deis2", "deis3"])
+def test_diffusers_rivals_approach_the_teacher(name):
+    """With many steps every rival ends where the teacher ends: none is handicapped by how it is called."""
+    teacher = GaussianMixtureTeacher.ring()
+    noise = draw_noise(64, (2,), 0)
+    error = (Baseline(name, "time")(teacher, noise, 200) - teacher.endpoint(noise, 500)).square().mean()
+    assert error < 1e-3
+
+
+def test_the_judge_s_noise_is_nobody_else_s():
+    """The evaluator's default noises are those of the test seed, and judging leaves global randomness alone."""
+    torch.manual_seed(0)
+    wanted = torch.rand(1)
+    torch.manual_seed(0)
+    evaluator = Evaluator(GaussianMixtureTeacher.ring(), size=50)
+    assert torch.equal(evaluator.noise, draw_noise(50, (2,), TEST_SEED))
+    row = evaluator.teacher_row()
+    assert row.mse_teacher == 0
+    assert row.fd_teacher == pytest.approx(0, abs=1e-4)
+    assert torch.rand(1) == wanted

@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+import torch
+from gymnasium.wrappers.vector import ClipReward
+from stable_baselines3 import A2C, PPO, SAC, TD3
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+
+from redif_env import ReDiFEnv, ReDiFVectorEnv, Student
+from redif_env.sb3 import ReDiFVecEnv, make_vec_env
+
+TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20}
+
+
+def test_adapter_is_sb3_s_own_vec_env_only_faster():
+    """Two episodes and a half, value by value, against DummyVecEnv around single environments."""
+    ours = make_vec_env(3, **TINY, num_steps=2)
+    theirs = DummyVecEnv([lambda: ReDiFEnv(**TINY, num_steps=2)] * 3)
+    ours.seed(4)
+    theirs.seed(4)
+    np.testing.assert_array_equal(ours.reset(), theirs.reset())
+    assert [info["pair"] for info in ours.reset_infos] == [info["pair"] for info in theirs.reset_infos]
+    theirs.action_space.seed(0)
+    for _ in range(5):
+        actions = np.stack([theirs.action_space.sample() for _ in range(3)])
+        mine, other = ours.step(actions), theirs.step(actions)
+        for value, wanted in zip(mine[:3], other[:3], strict=True):
+            np.testing.assert_array_equal(value, wanted)
+            assert value.dtype == wanted.dtype
+        for info, wanted in zip(mine[3], other[3], strict=True):
+            if "terminal_observation" in wanted:
+                np.testing.assert_array_equal(info["terminal_observation"], wanted["terminal_observation"])
+                assert info["TimeLimit.truncated"] is False
+                assert info["rewards"] == wanted["rewards"]
+                assert info["pair"] == wanted["pair"]
+
+
+def test_what_was_returned_never_changes():
+    """SB3 stores the last observation after the next step: a view of the env's state would corrupt its buffer."""
+    env = make_vec_env(2, **TINY)
+    kept = [env.reset()]
+    copies = [kept[0].copy()]
+    for _ in range(6):
+        observation, rewards, dones, _ = env.step(np.ones((2, 5), np.float32))
+        kept += [observation, rewards, dones]
+        copies += [value.copy() for value in kept[-3:]]
+    for value, wanted in zip(kept, copies, strict=True):
+        np.testing.assert_array_equal(value, wanted)
+
+
+def test_group_relative_training_still_reports_the_true_return():
+    env = make_vec_env(16, **TINY, group_size=8)
+    env.seed(0)
+    env.reset()
+    for _ in range(4):
+        _, rewards, dones, infos = env.step(np.zeros((16, 5), np.float32))
+    assert dones.all()
+    np.testing.assert_allclose(rewards.reshape(2, 8).mean(1), 0, atol=1e-6)
+    for info in infos:
+        assert info["episode"]["r"] == info["rewards"]["endpoint"] < 0
+        assert info["episode"]["l"] == 4
+
+
+def test_any_wrapped_vector_env_is_taken():
+    wrapped = ClipReward(ReDiFVectorEnv(2, **TINY), -0.5, 0.5)
+    env = VecMonitor(ReDiFVecEnv(wrapped))
+    agent = PPO("MlpPolicy", env, n_steps=8, batch_size=16, n_epochs=1, seed=0)
+    agent.learn(32)
+    assert Student.from_agent(agent).num_steps == 4
+
+
+@pytest.mark.parametrize(("algorithm", "settings"), [
+    (PPO, {"n_steps": 4, "batch_size": 16}),
+    (A2C, {"n_steps": 4}),
+    (SAC, {"learning_starts": 16}),
+    (TD3, {"learning_starts": 16}),
+])
+def test_stock_agents_train_and_export(algorithm, settings, tmp_path):
+    """Unchanged agents run, and their students act as they do: on the env, saved and loaded."""
+    env = make_vec_env(8, **TINY, group_size=1)
+    agent = algorithm("MlpPolicy", env, seed=0, **settings)
+    agent.learn(96)
+    student = Student.from_agent(agent)
+    student.save_pretrained(tmp_path / "student")
+
+    env.seed(1)
+    observation = env.reset()
+    noise = env.unwrapped.reference.noise[[info["pair"] for info in env.reset_infos]]
+    for _ in range(4):
+        observation, *_ = env.step(agent.predict(observation, deterministic=True)[0])
+    finished = env.unwrapped.last_transition.next_state.x.clamp(-1, 1)
+    torch.testing.assert_close(student(noise=noise), finished, rtol=0, atol=1e-4)
+    assert torch.equal(Student.from_pretrained(tmp_path / "student")(noise=noise), student(noise=noise))
+
+
+def test_first_importance_ratio_is_one():
+    """Before the first update the policy that learns is the policy that acted: log-probabilities agree."""
+
+    class Compare(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            data = next(self.model.rollout_buffer.get())
+            _, log_prob, _ = self.model.policy.evaluate_actions(data.observations, data.actions)
+            self.difference = float((log_prob - data.old_log_prob).abs().max().detach())
+
+    compare = Compare()
+    agent = PPO("MlpPolicy", make_vec_env(8, **TINY, group_size=4), n_steps=8, batch_size=64, n_epochs=1, seed=0)
+    agent.learn(64, callback=compare)
+    assert compare.difference < 1e-5
+
+
+def test_export_refuses_what_it_cannot_carry():
+    env = make_vec_env(2, **TINY)
+    agent = PPO("MlpPolicy", env, n_steps=4, batch_size=8, policy_kwargs={"activation_fn": torch.nn.Hardswish})
+    with pytest.raises(ValueError, match="layers that a student cannot carry"):
+        Student.from_agent(agent)
+    other = PPO("MlpPolicy", "Pendulum-v1", n_steps=8, batch_size=8)
+    with pytest.raises(ValueError, match="env must be a ReDiF environment"):
+        Student.from_agent(other)
+
+
+def test_student_of_an_agent_on_single_envs():
+    agent = A2C("MlpPolicy", ReDiFEnv(**TINY), seed=0)
+    assert Student.from_agent(agent)(num_samples=2).shape == (2, 2)
+
+
+def test_adapter_refuses_what_it_cannot_adapt():
+    with pytest.raises(ValueError, match="env must have autoreset_mode SAME_STEP"):
+        ReDiFVecEnv(ReDiFVectorEnv(2, **TINY, autoreset_mode="Disabled"))
+    env = make_vec_env(2, **TINY)
+    with pytest.raises(ValueError, match="indices must be None"):
+        env.set_attr("render_mode", None, indices=[0])
+    with pytest.raises(NotImplementedError, match="call the method on .unwrapped"):
+        env.env_method("reset")
+    assert env.get_attr("num_envs", [0]) == [2]
+
+
+def test_images_through_sb3():
+    env = make_vec_env(2, **TINY, render_mode="rgb_array")
+    env.reset()
+    assert len(env.get_images()) == 2
+    assert env.render().ndim == 3

@@ -1,0 +1,156 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from redif_env import ReDiFVectorEnv, Student
+from redif_env.files import CorruptFileError
+from redif_env.policies import Policy, PolicyConfig
+
+TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 3}
+
+
+def make_student(teacher="gaussian-ring", seed=0):
+    torch.manual_seed(seed)
+    mdp = ReDiFVectorEnv(1, **TINY | {"teacher": teacher}).mdp
+    shape = mdp.teacher.sample_shape
+    sizes = (mdp.observation.space(shape, 3).shape[0], 16, mdp.action_map.size(shape))
+    return Student(mdp, Policy(PolicyConfig(sizes)))
+
+
+def test_student_is_the_policy_in_the_environment():
+    """The same noises through the environment, with the policy's actions, end on the same samples bit for bit."""
+    student = make_student()
+    env = ReDiFVectorEnv(8, **TINY)
+    observation, info = env.reset(seed=0)
+    noise = env.reference.noise[info["pair"]]
+    for _ in range(3):
+        with torch.no_grad():
+            actions = student.policy(torch.from_numpy(observation)).numpy()
+        observation = env.step(actions)[0]
+    assert torch.equal(student(noise=noise), env.last_transition.next_state.x.clamp(-1, 1))
+
+
+def test_exactly_num_steps_calls_a_sample(pipeline_folder):
+    student = make_student(str(pipeline_folder))
+    rows = []
+    student.network.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+    images = student(num_samples=5, generator=torch.Generator().manual_seed(0))
+    assert rows == [5, 5, 5]
+    assert images.shape == (5, 3, 8, 8)
+    assert images.abs().max() <= 1
+
+
+def test_generator_decides_the_samples():
+    student = make_student()
+    first, again = (student(num_samples=4, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(first, again)
+    assert torch.equal(first, student(noise=noise))
+
+
+@pytest.mark.parametrize("kind", ["mixture", "pipeline"])
+def test_saved_student_is_the_same(kind, tmp_path, pipeline_folder):
+    student = make_student("gaussian-ring" if kind == "mixture" else str(pipeline_folder))
+    student.save_pretrained(tmp_path / "student")
+    loaded = Student.from_pretrained(tmp_path / "student")
+    noise = torch.randn(4, *student.sample_shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded(noise=noise), student(noise=noise))
+    assert loaded.num_steps == 3
+    assert loaded.mdp.teacher.name == student.mdp.teacher.name
+    suffixes = {path.suffix for path in (tmp_path / "student").rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors"}
+    loaded.save_pretrained(tmp_path / "student")
+    assert torch.equal(Student.from_pretrained(tmp_path / "student")(noise=noise), student(noise=noise))
+
+
+def test_sampling_loads_no_rl_library(tmp_path):
+    make_student().save_pretrained(tmp_path / "student")
+    script = (
+        "import sys\n"
+        "from redif_env import Student\n"
+        f"print(tuple(Student.from_pretrained({str(tmp_path / 'student')!r})(num_samples=2).shape))\n"
+        "print([name for name in ('stable_baselines3', 'tensorboard') if name in sys.modules])\n"
+    )
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert output.stdout.split("\n")[:2] == ["(2, 2)", "[]"]
+
+
+def test_every_altered_byte_is_noticed(tmp_path):
+    """One bit changed anywhere in any file but the config's own text: refused, with the file's name."""
+    make_student().save_pretrained(tmp_path / "student")
+    files = [path for path in (tmp_path / "student").rglob("*") if path.is_file() and path.name != "config.json"]
+    assert len(files) == 2
+    for path in files:
+        whole = path.read_bytes()
+        for place in (0, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(CorruptFileError, match=rf"{path.name} is damaged .*: export the student again"):
+                Student.from_pretrained(tmp_path / "student")
+        path.write_bytes(whole)
+    Student.from_pretrained(tmp_path / "student")
+
+
+def test_incomplete_and_strange_folders_are_refused(tmp_path):
+    student = tmp_path / "student"
+    make_student().save_pretrained(student)
+    with pytest.raises(FileNotFoundError, match=r"no student in .*nowhere: it has no config.json"):
+        Student.from_pretrained(tmp_path / "nowhere")
+
+    shutil.copytree(student, tmp_path / "lacking")
+    (tmp_path / "lacking" / "policy.safetensors").unlink()
+    with pytest.raises(CorruptFileError, match=r"lacks policy.safetensors"):
+        Student.from_pretrained(tmp_path / "lacking")
+
+    config = json.loads((student / "config.json").read_text())
+    for change, error, message in (
+        ({"format": 99}, ValueError, "has format 99, this version reads 1"),
+        ({"solver": "magic"}, ValueError, "solver='magic' is unknown"),
+        ({"policy": {"sizes": [1, 2]}}, CorruptFileError, "does not fit together"),
+        ({"sha256": 3}, CorruptFileError, "is no student's config"),
+    ):
+        (student / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(error, match=message):
+            Student.from_pretrained(student)
+    (student / "config.json").write_text("{")
+    with pytest.raises(CorruptFileError, match="is no student's config"):
+        Student.from_pretrained(student)
+
+
+def test_interrupted_export_keeps_the_old_student(tmp_path, monkeypatch):
+    make_student(seed=0).save_pretrained(tmp_path / "student")
+    noise = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    before = Student.from_pretrained(tmp_path / "student")(noise=noise)
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("redif_env.students.save_file", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        make_student(seed=1).save_pretrained(tmp_path / "student")
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    assert torch.equal(Student.from_pretrained(tmp_path / "student")(noise=noise), before)
+
+
+def test_bad_requests_are_refused():
+    student = make_student()
+    with pytest.raises(ValueError, match="give either num_samples or noise"):
+        student()
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        student(num_samples=0)
+    with pytest.raises(ValueError, match=r"noise must have shape \(N, \(2,\)\), got \(4, 3\)"):
+        student(noise=torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="policy maps"):
+        Student(student.mdp, Policy(PolicyConfig((3, 5))))
+    with pytest.raises(ValueError, match="activation='sine' is unknown"):
+        PolicyConfig((3, 5), activation="sine")
+
+
+def test_states_along_the_way_step_towards_clean_data():
+    levels = torch.stack([state.half_logsnr for state in make_student().trajectory(torch.randn(4, 2))])
+    assert bool((levels[1:] > levels[:-1]).all())
+    assert np.isinf(levels[-1].numpy()).all()
