@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,8 +79,8 @@ def table_policy(table: NDArray[np.float32], num_features: int) -> Policy:
     return Policy.from_linears([linear], "tanh", squash=False)
 
 
-def main(args: Args) -> None:
-    prepare_folder(args.out)
+def train(args: Args) -> tuple[Student, dict[str, Any]]:
+    """The student of the table found, and what it cost."""
     env = ReDiFVectorEnv(
         args.population * args.noises,
         teacher=args.teacher,
@@ -93,7 +94,12 @@ def main(args: Args) -> None:
     table = search(args, env)
     steps = max(1, args.episodes // env.num_envs) * env.num_envs * args.num_steps
     facts = {"train_seconds": round(time.monotonic() - start, 1), "environment_steps": steps}
-    student = Student(env.mdp, table_policy(table, env.single_observation_space.shape[0]))
+    return Student(env.mdp, table_policy(table, env.single_observation_space.shape[0])), facts
+
+
+def main(args: Args) -> None:
+    prepare_folder(args.out)
+    student, facts = train(args)
     report("cem", student, args, facts, args.out)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
@@ -17,6 +18,7 @@ from agents.command import prepare_folder, run
 from agents.evaluate import Evaluator, report
 from redif_env.references import VALIDATION_SEED
 from redif_env.sb3 import make_vec_env
+from redif_env.students import Student
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def build(args: Args) -> PPO:
         "MlpPolicy",
         env,
         n_steps=args.episodes_per_rollout * args.num_steps,
-        batch_size=args.batch_size,
+        # A rollout smaller than a batch is one batch.
+        batch_size=min(args.batch_size, args.episodes_per_rollout * args.num_steps * args.num_envs),
         n_epochs=args.epochs,
         learning_rate=linear_to_zero(args.learning_rate),
         gamma=1.0,
@@ -77,16 +80,21 @@ def build(args: Args) -> PPO:
     )
 
 
-def main(args: Args) -> None:
-    prepare_folder(args.out)
+def train(args: Args) -> tuple[Student, dict[str, Any]]:
+    """The best student on held-out noise, and what it cost."""
     agent = build(args)
     validation = Evaluator(agent.get_env().unwrapped.mdp.teacher, args.held_out_size, VALIDATION_SEED)
     callback = HeldOutCallback(validation, args.held_out_every)
     agent.set_logger(configure(str(args.out / "tensorboard"), ["tensorboard"]))
     start = time.monotonic()
     agent.learn(args.episodes * args.num_steps, callback=callback, progress_bar=True)
-    facts = {"train_seconds": round(time.monotonic() - start, 1), "environment_steps": agent.num_timesteps}
-    report("redif-ppo", callback.best, args, facts, args.out)
+    return callback.best, {"train_seconds": round(time.monotonic() - start, 1), "environment_steps": agent.num_timesteps}
+
+
+def main(args: Args) -> None:
+    prepare_folder(args.out)
+    student, facts = train(args)
+    report("redif-ppo", student, args, facts, args.out)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ class SolverMap(ActionMap):
     ruin the last.
     """
 
-    max_shift: float = 1.0
+    max_shift: float = 2.0
     max_first: float = 1.0
     max_second: float = 0.5
     max_gain: float = 0.6

@@ -31,7 +31,7 @@ class GaussianMixture(nn.Module):
 
     def __init__(self, means: Tensor, stds: Tensor | float, weights: Tensor | None, schedule: Schedule) -> None:
         super().__init__()
-        stds = torch.as_tensor(stds, dtype=means.dtype).expand_as(means).clone()
+        stds = torch.as_tensor(stds, dtype=means.dtype).expand_as(means).clone(memory_format=torch.contiguous_format)
         weights = torch.ones(len(means), dtype=means.dtype) if weights is None else weights
         if not bool((stds > 0).all()):
             raise ValueError(f"stds must be above 0, got a smallest of {float(stds.min())}")

@@ -87,7 +87,8 @@ class Teacher:
         digest = hashlib.sha256(f"{self.prediction_type.value} {self.sample_shape} {self.dtype}".encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            content = tensor.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
+            digest.update(content.view(torch.uint8).numpy().tobytes())
         times = torch.linspace(0, self.schedule.max_timestep, 64, dtype=torch.float64, device=self.device)
         digest.update(self.schedule.half_logsnr(times).cpu().numpy().round(9).tobytes())
         return digest.hexdigest()

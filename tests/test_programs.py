@@ -44,7 +44,8 @@ def test_train_export_judge(module, tmp_path):
     ours = evaluator.row("", "", 3, student(noise=evaluator.noise))
     (name,) = [method for method, _ in rows if method.startswith("redif") or method == "cem"]
     assert ours.mse_teacher == pytest.approx(rows[name, "learned"]["mse_teacher"])
-    assert Image.open(tmp_path / "run" / "samples.png").size[0] > 100
+    with Image.open(tmp_path / "run" / "samples.png") as picture:
+        assert picture.size[0] > 100
     assert "FD to teacher" in process.stdout
     if module == "agents.ppo":
         assert list((tmp_path / "run" / "tensorboard").iterdir())

@@ -1,0 +1,24 @@
+# `make demo` and `make test` do all the set-up on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+.PHONY: demo test check clean
+
+demo: .venv/ready
+	$(RUN) -m agents.ppo --teacher digits --num-steps 4 --seed 0 --out runs/digits-4
+
+test: .venv/ready
+	$(RUN) -m pytest
+
+check: .venv/ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch .venv/ready
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,117 @@
+"""Quality against network calls: PPO's student and the state-free search, several seeds, beside every solver.
+
+    python -m experiments.nfe_curve --nfe 4 6 8 --seeds 3 --out runs/nfe-curve
+
+Finished runs are kept in ``--out`` and not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from agents import cem, ppo
+from agents.command import prepare_folder, run
+from agents.evaluate import Evaluator, Row
+from redif_env.files import write_file
+from redif_env.settings import shared_teacher
+
+TRAINERS = {"redif-ppo": ppo, "cem": cem}
+
+
+@dataclass(frozen=True)
+class Args:
+    teacher: str = "digits"
+    nfe: tuple[int, ...] = (4, 6, 8)
+    ahead: int = 2
+    """Solvers are also judged with this many calls more."""
+    seeds: int = 3
+    out: Path = Path("runs/nfe-curve")
+    methods: tuple[str, ...] = ("redif-ppo", "cem")
+    jobs: int = 2
+    """Runs at the same time, each with its share of the cores."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training run."""
+
+    method: str
+    teacher: str
+    nfe: int
+    seed: int
+    out: Path
+    threads: int
+
+
+def finish(task: Task) -> None:
+    """Train, export and judge one student, unless that is done already."""
+    if (task.out / "row.json").exists():
+        return
+    torch.set_num_threads(task.threads)
+    trainer = TRAINERS[task.method]
+    settings = trainer.Args(teacher=task.teacher, num_steps=task.nfe, seed=task.seed, out=task.out)
+    student, facts = trainer.train(settings)
+    student.save_pretrained(task.out / "student")
+    evaluator = Evaluator(student.mdp.teacher)
+    row = evaluator.row(task.method, "learned", task.nfe, student(noise=evaluator.noise))
+    with write_file(task.out / "row.json") as temporary:
+        temporary.write_text(json.dumps({**asdict(row), **facts, "seed": task.seed}, indent=2) + "\n")
+
+
+def solvers_at(args: Args, nfe: int) -> list[Row]:
+    """All training-free solvers, best first; kept like the runs."""
+    path = args.out / f"solvers-{nfe}.json"
+    if not path.exists():
+        teacher = shared_teacher(args.teacher, torch.device("cpu"), torch.float32)
+        rows = Evaluator(teacher).baselines(nfe)
+        with write_file(path) as temporary:
+            temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    return [Row(**row) for row in json.loads(path.read_text())]
+
+
+def print_summary(args: Args, rows: list[dict[str, object]]) -> None:
+    """Medians over seeds, the spread, and the ratios to the best solver at equal calls and with more."""
+    table = Table("method", title=f"{args.teacher}: fd_teacher, median of {args.seeds} seeds (min to max); 2,000 held-out noises")
+    for name in ("NFE", "fd_teacher", "mse_teacher", "seconds", "best solver, same NFE", "ratio", f"best solver, +{args.ahead}", "ratio"):
+        table.add_column(name, justify="right")
+    for nfe, method in product(args.nfe, args.methods):
+        ours = [row for row in rows if (row["method"], row["nfe"]) == (method, nfe)]
+        distances = [float(row["fd_teacher"]) for row in ours]
+        middle = median(distances)
+        cells = [method, str(nfe), f"{middle:.3f} ({min(distances):.3f} to {max(distances):.3f})"]
+        cells += [f"{median(float(row['mse_teacher']) for row in ours):.5f}", f"{median(float(row['train_seconds']) for row in ours):.0f}"]
+        for calls in (nfe, nfe + args.ahead):
+            best = solvers_at(args, calls)[0]
+            cells += [f"{best.method} {best.grid}: {best.fd_teacher:.3f}", f"{middle / best.fd_teacher:.2f}"]
+        table.add_row(*cells)
+    Console(width=150).print(table)
+
+
+def main(args: Args) -> None:
+    prepare_folder(args.out)
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    tasks = [
+        Task(method, args.teacher, nfe, seed, args.out / f"{method}-{nfe}-{seed}", threads)
+        for nfe, method, seed in product(args.nfe, args.methods, range(args.seeds))
+    ]
+    # The judge's reference set is computed once here, not by every process.
+    Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32))
+    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(finish, tasks))
+    rows = [json.loads((task.out / "row.json").read_text()) for task in tasks]
+    print_summary(args, rows)
+
+
+if __name__ == "__main__":
+    run(main, Args)
