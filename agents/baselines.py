@@ -57,9 +57,7 @@ def betas_of(teacher: Teacher) -> list[float]:
     return (1 - alphas_cumprod / previous).tolist()
 
 
-def diffusers_sample(
-    scheduler: SchedulerMixin, teacher: Teacher, grid: Grid, noise: Tensor, num_steps: int
-) -> Tensor:
+def diffusers_sample(scheduler: SchedulerMixin, teacher: Teacher, grid: Grid, noise: Tensor, num_steps: int) -> Tensor:
     """Run a diffusers multistep scheduler on one of our grids; its own last sigma is kept.
 
     Its public arguments round timesteps to integers and know few grids, so the two tables that it steps through are

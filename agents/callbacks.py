@@ -61,7 +61,9 @@ class HeldOutCallback(BaseCallback):
             self.logger.record(f"schedule/timestep_{index + 1}", float(level.mean()))
         if states[-1].x.ndim == 4:
             pictures = torch.stack([states[-1].x[:PICTURED], self.evaluator.endpoints[:PICTURED]])
-            self.logger.record("held_out/samples", Image(tile(to_pixels(pictures)), "HWC"), exclude=("stdout", "json", "csv"))
+            self.logger.record(
+                "held_out/samples", Image(tile(to_pixels(pictures)), "HWC"), exclude=("stdout", "json", "csv")
+            )
         if row.fd_teacher < self.best_fd:
             self.best_fd, self.best = row.fd_teacher, student
         self.logger.record("held_out/best_fd_teacher", self.best_fd)

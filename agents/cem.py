@@ -1,6 +1,6 @@
 """The rival without states: the same action numbers, one table for all samples, by cross-entropy search.
 
-    python -m agents.cem --teacher digits --num-steps 4 --seed 0 --out runs/digits-4-cem
+python -m agents.cem --teacher digits --num-steps 4 --seed 0 --out runs/digits-4-cem
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ Settings = TypeVar("Settings")
 
 
 def run(main: Callable[[Settings], None], settings: type[Settings]) -> None:
-    """Parse ``settings`` (a dataclass) from the command line and call ``main``; exit with 2 and a sentence on bad input."""
+    """Parse ``settings`` (a dataclass) from the command line, call ``main``; on bad input say a sentence and exit."""
     arguments = tyro.cli(settings)
     try:
         main(arguments)

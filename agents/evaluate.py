@@ -92,7 +92,9 @@ def print_table(rows: Sequence[Row], title: str) -> None:
     for row in rows:
         data = "-" if row.fd_data is None else f"{row.fd_data:.2f}"
         style = "bold" if row.method.startswith("redif") else None
-        table.add_row(row.method, row.grid, str(row.nfe), f"{row.fd_teacher:.2f}", data, f"{row.mse_teacher:.5f}", style=style)
+        table.add_row(
+            row.method, row.grid, str(row.nfe), f"{row.fd_teacher:.2f}", data, f"{row.mse_teacher:.5f}", style=style
+        )
     # A fixed width, so that a log file holds the same table as a terminal.
     Console(width=100).print(table)
 
@@ -102,7 +104,11 @@ def save_samples(path: Path, student: Student, rows: Sequence[Row], evaluator: E
     best = min((row for row in rows if (row.method, row.grid) in _names()), key=lambda row: row.fd_teacher)
     baseline = next(one for one in all_baselines() if (one.method, one.grid) == (best.method, best.grid))
     noise = evaluator.noise[:PICTURED]
-    lines = [baseline(evaluator.teacher, noise, student.num_steps), student(noise=noise), evaluator.endpoints[:PICTURED]]
+    lines = [
+        baseline(evaluator.teacher, noise, student.num_steps),
+        student(noise=noise),
+        evaluator.endpoints[:PICTURED],
+    ]
     samples = torch.stack(lines)
     if samples.ndim != 5:
         samples = samples.reshape(*samples.shape[:2], 1, 1, -1)

@@ -1,6 +1,6 @@
 """Train a few-step student with stock Stable-Baselines3 PPO, judge it, export it.
 
-    python -m agents.ppo --teacher digits --num-steps 4 --seed 0 --out runs/digits-4
+python -m agents.ppo --teacher digits --num-steps 4 --seed 0 --out runs/digits-4
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
     agent.set_logger(configure(str(args.out / "tensorboard"), ["tensorboard"]))
     start = time.monotonic()
     agent.learn(args.episodes * args.num_steps, callback=callback, progress_bar=True)
-    return callback.best, {"train_seconds": round(time.monotonic() - start, 1), "environment_steps": agent.num_timesteps}
+    return callback.best, {
+        "train_seconds": round(time.monotonic() - start, 1),
+        "environment_steps": agent.num_timesteps,
+    }
 
 
 def main(args: Args) -> None:

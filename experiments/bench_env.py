@@ -1,6 +1,6 @@
 """How much the environment costs beside the network: ratios measured in one run.
 
-    python -m experiments.bench_env
+python -m experiments.bench_env
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def main(args: Args) -> None:
     print(f"single envs in DummyVecEnv ({args.single_envs})    {median(speeds['single']):8.0f} steps a second")
     for other, wanted in (("bare", 0.85), ("single", 8.0)):
         ratios = [mine / theirs for mine, theirs in zip(speeds["vector"], speeds[other], strict=True)]
-        print(f"vector / {other}: {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); aim: at least {wanted}")
+        print(
+            f"vector / {other}: {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); aim: at least {wanted}"
+        )
 
 
 if __name__ == "__main__":

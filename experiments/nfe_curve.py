@@ -82,15 +82,29 @@ def solvers_at(args: Args, nfe: int) -> list[Row]:
 
 def print_summary(args: Args, rows: list[dict[str, object]]) -> None:
     """Medians over seeds, the spread, and the ratios to the best solver at equal calls and with more."""
-    table = Table("method", title=f"{args.teacher}: fd_teacher, median of {args.seeds} seeds (min to max); 2,000 held-out noises")
-    for name in ("NFE", "fd_teacher", "mse_teacher", "seconds", "best solver, same NFE", "ratio", f"best solver, +{args.ahead}", "ratio"):
+    table = Table(
+        "method", title=f"{args.teacher}: fd_teacher, median of {args.seeds} seeds (min to max); 2,000 held-out noises"
+    )
+    for name in (
+        "NFE",
+        "fd_teacher",
+        "mse_teacher",
+        "seconds",
+        "best solver, same NFE",
+        "ratio",
+        f"best solver, +{args.ahead}",
+        "ratio",
+    ):
         table.add_column(name, justify="right")
     for nfe, method in product(args.nfe, args.methods):
         ours = [row for row in rows if (row["method"], row["nfe"]) == (method, nfe)]
         distances = [float(row["fd_teacher"]) for row in ours]
         middle = median(distances)
         cells = [method, str(nfe), f"{middle:.3f} ({min(distances):.3f} to {max(distances):.3f})"]
-        cells += [f"{median(float(row['mse_teacher']) for row in ours):.5f}", f"{median(float(row['train_seconds']) for row in ours):.0f}"]
+        cells += [
+            f"{median(float(row['mse_teacher']) for row in ours):.5f}",
+            f"{median(float(row['train_seconds']) for row in ours):.0f}",
+        ]
         for calls in (nfe, nfe + args.ahead):
             best = solvers_at(args, calls)[0]
             cells += [f"{best.method} {best.grid}: {best.fd_teacher:.3f}", f"{middle / best.fd_teacher:.2f}"]

@@ -1,6 +1,6 @@
 """Train the digits classifier whose penultimate layer is the feature space of the digits tables.
 
-    python -m experiments.train_classifier
+python -m experiments.train_classifier
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def train(args: Args, network: UNet2DModel, scheduler: DDPMScheduler, images: Te
 def quality(folder: Path, images: Tensor, seed: int) -> tuple[float, float]:
     """Frechet distance of 100-step samples to the data, and between random halves of the data (mean of 10 splits)."""
     teacher = read_pipeline(folder, "digits")
-    feature_name, features = load_features("digits", teacher.sample_shape)
+    _, features = load_features("digits", teacher.sample_shape)
     generator = torch.Generator().manual_seed(seed)
     halves = []
     for _ in range(10):

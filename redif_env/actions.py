@@ -124,7 +124,9 @@ class SolverMap(ActionMap):
         noise = sigma * noise_estimate(state.x, x0, level)
         parts = ((self.max_first, first), (self.max_second, second), (-self.max_gain, noise))
         weights = action.to(x0.dtype)
-        return sum((expand(scale * weights[:, i], x0) * part for i, (scale, part) in enumerate(parts)), torch.zeros_like(x0))
+        return sum(
+            (expand(scale * weights[:, i], x0) * part for i, (scale, part) in enumerate(parts)), torch.zeros_like(x0)
+        )
 
 
 ACTION_MAPS: dict[str, ActionMap] = {"solver": SolverMap(), "step": StepMap()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -26,11 +27,9 @@ def cached(key: str, compute: Callable[[], Tensor]) -> Tensor:
         if path.exists():
             return read_tensor(path)
     tensor = compute()
-    try:
+    # A read-only home must not stop training; the price is to compute again next time.
+    with suppress(OSError):
         write_tensor(users, tensor)
-    except OSError:
-        # A read-only home must not stop training; the price is to compute again next time.
-        pass
     return tensor
 
 

@@ -97,12 +97,12 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         self._done = np.zeros(num_envs, dtype=np.bool_)
         self._film = Filmstrip(num_envs, num_steps, shape) if render_mode else None
 
-    @property
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+    @property  # type: ignore[override]
+    def np_random(self) -> tuple[np.random.Generator, ...]:
         """The generators of the sub-environments: their only source of chance."""
         return tuple(self._generators)
 
-    @np_random.setter
+    @np_random.setter  # type: ignore[override]
     def np_random(self, value: Sequence[np.random.Generator]) -> None:
         if len(value) != self.num_envs:
             raise ValueError(f"np_random must be {self.num_envs} generators, one a sub-environment, got {len(value)}")
@@ -147,7 +147,7 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
             return self._step(self._parse_actions(actions))
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
-        """One frame a sub-environment if ``render_mode`` is ``"rgb_array"``: see :class:`~redif_env.rendering.Filmstrip`.
+        """One frame a sub-environment if ``render_mode`` is ``"rgb_array"`` (:class:`~redif_env.rendering.Filmstrip`).
 
         A finished episode stays in view until its successor's first step.
         """
@@ -159,7 +159,9 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         resetting = self._done.copy() if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(self._done)
         if self.autoreset_mode is AutoresetMode.DISABLED and self._done.any():
             finished = np.flatnonzero(self._done).tolist()
-            raise gym.error.ResetNeeded(f"episodes {finished} are finished: reset them with options['reset_mask'] first")
+            raise gym.error.ResetNeeded(
+                f"episodes {finished} are finished: reset them with options['reset_mask'] first"
+            )
         live = torch.from_numpy(~resetting).to(self._pair.device)
         transition = self._transition(action, live)
         self.last_transition = transition
@@ -263,7 +265,9 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
             raise ValueError(f"actions must have shape {expected}, got {array.shape}")
         if not np.isfinite(array).all():
             bad = np.flatnonzero(~np.isfinite(array).all(axis=1)).tolist()
-            raise ValueError(f"actions must be finite, but those of sub-environments {bad} are not: lower the step size")
+            raise ValueError(
+                f"actions must be finite, but those of sub-environments {bad} are not: lower the step size"
+            )
         return torch.from_numpy(array.clip(-1.0, 1.0)).to(self._pair.device)
 
     def _parse_seed(self, seed: int | Sequence[int | None] | None) -> list[int | None]:

@@ -35,7 +35,9 @@ class DenoisingMDP:
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}: an episode makes one network call a step")
+            raise ValueError(
+                f"num_steps must be at least 1, got {self.num_steps}: an episode makes one network call a step"
+            )
 
     @property
     def base(self) -> BaseSolver:

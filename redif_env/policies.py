@@ -9,15 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
     """Shape of a :class:`Policy`.
 
-    ``sizes``: observation, hidden layers, action; ``activation``: a name of ``ACTIVATIONS``; ``squash``: the output goes
-    through tanh if true (SAC, TD3), else it is clipped (PPO, A2C).
+    ``sizes``: observation, hidden layers, action; ``activation``: a name of ``ACTIVATIONS``; ``squash``: the output
+    goes through tanh if true (SAC, TD3), else it is clipped (PPO, A2C).
     """
 
     sizes: tuple[int, ...]

@@ -78,5 +78,7 @@ def base_error(teacher: Teacher, reference: ReferenceSet, solver: Solver, grid: 
 def _mean_error(teacher: Teacher, reference: ReferenceSet, solver: Solver, grid: Grid, num_steps: int) -> Tensor:
     noise, endpoints = reference.noise.to(teacher.device), reference.endpoints.to(teacher.device)
     parts = zip(noise.split(ENDPOINT_BATCH), endpoints.split(ENDPOINT_BATCH), strict=True)
-    errors = [(sample(teacher, solver, grid, x, num_steps) - end).double().square().flatten(1).mean(1) for x, end in parts]
+    errors = [
+        (sample(teacher, solver, grid, x, num_steps) - end).double().square().flatten(1).mean(1) for x, end in parts
+    ]
     return torch.cat(errors).mean().cpu()

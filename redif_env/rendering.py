@@ -51,7 +51,9 @@ def tile(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     lines, columns, height, width, _ = pictures.shape
     factor = max(1, TILE // max(height, width))
     large = pictures.repeat(factor, axis=2).repeat(factor, axis=3)
-    page = np.full((lines * (height * factor + GAP) + GAP, columns * (width * factor + GAP) + GAP, 3), BACKGROUND, np.uint8)
+    page = np.full(
+        (lines * (height * factor + GAP) + GAP, columns * (width * factor + GAP) + GAP, 3), BACKGROUND, np.uint8
+    )
     for line in range(lines):
         for column in range(columns):
             top, left = GAP + line * (height * factor + GAP), GAP + column * (width * factor + GAP)

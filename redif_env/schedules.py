@@ -64,7 +64,9 @@ class VariancePreservingSchedule(Schedule):
 
     def __post_init__(self) -> None:
         if self.knots.ndim != 1 or len(self.knots) < 2 or not bool((self.knots.diff() < 0).all()):
-            raise ValueError("knots must be one-dimensional and strictly decreasing: each timestep noisier than the last")
+            raise ValueError(
+                "knots must be one-dimensional and strictly decreasing: each timestep noisier than the last"
+            )
         if not bool(self.knots.isfinite().all()):
             raise ValueError(
                 "knots must be finite; a zero-terminal-SNR schedule has -inf at its last timestep: use the schedule "

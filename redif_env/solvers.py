@@ -7,6 +7,7 @@ predictions: of the clean sample (DPM-Solver++) or of the noise (iPNDM). A solve
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -178,7 +179,7 @@ def ddim_step(x: Tensor, x0: Tensor, level: Level, next_level: Level) -> Tensor:
 
 
 def initial_state(noise: Tensor, schedule: Schedule, grid: Grid, num_steps: int, history: int) -> State:
-    """The state before the first network call: ``noise`` ``(B, *S)`` is standard normal, ``history`` the places kept."""
+    """The state before the first network call, of standard normal ``noise`` ``(B, *S)``, with ``history`` places."""
     rows, device = len(noise), noise.device
     position = torch.zeros(rows, dtype=torch.float64, device=device)
     half_logsnr = grid.half_logsnr(position, schedule)
@@ -245,8 +246,5 @@ def trajectory(model: Predictor, solver: Solver, grid: Grid, noise: Tensor, num_
 
 def sample(model: Predictor, solver: Solver, grid: Grid, noise: Tensor, num_steps: int) -> Tensor:
     """The end of :func:`trajectory`: clean samples ``(B, *S)``."""
-    state = None
-    for state in trajectory(model, solver, grid, noise, num_steps):
-        pass
-    assert state is not None
-    return state.x
+    (last,) = deque(trajectory(model, solver, grid, noise, num_steps), maxlen=1)
+    return last.x

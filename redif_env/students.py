@@ -44,7 +44,9 @@ class Student:
         shape = mdp.teacher.sample_shape
         expected = (mdp.observation.space(shape, mdp.num_steps).shape[0], mdp.action_map.size(shape))
         if (policy.config.sizes[0], policy.config.sizes[-1]) != expected:
-            raise ValueError(f"policy maps {policy.config.sizes}, but the decision process needs (observation, action) {expected}")
+            raise ValueError(
+                f"policy maps {policy.config.sizes}, but the decision process needs (observation, action) {expected}"
+            )
         self.mdp = mdp
         self.policy = policy.to(mdp.teacher.device).eval().requires_grad_(False)
 
@@ -153,7 +155,9 @@ class Student:
             policy = Policy(PolicyConfig(sizes, **config["policy"]))
             policy.load_state_dict(load_file(folder / POLICY_FILE))
         except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise CorruptFileError(f"student folder {folder} does not fit together ({error}): export it again") from error
+            raise CorruptFileError(
+                f"student folder {folder} does not fit together ({error}): export it again"
+            ) from error
         return cls(mdp, policy)
 
     def _initial_noise(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ ENDPOINT_BATCH = 512
 """Rows that a teacher's many-step run takes through the network together."""
 
 
-class PredictionType(str, Enum):
+class PredictionType(StrEnum):
     """What a network's output means, by diffusers' names."""
 
     EPSILON = "epsilon"
@@ -103,7 +103,7 @@ class Teacher:
         return self
 
     def predict(self, x: Tensor, half_logsnr: Tensor, timestep: Tensor) -> Prediction:
-        """One network call on ``x`` ``(B, *S)`` at level ``half_logsnr``, telling the network ``timestep`` (both ``(B,)``).
+        """One network call on ``x`` ``(B, *S)`` at level ``half_logsnr``, telling it ``timestep`` (both ``(B,)``).
 
         The time told may differ from the level's own; the answer is read at the level.
         """
@@ -119,10 +119,8 @@ class Teacher:
         return Prediction(x0=alpha * x - sigma * output, eps=alpha * output + sigma * x)
 
     @torch.inference_mode()
-    def endpoint(
-        self, noise: Tensor, num_steps: int = 100, progress: Callable[[int], object] | None = None
-    ) -> Tensor:
-        """What the teacher makes of ``noise`` ``(B, *S)``: DPM-Solver++(2M), uniform time, ``num_steps`` calls a sample.
+    def endpoint(self, noise: Tensor, num_steps: int = 100, progress: Callable[[int], object] | None = None) -> Tensor:
+        """What the teacher makes of ``noise`` ``(B, *S)``: DPM-Solver++(2M), uniform time, ``num_steps`` calls each.
 
         Args:
             noise: standard normal.

@@ -12,7 +12,7 @@ from redif_env.envs import ReDiFVectorEnv
 
 
 class GroupRelativeReward(VectorWrapper):
-    """Each reward minus the mean of its group's: how much better the actions were than their siblings from the same noise.
+    """Each reward minus its group's mean: how much better the actions were than their siblings from the same noise.
 
     What a sample's error is depends mostly on the noise drawn; within a group of sub-environments that share it, only
     the actions differ. The agent needs no change. ``info["rewards"]`` keeps the terms as they were.
@@ -30,7 +30,9 @@ class GroupRelativeReward(VectorWrapper):
             raise ValueError(f"env must be a ReDiFVectorEnv, wrapped or not, got {env.unwrapped!r}")
         self.group_size = env.unwrapped.group_size
         if self.group_size < 2:
-            raise ValueError("env has group_size=1, so every relative reward would be 0: construct it with group_size=8")
+            raise ValueError(
+                "env has group_size=1, so every relative reward would be 0: construct it with group_size=8"
+            )
 
     def step(
         self, actions: NDArray[np.float32]

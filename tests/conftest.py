@@ -14,13 +14,13 @@ def own_cache(tmp_path_factory):
     os.environ["REDIF_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture()
+@pytest.fixture
 def ring():
     """Eight Gaussians on a circle."""
     return GaussianMixtureTeacher.ring()
 
 
-@pytest.fixture()
+@pytest.fixture
 def gaussian():
     """One Gaussian in three dimensions, in double precision: its probability flow has a closed form."""
     means, stds = torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[0.5, 0.2, 1.0]])
@@ -45,6 +45,8 @@ def pipeline_folder(tmp_path_factory):
         attention_head_dim=8,
     )
     folder = tmp_path_factory.mktemp("pipeline")
-    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction")
+    scheduler = DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction"
+    )
     DDPMPipeline(network, scheduler).save_pretrained(folder)
     return folder

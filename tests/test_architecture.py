@@ -54,7 +54,9 @@ def test_agents_do_not_import_experiments():
 
 
 def test_importing_the_package_is_light():
-    script = "import sys, redif_env\nprint([n for n in ('torch', 'diffusers', 'stable_baselines3') if n in sys.modules])"
+    script = (
+        "import sys, redif_env\nprint([n for n in ('torch', 'diffusers', 'stable_baselines3') if n in sys.modules])"
+    )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "[]"
 

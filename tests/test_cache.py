@@ -12,7 +12,7 @@ from redif_env.files import CorruptFileError, cache_folder, write_file, write_fo
 from redif_env.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_noise, reference_set
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("REDIF_CACHE", str(tmp_path))
     return tmp_path
@@ -59,12 +59,16 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 
 def test_interrupted_writing_leaves_nothing(tmp_path):
     (tmp_path / "old.txt").write_text("old")
-    with pytest.raises(KeyboardInterrupt), write_file(tmp_path / "old.txt") as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt), write_folder(tmp_path / "new") as temporary:
-        (temporary / "half").write_text("half")
-        raise KeyboardInterrupt
+
+    def write_half(context, name):
+        with context as temporary:
+            (temporary / name).write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half(write_file(tmp_path / "old.txt"), "")
+    with pytest.raises(KeyboardInterrupt):
+        write_half(write_folder(tmp_path / "new"), "half")
     assert [path.name for path in tmp_path.iterdir()] == ["old.txt"]
     assert (tmp_path / "old.txt").read_text() == "old"
 

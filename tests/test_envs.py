@@ -39,7 +39,9 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize("action", ["solver", "step"])
 def test_both_checkers_pass(teacher, action):
     """Gymnasium's and SB3's, with warnings as errors, for every action map and observation."""
-    env = gym.make("ReDiF-v0", **TINY | {"teacher": teacher}, action=action, observation="features", render_mode="rgb_array")
+    env = gym.make(
+        "ReDiF-v0", **TINY | {"teacher": teacher}, action=action, observation="features", render_mode="rgb_array"
+    )
     check_env(env.unwrapped)
     sb3_check_env(env.unwrapped)
 
@@ -105,7 +107,9 @@ def test_zero_action_returns_minus_one_on_average():
     reference = reference_set(env.mdp.teacher, 32, num_steps=20)
     samples = sample(env.mdp.teacher, env.mdp.solver, env.mdp.grid, reference.noise, 4)
     errors = (samples - reference.endpoints).square().mean(1)
-    assert base_error(env.mdp.teacher, reference, env.mdp.solver, env.mdp.grid, 4) == pytest.approx(errors.mean().item())
+    assert base_error(env.mdp.teacher, reference, env.mdp.solver, env.mdp.grid, 4) == pytest.approx(
+        errors.mean().item()
+    )
     for pair, reward in returns.items():
         assert reward == pytest.approx(-(errors[pair] / errors.mean()).item(), rel=1e-4)
 

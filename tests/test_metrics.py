@@ -8,7 +8,7 @@ from redif_env.metrics import PixelFeatures, frechet_distance, load_features, me
 
 
 def test_frechet_distance_of_gaussians_by_hand():
-    """Means 3 apart, deviations 1 and 2 in one dimension: 9 + (2 - 1) ** 2 = 10, on samples made to have them exactly."""
+    """Means 3 apart, deviations 1 and 2 in one dimension: 9 + (2 - 1) ** 2 = 10; the samples have them exactly."""
     base = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     base = (base - base.mean()) / base.std()
     assert frechet_distance(base, 2 * base + 3, PixelFeatures(1)) == pytest.approx(10, rel=1e-4)

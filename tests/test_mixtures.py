@@ -27,7 +27,7 @@ def test_noise_prediction_is_minus_sigma_times_the_score():
 
 
 def test_one_gaussian_by_hand():
-    """Mean 2, deviation 3, seen where alpha = sigma = 1 / sqrt 2: the variance is 5, eps = (x - sqrt 2) / (5 sqrt 2)."""
+    """Mean 2, deviation 3, at alpha = sigma = 1 / sqrt 2: the variance is 5, eps = (x - sqrt 2) / (5 sqrt 2)."""
     model = GaussianMixture(torch.tensor([[2.0]]).double(), torch.tensor([[3.0]]).double(), None, SCHEDULE)
     eps = model.eps(torch.tensor([[1.0]]).double(), torch.zeros(1).double())
     assert eps.item() == pytest.approx((1 - math.sqrt(2)) / (5 * math.sqrt(2)))

@@ -26,7 +26,9 @@ def run(module, *arguments):
 @pytest.mark.parametrize("module", ["agents.ppo", "agents.cem"])
 def test_train_export_judge(module, tmp_path):
     """One command leaves a student that loads, a table of every solver, a picture and a TensorBoard log."""
-    budget = TRAIN if module == "agents.ppo" else ["--teacher", "gaussian-ring", "--num-steps", "3", "--episodes", "256"]
+    budget = (
+        TRAIN if module == "agents.ppo" else ["--teacher", "gaussian-ring", "--num-steps", "3", "--episodes", "256"]
+    )
     process = run(module, *budget, "--seed", "1", "--out", str(tmp_path / "run"))
     assert process.returncode == 0, process.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -69,12 +69,15 @@ def test_any_wrapped_vector_env_is_taken():
     assert Student.from_agent(agent).num_steps == 4
 
 
-@pytest.mark.parametrize(("algorithm", "settings"), [
-    (PPO, {"n_steps": 4, "batch_size": 16}),
-    (A2C, {"n_steps": 4}),
-    (SAC, {"learning_starts": 16}),
-    (TD3, {"learning_starts": 16}),
-])
+@pytest.mark.parametrize(
+    ("algorithm", "settings"),
+    [
+        (PPO, {"n_steps": 4, "batch_size": 16}),
+        (A2C, {"n_steps": 4}),
+        (SAC, {"learning_starts": 16}),
+        (TD3, {"learning_starts": 16}),
+    ],
+)
 def test_stock_agents_train_and_export(algorithm, settings, tmp_path):
     """Unchanged agents run, and their students act as they do: on the env, saved and loaded."""
     env = make_vec_env(8, **TINY, group_size=1)
@@ -132,7 +135,7 @@ def test_adapter_refuses_what_it_cannot_adapt():
     env = make_vec_env(2, **TINY)
     with pytest.raises(ValueError, match="indices must be None"):
         env.set_attr("render_mode", None, indices=[0])
-    with pytest.raises(NotImplementedError, match="call the method on .unwrapped"):
+    with pytest.raises(NotImplementedError, match=r"call the method on \.unwrapped"):
         env.env_method("reset")
     assert env.get_attr("num_envs", [0]) == [2]
 

@@ -48,7 +48,9 @@ def test_ends_are_kept():
 def test_hand_computed_level():
     """beta = 1/2 twice: alpha squared is 1/4, so half_logsnr is log(1/3) / 2."""
     schedule = VariancePreservingSchedule.from_betas(torch.tensor([0.5, 0.5], dtype=torch.float64))
-    torch.testing.assert_close(schedule.half_logsnr(torch.tensor([1.0])), torch.tensor([1 / 3], dtype=torch.float64).log() / 2)
+    torch.testing.assert_close(
+        schedule.half_logsnr(torch.tensor([1.0])), torch.tensor([1 / 3], dtype=torch.float64).log() / 2
+    )
 
 
 def test_bad_schedules_are_refused():

@@ -125,7 +125,7 @@ def flow(teacher, x, start, end):
 
 
 def integration_error(teacher, solver, nodes):
-    """Largest error after stepping through ``nodes`` from the exact solution, with an exact history before the first."""
+    """Largest error after stepping through ``nodes`` from the exact solution, with an exact history at first."""
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     start = nodes[0].expand(4)
     state = replace(initial_state(x, teacher.schedule, TimeGrid(), 100, history=4), half_logsnr=start)

@@ -1,4 +1,4 @@
-"""A ReDiF vector environment as a Stable-Baselines3 ``VecEnv``: one network call for all, and no copies of the teacher."""
+"""A ReDiF vector environment as a Stable-Baselines3 ``VecEnv``: one network call for all, one teacher."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class ReDiFVecEnv(VecEnv):
         if not isinstance(env.unwrapped, ReDiFVectorEnv):
             raise ValueError(f"env must be a ReDiFVectorEnv, wrapped or not, got {env.unwrapped!r}")
         if env.unwrapped.autoreset_mode is not AutoresetMode.SAME_STEP:
-            raise ValueError(f"env must have autoreset_mode SAME_STEP, as SB3 expects, got {env.unwrapped.autoreset_mode}")
+            raise ValueError(
+                f"env must have autoreset_mode SAME_STEP, as SB3 expects, got {env.unwrapped.autoreset_mode}"
+            )
         self.env = env
         self._actions: NDArray[np.float32] | None = None
         self._start = time.monotonic()
@@ -57,7 +59,8 @@ class ReDiFVecEnv(VecEnv):
         return self._seeds
 
     def reset(self) -> VecEnvObs:
-        observations, infos = self.env.reset(seed=list(self._seeds))
+        # Gymnasium's own vector environments take a list too; their annotation has not caught up.
+        observations, infos = self.env.reset(seed=list(self._seeds))  # type: ignore[arg-type]
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = [_row(infos, index) for index in range(self.num_envs)]
@@ -83,7 +86,7 @@ class ReDiFVecEnv(VecEnv):
         self.env.close()
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
-        return self.env.render() or [None] * self.num_envs
+        return self.unwrapped.render() or [None] * self.num_envs
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         value = getattr(self.env if hasattr(self.env, attr_name) else self.unwrapped, attr_name)
@@ -94,7 +97,9 @@ class ReDiFVecEnv(VecEnv):
             raise ValueError("indices must be None: the sub-environments are one object and share their attributes")
         setattr(self.unwrapped, attr_name, value)
 
-    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
         raise NotImplementedError(
             f"env_method({method_name!r}): the sub-environments are one object; call the method on .unwrapped instead"
         )
