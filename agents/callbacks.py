@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,27 @@ class HeldOutCallback(BaseCallback):
         if row.fd_teacher < self.best_fd:
             self.best_fd, self.best = row.fd_teacher, student
         self.logger.record("held_out/best_fd_teacher", self.best_fd)
+
+
+class AnnealedExploration(BaseCallback):
+    """Take a Gaussian policy's standard deviation geometrically from ``start`` to ``end`` over training.
+
+    Left to the gradient it falls early, and with it how far PPO's clipped updates can move the mean.
+    """
+
+    def __init__(self, start: float, end: float) -> None:
+        super().__init__()
+        if not 0 < end <= start:
+            raise ValueError(f"exploration must fall from start to end, both above 0, got {start} to {end}")
+        self.start, self.end = start, end
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        remaining = self.model._current_progress_remaining
+        log_std = self.model.policy.log_std.requires_grad_(False)
+        log_std.fill_(remaining * math.log(self.start) + (1 - remaining) * math.log(self.end))
 
 
 def linear_to_zero(start: float) -> Any:

@@ -20,6 +20,7 @@ from agents.command import prepare_folder, run
 from agents.evaluate import report
 from redif_env.envs import ReDiFVectorEnv
 from redif_env.policies import Policy
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.students import Student
 
 
@@ -33,8 +34,8 @@ class Args:
     out: Path = Path("runs/cem")
     episodes: int = 100_000
     action: str = "solver"
-    solver: str | None = None
-    grid: str | None = None
+    solver: str = DEFAULT_SOLVER
+    grid: str = DEFAULT_GRID
     population: int = 64
     """Tables tried in each generation."""
     noises: int = 16

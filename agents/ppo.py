@@ -13,11 +13,12 @@ from typing import Any
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 
-from agents.callbacks import HeldOutCallback, linear_to_zero
+from agents.callbacks import AnnealedExploration, HeldOutCallback, linear_to_zero
 from agents.command import prepare_folder, run
 from agents.evaluate import Evaluator, report
 from redif_env.references import VALIDATION_SEED
 from redif_env.sb3 import make_vec_env
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.students import Student
 
 
@@ -32,22 +33,24 @@ class Args:
     seed: int = 0
     out: Path = Path("runs/ppo")
     """Folder for student/, result.json, samples.png and TensorBoard logs."""
-    episodes: int = 100_000
+    episodes: int = 160_000
     action: str = "solver"
-    solver: str | None = None
-    """Base solver; by default the rule of redif_env.settings.default_base."""
-    grid: str | None = None
-    num_envs: int = 256
+    solver: str = DEFAULT_SOLVER
+    """Base solver, which the zero action reproduces."""
+    grid: str = DEFAULT_GRID
+    num_envs: int = 128
     group_size: int = 8
     """Sub-environments that share their initial noise; 1 turns the group-relative reward off."""
-    episodes_per_rollout: int = 2
-    batch_size: int = 512
-    epochs: int = 8
-    learning_rate: float = 2e-3
+    batches: int = 4
+    """Minibatches a rollout, which is one episode of every sub-environment: many small updates go further than few."""
+    epochs: int = 4
+    learning_rate: float = 3e-3
     """Falls linearly to zero."""
-    log_std_init: float = -1.2
+    exploration: tuple[float, float] = (0.2, 0.05)
+    """Standard deviation of the actions at the start and at the end."""
     held_out_size: int = 512
-    held_out_every: int = 10
+    held_out_every: int = 50
+    """Rollouts between two judgements on held-out noise."""
     device: str = "cpu"
 
 
@@ -66,15 +69,13 @@ def build(args: Args) -> PPO:
     return PPO(
         "MlpPolicy",
         env,
-        n_steps=args.episodes_per_rollout * args.num_steps,
-        # A rollout smaller than a batch is one batch.
-        batch_size=min(args.batch_size, args.episodes_per_rollout * args.num_steps * args.num_envs),
+        n_steps=args.num_steps,
+        batch_size=max(2, args.num_envs * args.num_steps // args.batches),
         n_epochs=args.epochs,
         learning_rate=linear_to_zero(args.learning_rate),
         gamma=1.0,
         # One number at the end of a few steps: no bootstrapping, the return itself is the target.
         gae_lambda=1.0,
-        policy_kwargs={"log_std_init": args.log_std_init},
         seed=args.seed,
         device="cpu",
     )
@@ -87,7 +88,8 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
     callback = HeldOutCallback(validation, args.held_out_every)
     agent.set_logger(configure(str(args.out / "tensorboard"), ["tensorboard"]))
     start = time.monotonic()
-    agent.learn(args.episodes * args.num_steps, callback=callback, progress_bar=True)
+    exploration = AnnealedExploration(*args.exploration)
+    agent.learn(args.episodes * args.num_steps, callback=[exploration, callback], progress_bar=True)
     return callback.best, {
         "train_seconds": round(time.monotonic() - start, 1),
         "environment_steps": agent.num_timesteps,

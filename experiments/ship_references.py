@@ -15,8 +15,8 @@ import tyro
 
 from redif_env.files import ASSETS
 from redif_env.grids import GRIDS
-from redif_env.references import TRAIN_SEED, VALIDATION_SEED, base_error, reference_set
-from redif_env.settings import default_base
+from redif_env.references import TRAIN_SEED, VALIDATION_SEED, base_distance, reference_set
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.solvers import SOLVERS
 from redif_env.teachers import load_teacher
 
@@ -38,9 +38,8 @@ def main(args: Args) -> None:
     reference_set(teacher, args.validation_size, VALIDATION_SEED)
     reference = reference_set(teacher, args.train_size, TRAIN_SEED)
     for count in args.num_steps:
-        solver, grid = default_base(count)
-        error = base_error(teacher, reference, SOLVERS[solver], GRIDS[grid], count)
-        print(f"{count} steps, {solver} on {grid}: mean squared error to the teacher's endpoints {error:.5f}")
+        distance = base_distance(teacher, reference, SOLVERS[DEFAULT_SOLVER], GRIDS[DEFAULT_GRID], count)
+        print(f"{count} steps, {DEFAULT_SOLVER} on {DEFAULT_GRID}: distance to the endpoints {distance:.5f}")
 
 
 if __name__ == "__main__":

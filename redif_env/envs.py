@@ -18,10 +18,10 @@ from torch import Tensor
 from redif_env.actions import ActionMap
 from redif_env.grids import Grid
 from redif_env.observations import Observation
-from redif_env.references import base_error, reference_set
+from redif_env.references import base_distance, reference_set
 from redif_env.rendering import Filmstrip
 from redif_env.rewards import EndpointAlignment, Reward
-from redif_env.settings import build_mdp, look_up
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp, look_up
 from redif_env.solvers import Solver
 from redif_env.teachers import Teacher
 from redif_env.types import State, Transition
@@ -59,8 +59,8 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         num_steps: int = 4,
         action: str | ActionMap = "solver",
         observation: str | Observation = "features",
-        solver: str | Solver | None = None,
-        grid: str | Grid | None = None,
+        solver: str | Solver = DEFAULT_SOLVER,
+        grid: str | Grid = DEFAULT_GRID,
         reward: str | Reward = "endpoint",
         reference_size: int = 4096,
         teacher_steps: int = 100,
@@ -307,7 +307,7 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
     def _default_reward(self, reference: Any, name: str) -> Reward:
         look_up("reward", name, {"endpoint": EndpointAlignment})
         mdp = self.mdp
-        return EndpointAlignment(base_error(mdp.teacher, reference, mdp.solver, mdp.grid, mdp.num_steps))
+        return EndpointAlignment(base_distance(mdp.teacher, reference, mdp.solver, mdp.grid, mdp.num_steps))
 
     def _record_start(self, rows: Tensor) -> None:
         if self._film and bool(rows.any()):
@@ -353,8 +353,8 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     ## Rewards
 
-    Zero until the sample is finished, then minus its mean squared error to the teacher's endpoint, divided by the base
-    solver's mean error over the reference set: on average the zero action returns -1 and the teacher would return 0.
+    Zero until the sample is finished, then minus its root mean square distance to the teacher's endpoint, divided by
+    the base solver's mean distance over the reference set: on average the zero action returns -1, the teacher 0.
     `info["rewards"]` holds the terms by name.
 
     ## Starting State
@@ -383,9 +383,8 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     - `teacher="digits"`: a built-in name (`"digits"`, `"gaussian-ring"`), the path of a diffusers folder, or a hub id.
     - `num_steps=4`: network calls an episode.
     - `action="solver"`, `observation="features"`: see above.
-    - `solver=None`, `grid=None`: the base solver (`"ddim"`, `"dpm++2m"`, `"dpm++3m"`, `"ipndm1"` to `"ipndm4"`) and its
-      grid (`"time"`, `"time^1.5"`, `"time^2"`, `"logsnr"`, `"karras"`). By default the rule of
-      :func:`redif_env.settings.default_base`.
+    - `solver="dpm++3m"`, `grid="time^1.5"`: the base solver (`"ddim"`, `"dpm++2m"`, `"dpm++3m"`, `"ipndm1"` to
+      `"ipndm4"`) and its grid (`"time"`, `"time^1.5"`, `"time^2"`, `"logsnr"`, `"karras"`).
     - `reward="endpoint"`: see above.
     - `reference_size=4096`, `teacher_steps=100`: pairs in the reference set, and the network calls that the teacher
       spent on each. Computed once and cached under `$REDIF_CACHE` or `~/.cache/redif`; shipped for the defaults.
@@ -408,8 +407,8 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         num_steps: int = 4,
         action: str | ActionMap = "solver",
         observation: str | Observation = "features",
-        solver: str | Solver | None = None,
-        grid: str | Grid | None = None,
+        solver: str | Solver = DEFAULT_SOLVER,
+        grid: str | Grid = DEFAULT_GRID,
         reward: str | Reward = "endpoint",
         reference_size: int = 4096,
         teacher_steps: int = 100,

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from redif_env.cache import cached
 from redif_env.grids import Grid
+from redif_env.rewards import distance
 from redif_env.solvers import Solver, sample
 from redif_env.teachers import ENDPOINT_BATCH, Teacher
 
@@ -68,17 +69,15 @@ def reference_set(teacher: Teacher, size: int, seed: int = TRAIN_SEED, num_steps
     return ReferenceSet(noise, cached(key, compute), key)
 
 
-def base_error(teacher: Teacher, reference: ReferenceSet, solver: Solver, grid: Grid, num_steps: int) -> float:
-    """Mean squared error of a solver's ``num_steps`` samples to the reference's endpoints; cached like them."""
-    key = hashlib.sha256(f"error {reference.key} {solver} {grid} {num_steps}".encode()).hexdigest()
-    return float(cached(key, lambda: _mean_error(teacher, reference, solver, grid, num_steps)))
+def base_distance(teacher: Teacher, reference: ReferenceSet, solver: Solver, grid: Grid, num_steps: int) -> float:
+    """Mean distance of a solver's ``num_steps`` samples to the reference's endpoints; cached like them."""
+    key = hashlib.sha256(f"distance {reference.key} {solver} {grid} {num_steps}".encode()).hexdigest()
+    return float(cached(key, lambda: _mean_distance(teacher, reference, solver, grid, num_steps)))
 
 
 @torch.inference_mode()
-def _mean_error(teacher: Teacher, reference: ReferenceSet, solver: Solver, grid: Grid, num_steps: int) -> Tensor:
+def _mean_distance(teacher: Teacher, reference: ReferenceSet, solver: Solver, grid: Grid, num_steps: int) -> Tensor:
     noise, endpoints = reference.noise.to(teacher.device), reference.endpoints.to(teacher.device)
     parts = zip(noise.split(ENDPOINT_BATCH), endpoints.split(ENDPOINT_BATCH), strict=True)
-    errors = [
-        (sample(teacher, solver, grid, x, num_steps) - end).double().square().flatten(1).mean(1) for x, end in parts
-    ]
-    return torch.cat(errors).mean().cpu()
+    distances = [distance(sample(teacher, solver, grid, x, num_steps), end) for x, end in parts]
+    return torch.cat(distances).double().mean().cpu()

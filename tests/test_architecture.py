@@ -12,7 +12,7 @@ import redif_env
 ROOT = Path(__file__).parent.parent
 ORDER = [
     "types", "schedules", "grids", "solvers", "files", "mixtures", "pipelines", "teachers", "bands", "actions",
-    "observations", "mdp", "cache", "references", "rewards", "rendering", "settings", "envs", "wrappers", "policies",
+    "observations", "mdp", "cache", "rewards", "references", "rendering", "settings", "envs", "wrappers", "policies",
     "students", "data", "metrics", "sb3",
 ]  # fmt: skip
 

@@ -11,7 +11,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import redif_env
 from redif_env import ReDiFEnv, ReDiFVectorEnv
-from redif_env.references import base_error, reference_set
+from redif_env.references import base_distance, reference_set
 from redif_env.solvers import sample
 
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20}
@@ -92,7 +92,7 @@ def test_partial_reset_leaves_the_others_alone():
 
 
 def test_zero_action_returns_minus_one_on_average():
-    """Over the whole reference set the base solver's return is -1, and each return is minus its own scaled error."""
+    """Over the whole reference set the base solver's return is -1, and each return is minus its own scaled distance."""
     env = ReDiFVectorEnv(200, **TINY)
     env.reset(seed=0)
     zero, returns = np.zeros(env.action_space.shape, np.float32), {}
@@ -106,10 +106,9 @@ def test_zero_action_returns_minus_one_on_average():
 
     reference = reference_set(env.mdp.teacher, 32, num_steps=20)
     samples = sample(env.mdp.teacher, env.mdp.solver, env.mdp.grid, reference.noise, 4)
-    errors = (samples - reference.endpoints).square().mean(1)
-    assert base_error(env.mdp.teacher, reference, env.mdp.solver, env.mdp.grid, 4) == pytest.approx(
-        errors.mean().item()
-    )
+    errors = (samples - reference.endpoints).square().mean(1).sqrt()
+    mean = base_distance(env.mdp.teacher, reference, env.mdp.solver, env.mdp.grid, 4)
+    assert mean == pytest.approx(errors.mean().item())
     for pair, reward in returns.items():
         assert reward == pytest.approx(-(errors[pair] / errors.mean()).item(), rel=1e-4)
 

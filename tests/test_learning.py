@@ -39,7 +39,7 @@ def test_ppo_finds_the_one_best_step():
         returns.append(env.step(np.zeros((256, 1), np.float32))[1].mean())
     best = int(np.argmax(returns))
     assert -0.9 < choices[best] < 0.9
-    assert returns[best] > -0.5
+    assert returns[best] > -0.7
 
     agent = PPO(
         "MlpPolicy",

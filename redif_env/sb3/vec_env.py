@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from redif_env.envs import ReDiFVectorEnv
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.teachers import Teacher
 from redif_env.wrappers import GroupRelativeReward
 
@@ -135,8 +136,8 @@ def make_vec_env(
     num_steps: int = 4,
     action: str = "solver",
     observation: str = "features",
-    solver: str | None = None,
-    grid: str | None = None,
+    solver: str = DEFAULT_SOLVER,
+    grid: str = DEFAULT_GRID,
     reward: str = "endpoint",
     reference_size: int = 4096,
     teacher_steps: int = 100,
