@@ -9,26 +9,33 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from agents.evaluate import PICTURED, Evaluator
 from redif_env.rendering import tile, to_pixels
+from redif_env.sb3.export import actor_policy
 from redif_env.students import Student
 
 
 class HeldOutCallback(BaseCallback):
     """Every ``every`` rollouts: judge the deterministic student on held-out noise, log it, and keep the best.
 
-    ``best`` is the student with the smallest ``fd_teacher`` so far; ``best_row`` its result. Also logs each reward
-    term and the mean timestep that the student steps to. Training's own random state is not touched.
+    The student's policy is the moving average of the agent's over rollouts (weight ``1 - decay`` for the newest): what
+    the last few updates did by chance averages out, and the agent trains on as it would. ``best`` is the student with
+    the smallest ``fd_teacher`` so far, ``best_fd`` that distance. Also logs each reward term and the mean timesteps
+    that the student steps to. Training's own random state is not touched.
     """
 
-    def __init__(self, evaluator: Evaluator, every: int = 10) -> None:
+    def __init__(self, evaluator: Evaluator, every: int = 10, decay: float = 0.98) -> None:
         super().__init__()
-        self.evaluator, self.every = evaluator, every
+        self.evaluator, self.every, self.decay = evaluator, every, decay
         self.best: Student | None = None
         self.best_fd = float("inf")
         self._rollouts = 0
         self._terms: dict[str, list[float]] = {}
+
+    def _on_training_start(self) -> None:
+        self._average = AveragedModel(self.model.policy, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
@@ -45,12 +52,16 @@ class HeldOutCallback(BaseCallback):
         if self._rollouts % self.every == 1 or self.every == 1:
             self.judge()
 
+    def _on_rollout_start(self) -> None:
+        self._average.update_parameters(self.model.policy)
+
     def _on_training_end(self) -> None:
+        self._average.update_parameters(self.model.policy)
         self.judge()
 
     def judge(self) -> None:
-        """Judge the agent as it stands."""
-        student = Student.from_agent(self.model)
+        """Judge the student as it stands."""
+        student = Student(self.training_env.unwrapped.mdp, actor_policy(self._average.module))
         states = student.trajectory(self.evaluator.noise)
         row = self.evaluator.row("redif", "learned", student.num_steps, states[-1].x)
         self.logger.record("held_out/fd_teacher", row.fd_teacher)

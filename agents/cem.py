@@ -26,13 +26,13 @@ from redif_env.students import Student
 
 @dataclass(frozen=True)
 class Args:
-    """Settings; the budget of episodes is that of ``agents.ppo``."""
+    """Settings; the budget is that of ``agents.ppo``."""
 
     teacher: str = "digits"
     num_steps: int = 4
     seed: int = 0
     out: Path = Path("runs/cem")
-    episodes: int = 100_000
+    network_calls: int = 480_000
     action: str = "solver"
     solver: str = DEFAULT_SOLVER
     grid: str = DEFAULT_GRID
@@ -44,6 +44,11 @@ class Args:
     std_init: float = 0.3
     smoothing: float = 0.7
     """Weight of the elite's mean and deviation against the last ones."""
+
+
+def generations(args: Args) -> int:
+    """How many the budget pays for, at least one."""
+    return max(1, args.network_calls // (args.population * args.noises * args.num_steps))
 
 
 def returns_of(env: ReDiFVectorEnv, tables: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -61,7 +66,7 @@ def search(args: Args, env: ReDiFVectorEnv) -> NDArray[np.float32]:
     mean = np.zeros((args.num_steps, env.single_action_space.shape[0]))
     std = np.full_like(mean, args.std_init)
     env.reset(seed=args.seed)
-    for _ in tqdm(range(max(1, args.episodes // env.num_envs)), desc="generations"):
+    for _ in tqdm(range(generations(args)), desc="generations"):
         tables = (mean + std * rng.standard_normal((args.population, *mean.shape))).clip(-1, 1).astype(np.float32)
         best = tables[np.argsort(returns_of(env, tables))[-args.elite :]]
         mean = args.smoothing * best.mean(axis=0) + (1 - args.smoothing) * mean
@@ -93,7 +98,7 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
     )
     start = time.monotonic()
     table = search(args, env)
-    steps = max(1, args.episodes // env.num_envs) * env.num_envs * args.num_steps
+    steps = generations(args) * env.num_envs * args.num_steps
     facts = {"train_seconds": round(time.monotonic() - start, 1), "environment_steps": steps}
     return Student(env.mdp, table_policy(table, env.single_observation_space.shape[0])), facts
 

@@ -33,7 +33,8 @@ class Args:
     seed: int = 0
     out: Path = Path("runs/ppo")
     """Folder for student/, result.json, samples.png and TensorBoard logs."""
-    episodes: int = 160_000
+    network_calls: int = 480_000
+    """Budget: as many episodes as it pays for."""
     action: str = "solver"
     solver: str = DEFAULT_SOLVER
     """Base solver, which the zero action reproduces."""
@@ -89,7 +90,7 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
     agent.set_logger(configure(str(args.out / "tensorboard"), ["tensorboard"]))
     start = time.monotonic()
     exploration = AnnealedExploration(*args.exploration)
-    agent.learn(args.episodes * args.num_steps, callback=[exploration, callback], progress_bar=True)
+    agent.learn(args.network_calls, callback=[exploration, callback], progress_bar=True)
     return callback.best, {
         "train_seconds": round(time.monotonic() - start, 1),
         "environment_steps": agent.num_timesteps,

@@ -103,7 +103,7 @@ class Student:
         """
         from redif_env.sb3.export import actor_policy, environment_of
 
-        return cls(environment_of(agent, env).mdp, actor_policy(agent))
+        return cls(environment_of(agent, env).mdp, actor_policy(agent.policy))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json``, ``policy.safetensors`` and the teacher's folder; whole or not at all.

@@ -14,7 +14,7 @@ from redif_env import GaussianMixtureTeacher, Student
 from redif_env.references import TEST_SEED, draw_noise
 
 TRAIN = [
-    "--teacher", "gaussian-ring", "--num-steps", "3", "--episodes", "128", "--num-envs", "16", "--group-size", "4",
+    "--teacher", "gaussian-ring", "--num-steps", "3", "--network-calls", "384", "--num-envs", "16", "--group-size", "4",
     "--held-out-size", "32", "--held-out-every", "2",
 ]  # fmt: skip
 
@@ -27,7 +27,9 @@ def run(module, *arguments):
 def test_train_export_judge(module, tmp_path):
     """One command leaves a student that loads, a table of every solver, a picture and a TensorBoard log."""
     budget = (
-        TRAIN if module == "agents.ppo" else ["--teacher", "gaussian-ring", "--num-steps", "3", "--episodes", "256"]
+        TRAIN
+        if module == "agents.ppo"
+        else ["--teacher", "gaussian-ring", "--num-steps", "3", "--network-calls", "768"]
     )
     process = run(module, *budget, "--seed", "1", "--out", str(tmp_path / "run"))
     assert process.returncode == 0, process.stderr

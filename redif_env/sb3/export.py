@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
@@ -32,13 +32,12 @@ def environment_of(agent: BaseAlgorithm, env: VecEnv | None) -> ReDiFVectorEnv:
     raise ValueError(f"env must be a ReDiF environment, wrapped or not, got {base!r}")
 
 
-def actor_policy(agent: BaseAlgorithm) -> Policy:
-    """The deterministic actor of PPO, A2C, SAC or TD3 with a stock ``MlpPolicy``.
+def actor_policy(policy: BasePolicy) -> Policy:
+    """The deterministic actor of PPO's, A2C's, SAC's or TD3's stock ``MlpPolicy``.
 
     Raises:
         ValueError: if the policy is of another kind.
     """
-    policy = agent.policy
     if isinstance(policy, ActorCriticPolicy):
         if policy.squash_output:
             raise ValueError("agent has squash_output=True, which only gSDE policies have: train without use_sde")
