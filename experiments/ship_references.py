@@ -2,13 +2,13 @@
 
     python -m experiments.ship_references
 
-Run after ``experiments.train_teacher``; it replaces what ``redif_env/assets/cache`` holds.
+Run after ``experiments.train_teacher``. What ``redif_env/assets/cache`` already holds is kept: delete the folder first
+to drop the sets of an older teacher.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 
 import tyro
@@ -32,7 +32,6 @@ class Args:
 
 def main(args: Args) -> None:
     folder = ASSETS / "cache"
-    shutil.rmtree(folder, ignore_errors=True)
     os.environ["REDIF_CACHE"] = str(folder)
     teacher = load_teacher("digits")
     reference_set(teacher, args.validation_size, VALIDATION_SEED)
