@@ -22,7 +22,7 @@ from tqdm import tqdm
 from redif_env.data import load_digits
 from redif_env.files import ASSETS, write_folder
 from redif_env.metrics import frechet_distance, load_features
-from redif_env.pipelines import read_pipeline
+from redif_env.teachers import load_teacher
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def train(args: Args, network: UNet2DModel, scheduler: DDPMScheduler, images: Te
 
 def quality(folder: Path, images: Tensor, seed: int) -> tuple[float, float]:
     """Frechet distance of 100-step samples to the data, and between random halves of the data (mean of 10 splits)."""
-    teacher = read_pipeline(folder, "digits")
+    teacher = load_teacher(folder)
     _, features = load_features("digits", teacher.sample_shape)
     generator = torch.Generator().manual_seed(seed)
     halves = []

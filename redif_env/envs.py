@@ -266,7 +266,7 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         if not np.isfinite(array).all():
             bad = np.flatnonzero(~np.isfinite(array).all(axis=1)).tolist()
             raise ValueError(
-                f"actions must be finite, but those of sub-environments {bad} are not: lower the step size"
+                f"actions must be finite, but those of sub-environments {bad} are not: lower the agent's learning rate"
             )
         return torch.from_numpy(array.clip(-1.0, 1.0)).to(self._pair.device)
 
@@ -448,7 +448,7 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         super().reset(seed=seed)
         self.batch.np_random = [self.np_random]
         observations, infos = self.batch.reset()
-        return observations[0], _only(infos)
+        return observations[0], info_of(infos, 0)
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """One solver step, and the network call of the next.
@@ -461,7 +461,7 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         if array.shape != self.action_space.shape:
             raise ValueError(f"action must have shape {self.action_space.shape}, got {array.shape}")
         observations, rewards, terminated, truncated, infos = self.batch.step(array[None])
-        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), _only(infos)
+        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info_of(infos, 0)
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """The trajectory so far as one frame, if ``render_mode`` is ``"rgb_array"``."""
@@ -477,10 +477,10 @@ def _parse_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
         raise ValueError(f"autoreset_mode={mode!r} is unknown: choose one of {known}") from error
 
 
-def _only(infos: dict[str, Any]) -> dict[str, Any]:
-    """The info of a batch of one, without masks."""
-    info: dict[str, Any] = {}
-    for key, value in infos.items():
-        if not key.startswith("_"):
-            info[key] = _only(value) if isinstance(value, dict) else value[0].item()
-    return info
+def info_of(infos: dict[str, Any], index: int) -> dict[str, Any]:
+    """The info of one sub-environment: plain numbers, without masks."""
+    return {
+        key: info_of(value, index) if isinstance(value, dict) else value[index].item()
+        for key, value in infos.items()
+        if not key.startswith("_")
+    }

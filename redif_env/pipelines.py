@@ -1,37 +1,45 @@
-"""The border to diffusers: a pipeline folder or hub id to a :class:`~redif_env.teachers.Teacher`, and back."""
+"""The border to diffusers: what a pipeline folder or hub id holds, and how to write one."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
-from redif_env.schedules import VariancePreservingSchedule
-
-if TYPE_CHECKING:
-    from redif_env.teachers import Teacher
+from redif_env.schedules import Schedule, VariancePreservingSchedule
+from redif_env.types import PredictionType
 
 _SCHEDULE_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
 
 
-def read_pipeline(name_or_path: str | Path, name: str) -> Teacher:
+@dataclass(frozen=True)
+class Pipeline:
+    """What makes a teacher of a diffusers pipeline."""
+
+    network: nn.Module
+    schedule: Schedule
+    sample_shape: tuple[int, ...]
+    prediction_type: PredictionType
+
+
+def read_pipeline(name_or_path: str | Path, name: str) -> Pipeline:
     """An unconditional ``UNet2DModel`` with its scheduler's schedule and prediction type.
 
     Args:
         name_or_path: a folder with ``unet/`` and ``scheduler/``, or a hub id.
-        name: what to call the teacher.
+        name: what messages call it.
 
     Raises:
         ValueError: if nothing is there, the weights are pickled, or the model or scheduler is of another kind.
     """
     from diffusers import DDPMScheduler, UNet2DModel
 
-    from redif_env.teachers import PredictionType, Teacher
-
     try:
         config = DDPMScheduler.load_config(str(name_or_path), subfolder="scheduler")
-        # Stored weights may be half precision; a teacher computes in float32 unless moved elsewhere. The other option
+        # Stored weights may be half precision; a teacher computes in float32 unless moved elsewhere. The last option
         # is the default where accelerate is installed, and a warning where it is not.
         network = UNet2DModel.from_pretrained(
             str(name_or_path),
@@ -46,34 +54,38 @@ def read_pipeline(name_or_path: str | Path, name: str) -> Teacher:
             f"folder or reachable hub id with unet/ (config.json, safetensors) and scheduler/. diffusers said: {error}"
         ) from error
     _refuse_unsupported(network.config, name)
-    return Teacher(
+    return Pipeline(
         network=network,
         schedule=_read_schedule(config, name),
         sample_shape=_sample_shape(network.config),
         prediction_type=PredictionType(config.get("prediction_type", "epsilon")),
-        name=name,
     )
 
 
-def write_pipeline(teacher: Teacher, folder: Path) -> None:
-    """Write ``teacher`` as a ``DDPMPipeline`` folder (safetensors, half precision left as it is)."""
+def write_pipeline(pipeline: Pipeline, folder: Path) -> None:
+    """Write a ``DDPMPipeline`` folder with safetensors.
+
+    Raises:
+        TypeError: if the network is no diffusers model, or the schedule not variance-preserving.
+    """
     from diffusers import DDPMPipeline, DDPMScheduler, ModelMixin
 
-    if not isinstance(teacher.network, ModelMixin) or not isinstance(teacher.schedule, VariancePreservingSchedule):
+    network, schedule = pipeline.network, pipeline.schedule
+    if not isinstance(network, ModelMixin) or not isinstance(schedule, VariancePreservingSchedule):
         raise TypeError(
-            f"teacher {teacher.name!r} cannot be saved: its network is a {type(teacher.network).__name__}, and only "
-            "diffusers models on a variance-preserving schedule have a folder format"
+            f"teacher cannot be saved: its network is a {type(network).__name__}, and only diffusers models on a "
+            "variance-preserving schedule have a folder format"
         )
     # half_logsnr = log(alpha / sigma), so 1 - beta_t is a ratio of squared alphas of neighbouring timesteps.
-    alphas_cumprod = torch.sigmoid(2 * teacher.schedule.knots.cpu())
+    alphas_cumprod = torch.sigmoid(2 * schedule.knots.cpu())
     previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
     scheduler = DDPMScheduler(
         num_train_timesteps=len(alphas_cumprod),
         trained_betas=(1 - alphas_cumprod / previous).tolist(),
-        prediction_type=teacher.prediction_type.value,
+        prediction_type=pipeline.prediction_type.value,
         clip_sample=False,
     )
-    DDPMPipeline(teacher.network, scheduler).save_pretrained(str(folder), safe_serialization=True)
+    DDPMPipeline(network, scheduler).save_pretrained(str(folder), safe_serialization=True)
 
 
 def _read_schedule(config: dict[str, Any], name: str) -> VariancePreservingSchedule:

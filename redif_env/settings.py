@@ -83,8 +83,6 @@ def build_mdp(
     dtype: str,
 ) -> DenoisingMDP:
     """The decision process that the arguments of ``gym.make("ReDiF-v0")`` describe."""
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}: an episode makes one network call a step")
     placed, floating = parse_device(device), parse_dtype(dtype)
     model = teacher.to(placed) if isinstance(teacher, Teacher) else shared_teacher(str(teacher), placed, floating)
     return DenoisingMDP(

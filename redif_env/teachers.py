@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,15 @@ from torch import Tensor, nn
 from redif_env.files import ASSETS, write_folder
 from redif_env.grids import TimeGrid
 from redif_env.mixtures import GaussianMixture
+from redif_env.pipelines import Pipeline, read_pipeline, write_pipeline
 from redif_env.schedules import Schedule, VariancePreservingSchedule
 from redif_env.solvers import DPMSolverPP, clean_estimate, noise_estimate, sample
-from redif_env.types import Prediction, expand
+from redif_env.types import Prediction, PredictionType, expand
 
 MIXTURE_FILE = "mixture.safetensors"
 
 ENDPOINT_BATCH = 512
 """Rows that a teacher's many-step run takes through the network together."""
-
-
-class PredictionType(StrEnum):
-    """What a network's output means, by diffusers' names."""
-
-    EPSILON = "epsilon"
-    SAMPLE = "sample"
-    V_PREDICTION = "v_prediction"
 
 
 class Teacher:
@@ -142,10 +134,9 @@ class Teacher:
         Raises:
             TypeError: if the network is no diffusers model or the schedule no variance-preserving one from betas.
         """
-        from redif_env.pipelines import write_pipeline
-
+        pipeline = Pipeline(self.network, self.schedule, self.sample_shape, self.prediction_type)
         with write_folder(Path(folder)) as half_written:
-            write_pipeline(self, half_written)
+            write_pipeline(pipeline, half_written)
 
 
 class GaussianMixtureTeacher(Teacher):
@@ -209,16 +200,13 @@ def load_teacher(name_or_path: str | Path) -> Teacher:
     Raises:
         ValueError: if there is no such teacher, or it is of a kind that cannot be used; the message says which.
     """
-    from redif_env.pipelines import read_pipeline
-
     name = str(name_or_path)
     if name == "gaussian-ring":
         return GaussianMixtureTeacher.ring()
-    if name == "digits":
-        return read_pipeline(ASSETS / "digits", name)
     if (Path(name) / MIXTURE_FILE).exists():
         return GaussianMixtureTeacher.from_pretrained(name)
-    return read_pipeline(name, name)
+    pipeline = read_pipeline(ASSETS / "digits" if name == "digits" else name, name)
+    return Teacher(pipeline.network, pipeline.schedule, pipeline.sample_shape, pipeline.prediction_type, name)
 
 
 def _tensors(network: nn.Module) -> Any:

@@ -13,9 +13,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from torch import Tensor
+
+
+class PredictionType(StrEnum):
+    """What a network's output means, by diffusers' names."""
+
+    EPSILON = "epsilon"
+    SAMPLE = "sample"
+    V_PREDICTION = "v_prediction"
 
 
 @dataclass(frozen=True)

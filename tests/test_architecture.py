@@ -18,7 +18,7 @@ ORDER = [
 
 
 def imported(path):
-    """Modules of ours that a file imports when it is imported itself: not inside functions, not for types alone."""
+    """Modules that a file imports when it is imported itself: not inside functions, not for types alone."""
     names = []
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ImportFrom) and node.module:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from redif_env.envs import ReDiFVectorEnv
+from redif_env.envs import ReDiFVectorEnv, info_of
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.teachers import Teacher
 from redif_env.wrappers import GroupRelativeReward
@@ -64,7 +64,7 @@ class ReDiFVecEnv(VecEnv):
         observations, infos = self.env.reset(seed=list(self._seeds))  # type: ignore[arg-type]
         self._reset_seeds()
         self._reset_options()
-        self.reset_infos = [_row(infos, index) for index in range(self.num_envs)]
+        self.reset_infos = [info_of(infos, index) for index in range(self.num_envs)]
         self._lengths[:] = 0
         self._returns.clear()
         return observations
@@ -117,7 +117,7 @@ class ReDiFVecEnv(VecEnv):
 
     def _finished(self, infos: dict[str, Any], index: int, truncated: bool) -> dict[str, Any]:
         terms = {name: float(values[index]) for name, values in self._returns.items()}
-        row = _row(infos["final_info"], index)
+        row = info_of(infos["final_info"], index)
         row["terminal_observation"] = infos["final_obs"][index]
         row["TimeLimit.truncated"] = truncated
         row["rewards"] = terms
@@ -172,12 +172,3 @@ def make_vec_env(
         render_mode=render_mode,
     )
     return ReDiFVecEnv(GroupRelativeReward(env) if group_size > 1 else env)
-
-
-def _row(infos: dict[str, Any], index: int) -> dict[str, Any]:
-    """Info of one sub-environment, without nested terms."""
-    return {
-        key: values[index].item()
-        for key, values in infos.items()
-        if not key.startswith("_") and isinstance(values, np.ndarray) and values.dtype != object
-    }
