@@ -45,10 +45,10 @@ class Args:
     batches: int = 4
     """Minibatches a rollout, which is one episode of every sub-environment: many small updates go further than few."""
     epochs: int = 4
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     """Falls linearly to zero."""
     exploration: tuple[float, float] | None = None
-    """Standard deviation of the actions at the start and at the end. By default 0.6 and 0.3, divided by the number of
+    """Standard deviation of the actions at the start and at the end. By default 0.8 and 0.25, divided by the number of
     steps: with more steps the base solver is nearer the teacher, and each action should stray less from it."""
     held_out_size: int = 512
     held_out_every: int = 50
@@ -90,7 +90,7 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
     callback = HeldOutCallback(validation, args.held_out_every)
     agent.set_logger(configure(str(args.out / "tensorboard"), ["tensorboard"]))
     start = time.monotonic()
-    exploration = AnnealedExploration(*(args.exploration or (0.6 / args.num_steps, 0.3 / args.num_steps)))
+    exploration = AnnealedExploration(*(args.exploration or (0.8 / args.num_steps, 0.25 / args.num_steps)))
     agent.learn(args.network_calls, callback=[exploration, callback], progress_bar=True)
     return callback.best, {
         "train_seconds": round(time.monotonic() - start, 1),
