@@ -129,6 +129,7 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         with torch.no_grad():
             self._begin(rows)
             self._predict(rows)
+        self._record_initial(rows, self._now)
         self._done[mask] = False
         return self._observe(self._now), self._info(mask, self._now)
 
@@ -179,6 +180,8 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         restarting = torch.from_numpy(resetting).to(self._pair.device)
         self._begin(restarting)
         self._predict(restarting | (live & ~transition.terminated))
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            self._record_initial(restarting, self._now)
         self._done = terminated.copy()
         infos |= self._info(np.ones_like(terminated), self._now, rewards, no_reward=resetting)
         truncated = np.zeros_like(terminated)
@@ -210,7 +213,6 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
 
     def _predict(self, rows: Tensor) -> None:
         self._state = self.mdp.predict(self._now, rows)
-        self._record_start(rows & (self._now.nfe == 1))
 
     # The border: numpy in and out, checks, pictures.
 
@@ -309,20 +311,15 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         mdp = self.mdp
         return EndpointAlignment(base_distance(mdp.teacher, reference, mdp.solver, mdp.grid, mdp.num_steps))
 
-    def _record_start(self, rows: Tensor) -> None:
-        if self._film and bool(rows.any()):
-            if self.autoreset_mode is AutoresetMode.SAME_STEP and self.last_transition is not None:
-                rows = rows & ~self.last_transition.terminated
+    def _record_initial(self, rows: Tensor, state: State) -> None:
+        if self._film:
             self._film.clear(rows)
-            self._film.record(rows, torch.zeros_like(self._pair), self._now.x, self._now.x0_history[:, 0])
+            self._film.record(rows, torch.zeros_like(self._pair), state.x, state.x0_history[:, 0])
 
     def _record_step(self, transition: Transition) -> None:
         if not self._film:
             return
-        first = transition.live & (transition.state.nfe == 1)
-        self._film.clear(first)
-        before = transition.state
-        self._film.record(first, torch.zeros_like(self._pair), before.x, before.x0_history[:, 0])
+        self._record_initial(transition.live & (transition.state.nfe == 1), transition.state)
         column = self.mdp.num_steps - transition.next_state.steps_left
         self._film.record(transition.live, column, transition.next_state.x, transition.decision.x0)
 

@@ -242,6 +242,18 @@ def env_final(env, zero):
     return env.last_transition.next_state.x.clamp(-1, 1)
 
 
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_strip_starts_anew_with_a_reset(mode):
+    """After reset() only the initial noise is to be seen, whatever was shown before."""
+    env = ReDiFVectorEnv(2, **TINY, num_steps=2, render_mode="rgb_array", autoreset_mode=mode)
+    for _ in range(2):
+        env.reset(seed=0)
+        columns = [bool((env.render()[0][4:36, 4 + 68 * k : 68 + 68 * k] == 32).all()) for k in range(3)]
+        assert columns == [False, True, True]
+        for _ in range(2):
+            env.step(np.zeros(env.action_space.shape, np.float32))
+
+
 def test_samples_that_are_no_images_are_drawn_too():
     env = gym.make("ReDiF-v0", **TINY, render_mode="rgb_array")
     env.reset(seed=0)
