@@ -203,13 +203,13 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
 
     def _begin(self, rows: Tensor) -> None:
         """Draw a pair for each of the given rows and put them at their initial noise."""
-        for index in rows.nonzero()[:, 0].tolist():
-            self._pair[index] = int(self._generators[index].integers(len(self.reference)))
-        if self._state is None:
-            rows = torch.ones_like(rows)
-        if bool(rows.any()):
-            initial = self.mdp.initial(self.reference.noise[self._pair])
-            self._state = initial if self._state is None else self._state.merge(rows, initial)
+        chosen = rows.nonzero()[:, 0]
+        if len(chosen) == 0:
+            return
+        drawn = [int(self._generators[index].integers(len(self.reference))) for index in chosen.tolist()]
+        self._pair[chosen] = torch.tensor(drawn, device=self._pair.device)
+        initial = self.mdp.initial(self.reference.noise[self._pair])
+        self._state = initial if self._state is None else self._state.merge(rows, initial)
 
     def _predict(self, rows: Tensor) -> None:
         self._state = self.mdp.predict(self._now, rows)

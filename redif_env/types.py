@@ -64,6 +64,8 @@ class State:
 
     def merge(self, mask: Tensor, other: State) -> State:
         """Rows of ``other`` where ``mask`` (``(B,)`` bool) is true, own rows elsewhere."""
+        if bool(mask.all()):
+            return other
         return State(
             **{
                 field.name: torch.where(
