@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -33,8 +34,6 @@ TRAINERS = {"redif-ppo": ppo, "cem": cem}
 class Args:
     teacher: str = "digits"
     nfe: tuple[int, ...] = (4, 6, 8)
-    ahead: int = 2
-    """Solvers are also judged with this many calls more."""
     seeds: int = 3
     out: Path = Path("runs/nfe-curve")
     methods: tuple[str, ...] = ("redif-ppo", "cem")
@@ -80,35 +79,28 @@ def solvers_at(args: Args, nfe: int) -> list[Row]:
     return [Row(**row) for row in json.loads(path.read_text())]
 
 
-def print_summary(args: Args, rows: list[dict[str, object]]) -> None:
-    """Medians over seeds, the spread, and the ratios to the best solver at equal calls and with more."""
-    table = Table(
-        "method", title=f"{args.teacher}: fd_teacher, median of {args.seeds} seeds (min to max); 2,000 held-out noises"
-    )
-    for name in (
-        "NFE",
-        "fd_teacher",
-        "mse_teacher",
-        "seconds",
-        "best solver, same NFE",
-        "ratio",
-        f"best solver, +{args.ahead}",
-        "ratio",
-    ):
+def best_solver(args: Args, nfe: int, distance: float) -> list[str]:
+    """Two cells: the best solver at ``nfe`` and how ``distance`` compares; dashes where solvers were not judged."""
+    if nfe not in args.nfe:
+        return ["-", "-"]
+    best = solvers_at(args, nfe)[0]
+    return [f"{best.method} {best.grid}: {best.fd_teacher:.3f}", f"{distance / best.fd_teacher:.2f}"]
+
+
+def print_summary(args: Args, rows: list[dict[str, Any]]) -> None:
+    """Medians over seeds, the spread, and the ratios to the best solver at equal calls and with two more."""
+    table = Table(title=f"{args.teacher}: median of {args.seeds} seeds (min to max), 2,000 held-out noises")
+    names = ("NFE", "fd_teacher", "mse_teacher", "best solver, same NFE", "ratio", "best solver, NFE + 2", "ratio")
+    table.add_column("method")
+    for name in names:
         table.add_column(name, justify="right")
     for nfe, method in product(args.nfe, args.methods):
         ours = [row for row in rows if (row["method"], row["nfe"]) == (method, nfe)]
-        distances = [float(row["fd_teacher"]) for row in ours]
+        distances = [row["fd_teacher"] for row in ours]
         middle = median(distances)
         cells = [method, str(nfe), f"{middle:.3f} ({min(distances):.3f} to {max(distances):.3f})"]
-        cells += [
-            f"{median(float(row['mse_teacher']) for row in ours):.5f}",
-            f"{median(float(row['train_seconds']) for row in ours):.0f}",
-        ]
-        for calls in (nfe, nfe + args.ahead):
-            best = solvers_at(args, calls)[0]
-            cells += [f"{best.method} {best.grid}: {best.fd_teacher:.3f}", f"{middle / best.fd_teacher:.2f}"]
-        table.add_row(*cells)
+        cells.append(f"{median(row['mse_teacher'] for row in ours):.5f}")
+        table.add_row(*cells, *best_solver(args, nfe, middle), *best_solver(args, nfe + 2, middle))
     Console(width=150).print(table)
 
 
