@@ -28,6 +28,8 @@ from redif_env.teachers import Teacher
 
 TEST_SIZE = 2000
 PICTURED = 12
+FLOOR_SIZE = 4096
+"""The training set's size, so that it is in the cache already."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ class Evaluator:
         """The teacher itself: what a perfect student would score."""
         return self.row("teacher", "time", nfe, self.endpoints)
 
+    def floor_row(self) -> Row:
+        """The teacher on other noises: what sampling alone makes of two perfect sets of this size."""
+        others = reference_set(self.teacher, FLOOR_SIZE).endpoints[: len(self.noise)]
+        return self.row("teacher, other noises", "time", 100, others.to(self.teacher.device))
+
 
 def print_table(rows: Sequence[Row], title: str) -> None:
     """Print rows, the first column left, numbers right."""
@@ -90,10 +97,10 @@ def print_table(rows: Sequence[Row], title: str) -> None:
     for name in ("NFE", "FD to teacher", "FD to data", "MSE to teacher"):
         table.add_column(name, justify="right")
     for row in rows:
-        data = "-" if row.fd_data is None else f"{row.fd_data:.2f}"
+        data = "-" if row.fd_data is None else f"{row.fd_data:.3f}"
         style = "bold" if row.method.startswith("redif") else None
         table.add_row(
-            row.method, row.grid, str(row.nfe), f"{row.fd_teacher:.2f}", data, f"{row.mse_teacher:.5f}", style=style
+            row.method, row.grid, str(row.nfe), f"{row.fd_teacher:.3f}", data, f"{row.mse_teacher:.5f}", style=style
         )
     # A fixed width, so that a log file holds the same table as a terminal.
     Console(width=100).print(table)
@@ -134,7 +141,7 @@ def report(method: str, student: Student, settings: Any, facts: dict[str, Any], 
     student.save_pretrained(out / "student")
     evaluator = Evaluator(student.mdp.teacher)
     ours = evaluator.row(method, "learned", student.num_steps, student(noise=evaluator.noise))
-    rows = [evaluator.teacher_row(), ours, *evaluator.baselines(student.num_steps)]
+    rows = [evaluator.teacher_row(), evaluator.floor_row(), ours, *evaluator.baselines(student.num_steps)]
     count, teacher = len(evaluator.noise), evaluator.teacher.name
     save_result(out / "result.json", settings, {**facts, "features": evaluator.feature_name, "samples": count}, rows)
     save_samples(out / "samples.png", student, rows, evaluator)
