@@ -34,6 +34,8 @@ TRAINERS = {"redif-ppo": ppo, "cem": cem}
 class Args:
     teacher: str = "digits"
     nfe: tuple[int, ...] = (4, 6, 8)
+    solvers_only: tuple[int, ...] = (10,)
+    """Step counts at which only the solvers are judged, to compare with students of fewer."""
     seeds: int = 3
     out: Path = Path("runs/nfe-curve")
     methods: tuple[str, ...] = ("redif-ppo", "cem")
@@ -81,7 +83,7 @@ def solvers_at(args: Args, nfe: int) -> list[Row]:
 
 def best_solver(args: Args, nfe: int, distance: float) -> list[str]:
     """Two cells: the best solver at ``nfe`` and how ``distance`` compares; dashes where solvers were not judged."""
-    if nfe not in args.nfe:
+    if nfe not in (*args.nfe, *args.solvers_only):
         return ["-", "-"]
     best = solvers_at(args, nfe)[0]
     return [f"{best.method} {best.grid}: {best.fd_teacher:.3f}", f"{distance / best.fd_teacher:.2f}"]
