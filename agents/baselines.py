@@ -38,7 +38,7 @@ class Baseline:
         grid = GRIDS[self.grid]
         if self.method in SOLVERS:
             return sample(teacher, SOLVERS[self.method], grid, noise, num_steps)
-        scheduler = DIFFUSERS_SOLVERS[self.method](betas_of(teacher))
+        scheduler = DIFFUSERS_SOLVERS[self.method](teacher.schedule.betas().tolist())
         return diffusers_sample(scheduler, teacher, grid, noise, num_steps)
 
 
@@ -46,15 +46,6 @@ def all_baselines() -> list[Baseline]:
     """Every solver on every grid; iPNDM of order 1 is DDIM and stands once."""
     methods = [name for name in SOLVERS if name != "ipndm1"] + list(DIFFUSERS_SOLVERS)
     return [Baseline(method, grid) for method in methods for grid in GRIDS]
-
-
-def betas_of(teacher: Teacher) -> list[float]:
-    """Forward-process variances of the teacher's training timesteps, as diffusers' schedulers take them."""
-    timesteps = torch.arange(int(teacher.schedule.max_timestep) + 1, dtype=torch.float64)
-    level = teacher.schedule.level(teacher.schedule.half_logsnr(timesteps.to(teacher.device)))
-    alphas_cumprod = level.alpha.cpu() ** 2
-    previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
-    return (1 - alphas_cumprod / previous).tolist()
 
 
 def diffusers_sample(scheduler: SchedulerMixin, teacher: Teacher, grid: Grid, noise: Tensor, num_steps: int) -> Tensor:

@@ -76,12 +76,9 @@ def write_pipeline(pipeline: Pipeline, folder: Path) -> None:
             f"teacher cannot be saved: its network is a {type(network).__name__}, and only diffusers models on a "
             "variance-preserving schedule have a folder format"
         )
-    # half_logsnr = log(alpha / sigma), so 1 - beta_t is a ratio of squared alphas of neighbouring timesteps.
-    alphas_cumprod = torch.sigmoid(2 * schedule.knots.cpu())
-    previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
     scheduler = DDPMScheduler(
-        num_train_timesteps=len(alphas_cumprod),
-        trained_betas=(1 - alphas_cumprod / previous).tolist(),
+        num_train_timesteps=len(schedule.knots),
+        trained_betas=schedule.betas().tolist(),
         prediction_type=pipeline.prediction_type.value,
         clip_sample=False,
     )

@@ -116,6 +116,11 @@ class VariancePreservingSchedule(Schedule):
             )
         return cls.from_betas(betas)
 
+    def betas(self) -> Tensor:
+        """The variances ``(T,)`` of the forward process: the inverse of :meth:`from_betas`."""
+        alphas_cumprod = torch.sigmoid(2 * self.knots)
+        return 1 - alphas_cumprod / torch.cat([torch.ones_like(alphas_cumprod[:1]), alphas_cumprod[:-1]])
+
     @property
     def max_timestep(self) -> float:
         return float(len(self.knots) - 1)

@@ -35,6 +35,14 @@ def test_level_to_time_is_diffusers_own_interpolation():
     torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_betas_are_given_back(kind):
+    schedule = VariancePreservingSchedule.from_diffusers(kind)
+    again = VariancePreservingSchedule.from_betas(schedule.betas())
+    torch.testing.assert_close(again.knots, schedule.knots, rtol=0, atol=1e-8)
+    torch.testing.assert_close(schedule.betas().float(), DDPMScheduler(beta_schedule=kind).betas, rtol=1e-4, atol=1e-7)
+
+
 def test_ends_are_kept():
     """Beyond its ends a schedule gives its ends; clean data is alpha 1, sigma 0 exactly."""
     schedule = VariancePreservingSchedule.from_diffusers()
