@@ -22,8 +22,10 @@ class HeldOutCallback(BaseCallback):
 
     The student's policy is the moving average of the agent's over rollouts (weight ``1 - decay`` for the newest): what
     the last few updates did by chance averages out, and the agent trains on as it would. ``best`` is the student with
-    the smallest ``fd_teacher`` so far, ``best_fd`` that distance. Also logs each reward term and the mean timesteps
-    that the student steps to. Training's own random state is not touched.
+    the smallest ``fd_teacher`` so far, ``best_fd`` that distance; with adaptive step counts, where that would be the
+    dearest, it is the last one. A student that knows prices is judged at their geometric mean. Also logs each reward
+    term, the network calls, and the mean timesteps that the student steps to. Training's own random state is not
+    touched.
     """
 
     def __init__(self, evaluator: Evaluator, every: int = 10, decay: float = 0.98) -> None:
@@ -62,21 +64,23 @@ class HeldOutCallback(BaseCallback):
     def judge(self) -> None:
         """Judge the student as it stands."""
         student = Student(self.training_env.unwrapped.mdp, actor_policy(self._average.module))
-        states = student.trajectory(self.evaluator.noise)
-        row = self.evaluator.row("redif", "learned", student.num_steps, states[-1].x)
+        prices = student.mdp.prices
+        states = student.trajectory(self.evaluator.noise, math.sqrt(prices[0] * prices[1]) if prices else None)
+        row = self.evaluator.row("redif", "learned", states[-1].nfe.double().mean().item(), states[-1].x)
+        self.logger.record("held_out/nfe", row.nfe)
         self.logger.record("held_out/fd_teacher", row.fd_teacher)
         self.logger.record("held_out/mse_teacher", row.mse_teacher)
         if row.fd_data is not None:
             self.logger.record("held_out/fd_data", row.fd_data)
         for index, state in enumerate(states[:-1]):
-            level = student.mdp.teacher.schedule.timestep(state.half_logsnr)
+            level = student.mdp.teacher.schedule.timestep(state.half_logsnr[state.half_logsnr.isfinite()])
             self.logger.record(f"schedule/timestep_{index + 1}", float(level.mean()))
         if states[-1].x.ndim == 4:
             pictures = torch.stack([states[-1].x[:PICTURED], self.evaluator.endpoints[:PICTURED]])
             self.logger.record(
                 "held_out/samples", Image(tile(to_pixels(pictures)), "HWC"), exclude=("stdout", "json", "csv")
             )
-        if row.fd_teacher < self.best_fd:
+        if row.fd_teacher < self.best_fd or student.mdp.adaptive:
             self.best_fd, self.best = row.fd_teacher, student
         self.logger.record("held_out/best_fd_teacher", self.best_fd)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,13 +15,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from agents.baselines import all_baselines
 from redif_env.data import load_digits
+from redif_env.features import embed, load_features
 from redif_env.files import write_file
-from redif_env.metrics import frechet_distance, load_features, mean_squared_error
+from redif_env.metrics import frechet_distance, mean_squared_error
 from redif_env.references import TEST_SEED, reference_set
 from redif_env.rendering import tile, to_pixels
 from redif_env.students import Student
@@ -34,11 +36,14 @@ FLOOR_SIZE = 4096
 
 @dataclass(frozen=True)
 class Row:
-    """One sampler's result; lower is better everywhere. ``fd_data`` is missing where the data are unknown."""
+    """One sampler's result; lower is better everywhere. ``fd_data`` is missing where the data are unknown.
+
+    ``nfe`` is the mean over samples, where they differ.
+    """
 
     method: str
     grid: str
-    nfe: int
+    nfe: float
     fd_teacher: float
     fd_data: float | None
     mse_teacher: float
@@ -57,21 +62,33 @@ class Evaluator:
         self.teacher = teacher
         self.noise = reference.noise.to(teacher.device)
         self.endpoints = reference.endpoints.clamp(-1, 1).to(teacher.device)
-        self.feature_name, features = load_features(teacher.name, teacher.sample_shape)
-        self.features: nn.Module = features.to(teacher.device)
-        self.data = load_digits()[0].to(teacher.device) if teacher.name == "digits" else None
+        known = teacher.sample_shape == (1, 8, 8)
+        self.feature_name = "digits-classifier-64" if known else "pixels"
+        self.features = load_features("digits-judge" if known else "pixels", teacher.sample_shape).to(teacher.device)
+        self.endpoint_features = embed(self.features, self.endpoints)
+        self.data_features: Tensor | None = None
+        if teacher.name == "digits":
+            self.data_features = embed(self.features, load_digits()[0].to(teacher.device))
 
-    def row(self, method: str, grid: str, nfe: int, samples: Tensor) -> Row:
+    def row(self, method: str, grid: str, nfe: float, samples: Tensor) -> Row:
         """Measure ``samples`` ``(size, *S)``, made from ``noise`` in its order."""
         samples = samples.clamp(-1, 1)
+        features, data = embed(self.features, samples), self.data_features
         return Row(
             method=method,
             grid=grid,
             nfe=nfe,
-            fd_teacher=frechet_distance(samples, self.endpoints, self.features),
-            fd_data=None if self.data is None else frechet_distance(samples, self.data, self.features),
+            fd_teacher=frechet_distance(features, self.endpoint_features),
+            fd_data=None if data is None else frechet_distance(features, data),
             mse_teacher=mean_squared_error(samples, self.endpoints),
         )
+
+    def student_row(self, method: str, student: Student, price: float | None = None) -> Row:
+        """Measure a student, at the mean of the network calls that it spends; at a price of one, if it knows prices."""
+        last = student.trajectory(self.noise, price)[-1]
+        spent = last.nfe.double().mean().item()
+        grid = "learned" if price is None else f"price {price:.3g}"
+        return self.row(method, grid, int(spent) if spent.is_integer() else spent, last.x)
 
     def baselines(self, nfe: int) -> list[Row]:
         """Every training-free solver on every grid, best first."""
@@ -100,19 +117,19 @@ def print_table(rows: Sequence[Row], title: str) -> None:
         data = "-" if row.fd_data is None else f"{row.fd_data:.3f}"
         style = "bold" if row.method.startswith("redif") else None
         table.add_row(
-            row.method, row.grid, str(row.nfe), f"{row.fd_teacher:.3f}", data, f"{row.mse_teacher:.5f}", style=style
+            row.method, row.grid, f"{row.nfe:.4g}", f"{row.fd_teacher:.3f}", data, f"{row.mse_teacher:.5f}", style=style
         )
     # A fixed width, so that a log file holds the same table as a terminal.
     Console(width=100).print(table)
 
 
 def save_samples(path: Path, student: Student, rows: Sequence[Row], evaluator: Evaluator) -> None:
-    """Picture of the same noises down the rows: best solver, student, teacher."""
+    """Picture of the same noises down the rows: best solver, student (at its smallest price), teacher."""
     best = min((row for row in rows if (row.method, row.grid) in _names()), key=lambda row: row.fd_teacher)
     baseline = next(one for one in all_baselines() if (one.method, one.grid) == (best.method, best.grid))
     noise = evaluator.noise[:PICTURED]
     lines = [
-        baseline(evaluator.teacher, noise, student.num_steps),
+        baseline(evaluator.teacher, noise, int(best.nfe)),
         student(noise=noise),
         evaluator.endpoints[:PICTURED],
     ]
@@ -140,13 +157,24 @@ def report(method: str, student: Student, settings: Any, facts: dict[str, Any], 
     """Export a student, judge it beside every training-free solver at the same NFE, and write down all of it."""
     student.save_pretrained(out / "student")
     evaluator = Evaluator(student.mdp.teacher)
-    ours = evaluator.row(method, "learned", student.num_steps, student(noise=evaluator.noise))
-    rows = [evaluator.teacher_row(), evaluator.floor_row(), ours, *evaluator.baselines(student.num_steps)]
+    ours = [evaluator.student_row(method, student, price) for price in prices_of(student)]
+    # Where the student chooses how often to call, solvers get at least as many calls as its dearest samples.
+    nfe = math.ceil(max(row.nfe for row in ours))
+    rows = [evaluator.teacher_row(), evaluator.floor_row(), *ours, *evaluator.baselines(nfe)]
     count, teacher = len(evaluator.noise), evaluator.teacher.name
     save_result(out / "result.json", settings, {**facts, "features": evaluator.feature_name, "samples": count}, rows)
     save_samples(out / "samples.png", student, rows, evaluator)
-    print_table(rows, f"{teacher}, {student.num_steps} NFE, {count} held-out noises, {evaluator.feature_name}")
+    print_table(rows, f"{teacher}, {nfe} NFE, {count} held-out noises, {evaluator.feature_name}")
     print(f"Trained in {facts['train_seconds']} s, {facts['environment_steps']} environment steps. Results: {out}")
+
+
+def prices_of(student: Student, count: int = 5) -> list[float | None]:
+    """Prices from the smallest to the largest that a student was trained at, evenly in the logarithm; else None."""
+    if student.mdp.prices is None:
+        return [None]
+    low, high = student.mdp.prices
+    # Rounding must not leave the range.
+    return [min(high, max(low, low * (high / low) ** (index / (count - 1)))) for index in range(count)]
 
 
 def _names() -> set[tuple[str, str]]:

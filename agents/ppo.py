@@ -6,18 +6,19 @@ python -m agents.ppo --teacher digits --num-steps 4 --seed 0 --out runs/digits-4
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
 from agents.callbacks import AnnealedExploration, HeldOutCallback, linear_to_zero
 from agents.command import prepare_folder, run
 from agents.evaluate import Evaluator, report
 from redif_env.references import VALIDATION_SEED
-from redif_env.sb3 import make_vec_env
+from redif_env.sb3 import GroupRelativeReturns, make_vec_env
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.students import Student
 
@@ -30,6 +31,12 @@ class Args:
     """A built-in name, a diffusers folder, or a hub id."""
     num_steps: int = 4
     """Network calls a sample."""
+    min_steps: int | None = None
+    """Network calls a sample at least; below num_steps, the policy chooses how many."""
+    prices: tuple[float, float] | None = None
+    """Range of what a call costs, which the policy sees; add the reward term "price" to charge it."""
+    reward: dict[str, float] = field(default_factory=lambda: {"endpoint": 1.0})
+    """Reward terms and their weights, as in --reward endpoint 1 feature 0.5."""
     seed: int = 0
     out: Path = Path("runs/ppo")
     """Folder for student/, result.json, samples.png and TensorBoard logs."""
@@ -65,6 +72,9 @@ def build(args: Args) -> PPO:
         action=args.action,
         solver=args.solver,
         grid=args.grid,
+        reward=args.reward,
+        min_steps=args.min_steps,
+        prices=args.prices,
         group_size=args.group_size,
         device=args.device,
     )
@@ -90,8 +100,13 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
     callback = HeldOutCallback(validation, args.held_out_every)
     agent.set_logger(configure(str(args.out / "tensorboard"), ["tensorboard"]))
     start = time.monotonic()
-    exploration = AnnealedExploration(*(args.exploration or (0.8 / args.num_steps, 0.25 / args.num_steps)))
-    agent.learn(args.network_calls, callback=[exploration, callback], progress_bar=True)
+    callbacks: list[BaseCallback] = [
+        AnnealedExploration(*(args.exploration or (0.8 / args.num_steps, 0.25 / args.num_steps))),
+        callback,
+    ]
+    if agent.get_env().unwrapped.mdp.adaptive and args.group_size > 1:
+        callbacks.append(GroupRelativeReturns())
+    agent.learn(args.network_calls, callback=callbacks, progress_bar=True)
     return callback.best, {
         "train_seconds": round(time.monotonic() - start, 1),
         "environment_steps": agent.num_timesteps,

@@ -65,7 +65,7 @@ def finish(task: Task) -> None:
     student, facts = trainer.train(settings)
     student.save_pretrained(task.out / "student")
     evaluator = Evaluator(student.mdp.teacher)
-    row = evaluator.row(task.method, "learned", task.nfe, student(noise=evaluator.noise))
+    row = evaluator.student_row(task.method, student)
     with write_file(task.out / "row.json") as temporary:
         temporary.write_text(json.dumps({**asdict(row), **facts, "seed": task.seed}, indent=2) + "\n")
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import tyro
 
+from redif_env.distances import root_mean_square
 from redif_env.files import ASSETS
 from redif_env.grids import GRIDS
-from redif_env.references import TRAIN_SEED, VALIDATION_SEED, base_distance, reference_set
+from redif_env.references import TRAIN_SEED, VALIDATION_SEED, base_samples, reference_set
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.solvers import SOLVERS
 from redif_env.teachers import load_teacher
@@ -23,7 +24,7 @@ from redif_env.teachers import load_teacher
 
 @dataclass(frozen=True)
 class Args:
-    """Sizes of the two sets, and the step counts whose base solver's error is kept."""
+    """Sizes of the two sets, and the step counts at which the base solver's samples are kept."""
 
     train_size: int = 4096
     validation_size: int = 512
@@ -37,7 +38,8 @@ def main(args: Args) -> None:
     reference_set(teacher, args.validation_size, VALIDATION_SEED)
     reference = reference_set(teacher, args.train_size, TRAIN_SEED)
     for count in args.num_steps:
-        distance = base_distance(teacher, reference, SOLVERS[DEFAULT_SOLVER], GRIDS[DEFAULT_GRID], count)
+        base = base_samples(teacher, reference, SOLVERS[DEFAULT_SOLVER], GRIDS[DEFAULT_GRID], count)
+        distance = root_mean_square(base, reference.endpoints[: len(base)]).mean()
         print(f"{count} steps, {DEFAULT_SOLVER} on {DEFAULT_GRID}: distance to the endpoints {distance:.5f}")
 
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from redif_env.data import load_digits
+from redif_env.features import DigitsClassifier
 from redif_env.files import ASSETS, write_folder
-from redif_env.metrics import DigitsClassifier
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from redif_env.data import load_digits
+from redif_env.features import embed, load_features
 from redif_env.files import ASSETS, write_folder
-from redif_env.metrics import frechet_distance, load_features
+from redif_env.metrics import frechet_distance
 from redif_env.teachers import load_teacher
 
 
@@ -84,14 +85,15 @@ def train(args: Args, network: UNet2DModel, scheduler: DDPMScheduler, images: Te
 def quality(folder: Path, images: Tensor, seed: int) -> tuple[float, float]:
     """Frechet distance of 100-step samples to the data, and between random halves of the data (mean of 10 splits)."""
     teacher = load_teacher(folder)
-    _, features = load_features("digits", teacher.sample_shape)
+    network = load_features("digits-judge", teacher.sample_shape)
+    features = embed(network, images)
     generator = torch.Generator().manual_seed(seed)
     halves = []
     for _ in range(10):
         order = torch.randperm(len(images), generator=generator)
-        halves.append(frechet_distance(images[order[::2]], images[order[1::2]], features))
+        halves.append(frechet_distance(features[order[::2]], features[order[1::2]]))
     noise = torch.randn(len(images), *teacher.sample_shape, generator=generator)
-    distance = frechet_distance(teacher.endpoint(noise, num_steps=100), images, features)
+    distance = frechet_distance(embed(network, teacher.endpoint(noise, num_steps=100)), features)
     return distance, sum(halves) / len(halves)
 
 

@@ -6,7 +6,7 @@ Every map is a flat float32 ``Box`` in [-1, 1] whose zero is the base solver, ex
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -66,7 +66,9 @@ class StepMap(ActionMap):
         position = next_position(state.position, state.steps_left, shift)
         half_logsnr = base.grid.half_logsnr(position, base.schedule)
         x0 = base.solver.estimate(state, half_logsnr, base.schedule.level(state.half_logsnr))
-        return Decision(position=position, x0=x0, timestep=base.schedule.timestep(half_logsnr))
+        return Decision(
+            position=position, x0=x0, timestep=base.schedule.timestep(half_logsnr), steps_left=state.steps_left
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class SolverMap(ActionMap):
             x0 = x0 + torch.einsum("bk,kbchw->bchw", gains, split_bands(x0, self.bands))
         half_logsnr = base.grid.half_logsnr(stepped.position, base.schedule)
         told = half_logsnr + self.max_told * base.schedule.level(half_logsnr).sigma * action[:, 4]
-        return Decision(position=stepped.position, x0=x0, timestep=base.schedule.timestep(told))
+        return replace(stepped, x0=x0, timestep=base.schedule.timestep(told))
 
     def _correction(self, action: Tensor, state: State, x0: Tensor, base: BaseSolver) -> Tensor:
         """What numbers 1 to 3 add to the clean estimate; exactly nothing at zero."""

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
 from redif_env.actions import ActionMap
+from redif_env.draws import GroupDraws
 from redif_env.grids import Grid
 from redif_env.observations import Observation
-from redif_env.references import base_distance, reference_set
+from redif_env.references import reference_set
 from redif_env.rendering import Filmstrip
-from redif_env.rewards import EndpointAlignment, Reward
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp, look_up
+from redif_env.rewards import Reward, Term, build_terms, restart
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
 from redif_env.solvers import Solver
 from redif_env.teachers import Teacher
 from redif_env.types import State, Transition
@@ -39,8 +39,8 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         group_size: sub-environments in groups of this many start each episode from the same noise (those of one
             group are seeded like its first); what a group-relative baseline needs.
         autoreset_mode: ``SAME_STEP`` (default), ``NEXT_STEP`` or ``DISABLED``, as enum or as its value.
-        teacher, num_steps, action, observation, solver, grid, reward, reference_size, teacher_steps, device, dtype,
-            render_mode: as in :class:`ReDiFEnv`.
+        teacher, num_steps, action, observation, solver, grid, reward, min_steps, prices, reference_size,
+            teacher_steps, device, dtype, render_mode: as in :class:`ReDiFEnv`.
 
     ``last_transition`` holds all that the last step did, as torch tensors, before any reset: what reward wrappers read.
     """
@@ -61,7 +61,9 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         observation: str | Observation = "features",
         solver: str | Solver = DEFAULT_SOLVER,
         grid: str | Grid = DEFAULT_GRID,
-        reward: str | Reward = "endpoint",
+        reward: str | Reward | Mapping[str, float] = "endpoint",
+        min_steps: int | None = None,
+        prices: tuple[float, float] | None = None,
         reference_size: int = 4096,
         teacher_steps: int = 100,
         group_size: int = 1,
@@ -76,22 +78,24 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
             raise ValueError(f"group_size must divide num_envs={num_envs}, got {group_size}")
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode={render_mode!r} is unknown: choose None or 'rgb_array'")
-        self.mdp = build_mdp(teacher, num_steps, action, observation, solver, grid, device, dtype)
+        self.mdp = build_mdp(
+            teacher, num_steps, action, observation, solver, grid, device, dtype, min_steps=min_steps, prices=prices
+        )
         self.num_envs, self.group_size, self.render_mode = num_envs, group_size, render_mode
         self.autoreset_mode = _parse_autoreset_mode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
 
         shape = self.mdp.teacher.sample_shape
-        self.single_action_space = self.mdp.action_map.space(shape)
-        self.single_observation_space = self.mdp.observation.space(shape, num_steps)
+        self.single_action_space = self.mdp.action_space
+        self.single_observation_space = self.mdp.observation_space
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
         reference = reference_set(self.mdp.teacher, reference_size, num_steps=teacher_steps)
-        self.reward = self._default_reward(reference, reward) if isinstance(reward, str) else reward
         self.reference = reference.to(self.mdp.teacher.device, getattr(torch, dtype))
+        self.terms = self._build_terms(reward)
         self.last_transition: Transition | None = None
-        self._generators = self._seeded([None] * num_envs)
+        self._draws = GroupDraws(num_envs, group_size, reference_size, priced=prices is not None)
         self._state: State | None = None
         self._pair = torch.zeros(num_envs, dtype=torch.int64, device=self.reference.noise.device)
         self._done = np.zeros(num_envs, dtype=np.bool_)
@@ -99,14 +103,14 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
 
     @property  # type: ignore[override]
     def np_random(self) -> tuple[np.random.Generator, ...]:
-        """The generators of the sub-environments: their only source of chance."""
-        return tuple(self._generators)
+        """The generators of the sub-environments, one for those of a group: their only source of chance."""
+        return tuple(generator for generator in self._draws.generators for _ in range(self.group_size))
 
     @np_random.setter  # type: ignore[override]
     def np_random(self, value: Sequence[np.random.Generator]) -> None:
         if len(value) != self.num_envs:
             raise ValueError(f"np_random must be {self.num_envs} generators, one a sub-environment, got {len(value)}")
-        self._generators = list(value)
+        self._draws.generators = list(value[:: self.group_size])
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -120,11 +124,8 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         seeds = self._parse_seed(seed)
         mask = self._parse_reset_mask(options)
         if any(value is not None for value in seeds):
-            fresh = self._seeded(seeds)
-            self._generators = [
-                new if masked and value is not None else old
-                for new, old, masked, value in zip(fresh, self._generators, mask, self._leaders(seeds), strict=True)
-            ]
+            self._draws.seed(seeds, mask)
+            self.restart_rewards()
         rows = torch.from_numpy(mask).to(self._pair.device)
         with torch.no_grad():
             self._begin(rows)
@@ -147,6 +148,11 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         with torch.no_grad():
             return self._step(self._parse_actions(actions))
 
+    def restart_rewards(self) -> None:
+        """Make rewards with a memory of past episodes forget them, as seeding does."""
+        for term in self.terms:
+            restart(term.reward)
+
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """One frame a sub-environment if ``render_mode`` is ``"rgb_array"`` (:class:`~redif_env.rendering.Filmstrip`).
 
@@ -166,30 +172,32 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         live = torch.from_numpy(~resetting).to(self._pair.device)
         transition = self._transition(action, live)
         self.last_transition = transition
-        rewards = torch.where(live, self.reward(transition), 0.0)
+        terms = {term.name: term(transition).double().cpu().numpy() for term in self.terms}
         terminated = transition.terminated.cpu().numpy()
         infos: dict[str, Any] = {}
 
         self._state = self._now.merge(live, transition.next_state)
         self._record_step(transition)
-        ended_info = self._info(terminated, self._now, rewards)
+        ended_info = self._info(terminated, self._now, terms)
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
             resetting = terminated
             if terminated.any():
                 infos |= self._final(terminated, ended_info)
         restarting = torch.from_numpy(resetting).to(self._pair.device)
         self._begin(restarting)
-        self._predict(restarting | (live & ~transition.terminated))
+        self._predict(restarting)
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             self._record_initial(restarting, self._now)
         self._done = terminated.copy()
-        infos |= self._info(np.ones_like(terminated), self._now, rewards, no_reward=resetting)
+        infos |= self._info(np.ones_like(terminated), self._now, terms, no_reward=resetting)
         truncated = np.zeros_like(terminated)
-        return self._observe(self._now), rewards.double().cpu().numpy(), terminated, truncated, infos
+        return self._observe(self._now), np.sum(list(terms.values()), axis=0), terminated, truncated, infos
 
     def _transition(self, action: Tensor, live: Tensor) -> Transition:
         decision = self.mdp.decode(self._now, action)
         next_state = self.mdp.advance(self._now, decision)
+        terminated = live & (next_state.steps_left == 0)
+        next_state = self.mdp.predict(next_state, live & ~terminated)
         return Transition(
             state=self._now,
             action=action,
@@ -197,18 +205,18 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
             next_state=next_state,
             endpoint=self.reference.endpoints[self._pair],
             pair=self._pair.clone(),
-            terminated=live & (next_state.steps_left == 0),
+            terminated=terminated,
             live=live,
         )
 
     def _begin(self, rows: Tensor) -> None:
         """Draw a pair for each of the given rows and put them at their initial noise."""
-        chosen = rows.nonzero()[:, 0]
-        if len(chosen) == 0:
+        if not bool(rows.any()):
             return
-        drawn = [int(self._generators[index].integers(len(self.reference))) for index in chosen.tolist()]
-        self._pair[chosen] = torch.tensor(drawn, device=self._pair.device)
-        initial = self.mdp.initial(self.reference.noise[self._pair])
+        device = self._pair.device
+        pair, dial = (torch.from_numpy(drawn).to(device) for drawn in self._draws.next(rows.cpu().numpy()))
+        self._pair = torch.where(rows, pair, self._pair)
+        initial = self.mdp.initial(self.reference.noise[self._pair], self.mdp.price(dial))
         self._state = initial if self._state is None else self._state.merge(rows, initial)
 
     def _predict(self, rows: Tensor) -> None:
@@ -229,7 +237,7 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         self,
         rows: NDArray[np.bool_],
         state: State,
-        rewards: Tensor | None = None,
+        terms: Mapping[str, NDArray[np.float64]] | None = None,
         no_reward: NDArray[np.bool_] | None = None,
     ) -> dict[str, Any]:
         """Info of the given rows in Gymnasium's vector form: arrays, and masks under ``_key``."""
@@ -242,10 +250,8 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         for key, values in columns.items():
             info[key], info[f"_{key}"] = np.where(rows, values, np.zeros_like(values)), rows.copy()
         rewarded = rows if no_reward is None else rows & ~no_reward
-        if rewards is not None and rewarded.any():
-            terms = {self.reward.name: np.where(rewarded, rewards.double().cpu().numpy(), 0.0)}
-            terms[f"_{self.reward.name}"] = rewarded.copy()
-            info["rewards"], info["_rewards"] = terms, rewarded.copy()
+        for name, values in (terms or {}).items():
+            add_term(info, name, values, rewarded)
         return info
 
     def _final(self, terminated: NDArray[np.bool_], info: dict[str, Any]) -> dict[str, Any]:
@@ -293,23 +299,12 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
             raise gym.error.ResetNeeded("the first reset() must reset every sub-environment: leave reset_mask out")
         return mask.copy()
 
-    def _leaders(self, seeds: Sequence[int | None]) -> list[int | None]:
-        return [seeds[index - index % self.group_size] for index in range(self.num_envs)]
-
-    def _seeded(self, seeds: Sequence[int | None]) -> list[np.random.Generator]:
-        """Generators; those of one group get the same stream, so that their j-th episodes share a noise."""
-        if self.group_size == 1:
-            return [seeding.np_random(value)[0] for value in seeds]
-        generators: list[np.random.Generator] = []
-        for leader in seeds[:: self.group_size]:
-            used = seeding.np_random(leader)[1]
-            generators += [seeding.np_random(used)[0] for _ in range(self.group_size)]
-        return generators
-
-    def _default_reward(self, reference: Any, name: str) -> Reward:
-        look_up("reward", name, {"endpoint": EndpointAlignment})
-        mdp = self.mdp
-        return EndpointAlignment(base_distance(mdp.teacher, reference, mdp.solver, mdp.grid, mdp.num_steps))
+    def _build_terms(self, reward: str | Reward | Mapping[str, float]) -> list[Term]:
+        if isinstance(reward, str):
+            reward = {reward: 1.0}
+        if isinstance(reward, Mapping):
+            return build_terms(reward, self.mdp, self.reference)
+        return [Term(reward)]
 
     def _record_initial(self, rows: Tensor, state: State) -> None:
         if self._film:
@@ -343,24 +338,30 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
       solver's noise prediction. :class:`redif_env.actions.SolverMap` gives each number's unit.
     - `"step"` (1 number): the step size alone.
 
+    With `min_steps` below `num_steps` there is one number more, the last: it gives up calls of the budget
+    (:class:`redif_env.mdp.DenoisingMDP`).
+
     ## Observation Space
 
     `"features"`: a short float32 vector: NFE left, noise level, statistics of the sample, of the predicted clean sample
-    and of its change. :class:`redif_env.observations.Features` lists them.
+    and of its change. :class:`redif_env.observations.Features` lists them. With `prices`, the episode's price follows.
 
     ## Rewards
 
     Zero until the sample is finished, then minus its root mean square distance to the teacher's endpoint, divided by
     the base solver's mean distance over the reference set: on average the zero action returns -1, the teacher 0.
-    `info["rewards"]` holds the terms by name.
+    `info["rewards"]` holds the terms by name. Other rewards, and sums of them, by the `reward` argument or by the
+    wrappers of :mod:`redif_env.wrappers`; `docs/rewards.md` has the table.
 
     ## Starting State
 
-    `x` is the noise of a random pair of the reference set; the network has been called once.
+    `x` is the noise of a random pair of the reference set; the network has been called once. With `prices`, the
+    episode's price of a call is drawn, log-uniform between them.
 
     ## Episode End
 
-    Terminates after `num_steps` steps, when the last step has landed on clean data. Never truncates.
+    Terminates when the last step has landed on clean data: after `num_steps` steps, or earlier, after at least
+    `min_steps`, if the action gave up the others. Never truncates.
 
     ## Information
 
@@ -382,7 +383,11 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     - `action="solver"`, `observation="features"`: see above.
     - `solver="dpm++3m"`, `grid="time^1.5"`: the base solver (`"ddim"`, `"dpm++2m"`, `"dpm++3m"`, `"ipndm1"` to
       `"ipndm4"`) and its grid (`"time"`, `"time^1.5"`, `"time^2"`, `"logsnr"`, `"karras"`).
-    - `reward="endpoint"`: see above.
+    - `reward="endpoint"`: a name of :data:`redif_env.rewards.REWARDS`, or names with weights:
+      `{"endpoint": 1.0, "feature": 0.5}`.
+    - `min_steps=None`: network calls an episode at least; below `num_steps`, the number of calls is a decision.
+    - `prices=None`: smallest and largest price of a network call, in units of reward; the terms `"price"` and
+      `StepCost` without a cost charge it.
     - `reference_size=4096`, `teacher_steps=100`: pairs in the reference set, and the network calls that the teacher
       spent on each. Computed once and cached under `$REDIF_CACHE` or `~/.cache/redif`; shipped for the defaults.
     - `device="cpu"`, `dtype="float32"`: where and in what type samples are kept.
@@ -406,7 +411,9 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         observation: str | Observation = "features",
         solver: str | Solver = DEFAULT_SOLVER,
         grid: str | Grid = DEFAULT_GRID,
-        reward: str | Reward = "endpoint",
+        reward: str | Reward | Mapping[str, float] = "endpoint",
+        min_steps: int | None = None,
+        prices: tuple[float, float] | None = None,
         reference_size: int = 4096,
         teacher_steps: int = 100,
         device: str = "cpu",
@@ -422,6 +429,8 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             solver=solver,
             grid=grid,
             reward=reward,
+            min_steps=min_steps,
+            prices=prices,
             reference_size=reference_size,
             teacher_steps=teacher_steps,
             autoreset_mode=AutoresetMode.DISABLED,
@@ -443,6 +452,8 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Start a new episode; ``options`` are unused."""
         super().reset(seed=seed)
+        if seed is not None:
+            self.batch.restart_rewards()
         self.batch.np_random = [self.np_random]
         observations, infos = self.batch.reset()
         return observations[0], info_of(infos, 0)
@@ -472,6 +483,21 @@ def _parse_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
     except ValueError as error:
         known = ", ".join(repr(known.value) for known in AutoresetMode)
         raise ValueError(f"autoreset_mode={mode!r} is unknown: choose one of {known}") from error
+
+
+def add_term(info: dict[str, Any], name: str, values: NDArray[np.float64], rows: NDArray[np.bool_]) -> None:
+    """Put a reward term ``(B,)`` of the given rows under ``info["rewards"]``, in Gymnasium's vector form.
+
+    Raises:
+        ValueError: if there is a term of that name already.
+    """
+    if not rows.any():
+        return
+    terms = info.setdefault("rewards", {})
+    if name in terms:
+        raise ValueError(f"two reward terms are named {name!r}: give one of them another name")
+    terms[name], terms[f"_{name}"] = np.where(rows, values, 0.0), rows.copy()
+    info["_rewards"] = rows.copy()
 
 
 def info_of(infos: dict[str, Any], index: int) -> dict[str, Any]:

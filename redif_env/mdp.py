@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor
 
 from redif_env.actions import ActionMap, BaseSolver
@@ -14,16 +17,27 @@ from redif_env.solvers import Solver, initial_state, predict, step_to
 from redif_env.teachers import Teacher
 from redif_env.types import Decision, State
 
+GIVE_UP_AT = 0.5
+"""Value of the budget number from which all calls are given up that may be: exploration around 0 tries a few."""
+
 
 @dataclass(frozen=True)
 class DenoisingMDP:
     """Few-step denoising as a decision process (module ``redif_env.envs`` makes environments of it).
 
+    With ``min_steps`` below ``num_steps`` the number of calls is a decision too: actions get one more number, the last,
+    which gives up calls of the budget. 0 or less gives up none, 0.5 or more all down to ``min_steps``, and what is
+    between is rounded. The remaining steps spread over the remaining way; with none left but the pending one, the step
+    goes to clean data and the episode ends.
+
     Args:
         teacher: its network is called once a step.
         solver, grid: the base solver, which the zero action reproduces.
-        num_steps: network calls an episode, at least 1.
+        num_steps: network calls an episode at most, at least 1.
         action_map, observation: meaning of actions, and what the agent sees.
+        min_steps: network calls an episode at least; ``num_steps`` if not given.
+        prices: smallest and largest price of a network call, in units of reward. Each episode has one, which the agent
+            sees as one more number, the last: 0 at the smallest, 1 at the largest, linear in the logarithm.
     """
 
     teacher: Teacher
@@ -32,21 +46,47 @@ class DenoisingMDP:
     num_steps: int
     action_map: ActionMap
     observation: Observation
+    min_steps: int | None = None
+    prices: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(
                 f"num_steps must be at least 1, got {self.num_steps}: an episode makes one network call a step"
             )
+        if self.min_steps is not None and not 1 <= self.min_steps <= self.num_steps:
+            raise ValueError(f"min_steps must be from 1 to num_steps={self.num_steps}, got {self.min_steps}")
+        if self.prices is not None and not 0 < self.prices[0] < self.prices[1]:
+            raise ValueError(f"prices must be two numbers above 0, the smaller first, got {self.prices}")
 
     @property
     def base(self) -> BaseSolver:
         return BaseSolver(self.solver, self.grid, self.teacher.schedule)
 
-    def initial(self, noise: Tensor) -> State:
-        """The states of ``noise`` ``(B, *S)``, before their first network call."""
+    @property
+    def adaptive(self) -> bool:
+        """Whether the number of calls is a decision."""
+        return self.min_steps is not None and self.min_steps < self.num_steps
+
+    @property
+    def action_space(self) -> Box:
+        """The Gymnasium space of one action."""
+        space = self.action_map.space(self.teacher.sample_shape)
+        return Box(-1.0, 1.0, (space.shape[0] + 1,), np.float32) if self.adaptive else space
+
+    @property
+    def observation_space(self) -> Box:
+        """The Gymnasium space of one observation."""
+        space = self.observation.space(self.teacher.sample_shape, self.num_steps)
+        if self.prices is None:
+            return space
+        return Box(np.append(space.low, np.float32(0)), np.append(space.high, np.float32(1)), dtype=np.float32)
+
+    def initial(self, noise: Tensor, price: Tensor | None = None) -> State:
+        """The states of ``noise`` ``(B, *S)``, before their first network call, at ``price`` ``(B,)`` a call."""
         history = max(self.solver.order, self.action_map.history, self.observation.history)
-        return initial_state(noise, self.teacher.schedule, self.grid, self.num_steps, history)
+        state = initial_state(noise, self.teacher.schedule, self.grid, self.num_steps, history)
+        return state if price is None else replace(state, price=price.to(state.price))
 
     def predict(self, state: State, rows: Tensor) -> State:
         """One network call on the given rows (``(B,)`` bool) alone; the others stay as they are."""
@@ -62,12 +102,34 @@ class DenoisingMDP:
 
     def decode(self, state: State, action: Tensor) -> Decision:
         """What ``action`` ``(B, A)`` means in ``state``."""
+        if self.adaptive:
+            state, action = self._give_up(state, action[:, -1]), action[:, :-1]
         return self.action_map.decode(action, state, self.base)
 
     def advance(self, state: State, decision: Decision) -> State:
         """The deterministic solver step; no network call. Rows that are already clean come out as NaN."""
-        return step_to(state, decision.position, decision.x0, decision.timestep, self.teacher.schedule, self.grid)
+        shortened = replace(state, steps_left=decision.steps_left)
+        return step_to(shortened, decision.position, decision.x0, decision.timestep, self.teacher.schedule, self.grid)
 
     def observe(self, state: State) -> Tensor:
         """Observations ``(B, F)`` float32."""
-        return self.observation.observe(state, self.num_steps)
+        seen = self.observation.observe(state, self.num_steps)
+        if self.prices is None:
+            return seen
+        low, high = self.prices
+        dial = (state.price / low).log() / math.log(high / low)
+        return torch.cat([seen, dial[:, None].float().clamp(0, 1)], dim=1)
+
+    def price(self, dial: Tensor) -> Tensor:
+        """The price at each ``dial`` ``(B,)`` in [0, 1], from the smallest to the largest; 0 if there are none."""
+        if self.prices is None:
+            return torch.zeros_like(dial)
+        low, high = self.prices
+        return low * (high / low) ** dial
+
+    def _give_up(self, state: State, share: Tensor) -> State:
+        assert self.min_steps is not None
+        least = (self.min_steps - state.nfe + 1).clamp(min=1)
+        spare = (state.steps_left - least).clamp(min=0)
+        given_up = (spare * (share.double() / GIVE_UP_AT).clamp(0, 1)).round().long()
+        return replace(state, steps_left=state.steps_left - given_up)

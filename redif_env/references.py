@@ -11,12 +11,14 @@ from tqdm import tqdm
 
 from redif_env.cache import cached
 from redif_env.grids import Grid
-from redif_env.rewards import distance
 from redif_env.solvers import Solver, sample
 from redif_env.teachers import ENDPOINT_BATCH, Teacher
 
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 0, 1, 2
 """Noise seeds of the three disjoint sets: to train on, to choose the best student by, and to report."""
+
+BASE_SIZE = 1024
+"""Noises on which rewards look up what the base solver makes of them."""
 
 QUIET_BELOW = 50_000
 """A reference set that costs fewer network calls than this shows no progress bar."""
@@ -69,15 +71,16 @@ def reference_set(teacher: Teacher, size: int, seed: int = TRAIN_SEED, num_steps
     return ReferenceSet(noise, cached(key, compute), key)
 
 
-def base_distance(teacher: Teacher, reference: ReferenceSet, solver: Solver, grid: Grid, num_steps: int) -> float:
-    """Mean distance of a solver's ``num_steps`` samples to the reference's endpoints; cached like them."""
-    key = hashlib.sha256(f"distance {reference.key} {solver} {grid} {num_steps}".encode()).hexdigest()
-    return float(cached(key, lambda: _mean_distance(teacher, reference, solver, grid, num_steps)))
+def base_samples(teacher: Teacher, reference: ReferenceSet, solver: Solver, grid: Grid, num_steps: int) -> Tensor:
+    """What a solver makes of the reference set's first noises in ``num_steps`` calls; cached like the endpoints.
 
+    At most ``BASE_SIZE`` samples ``(M, *S)``, on the teacher's device, in the noises' type.
+    """
+    described = f"samples {reference.key} {solver} {grid} {num_steps} {BASE_SIZE}"
+    noise = reference.noise[:BASE_SIZE].to(teacher.device)
 
-@torch.inference_mode()
-def _mean_distance(teacher: Teacher, reference: ReferenceSet, solver: Solver, grid: Grid, num_steps: int) -> Tensor:
-    noise, endpoints = reference.noise.to(teacher.device), reference.endpoints.to(teacher.device)
-    parts = zip(noise.split(ENDPOINT_BATCH), endpoints.split(ENDPOINT_BATCH), strict=True)
-    distances = [distance(sample(teacher, solver, grid, x, num_steps), end) for x, end in parts]
-    return torch.cat(distances).double().mean().cpu()
+    @torch.inference_mode()
+    def compute() -> Tensor:
+        return torch.cat([sample(teacher, solver, grid, part, num_steps) for part in noise.split(ENDPOINT_BATCH)])
+
+    return cached(hashlib.sha256(described.encode()).hexdigest(), compute).to(noise)

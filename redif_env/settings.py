@@ -81,6 +81,9 @@ def build_mdp(
     grid: str | Grid,
     device: str,
     dtype: str,
+    *,
+    min_steps: int | None = None,
+    prices: tuple[float, float] | None = None,
 ) -> DenoisingMDP:
     """The decision process that the arguments of ``gym.make("ReDiF-v0")`` describe."""
     placed, floating = parse_device(device), parse_dtype(dtype)
@@ -92,4 +95,6 @@ def build_mdp(
         num_steps=num_steps,
         action_map=look_up("action", action, ACTION_MAPS) if isinstance(action, str) else action,
         observation=look_up("observation", observation, OBSERVATIONS) if isinstance(observation, str) else observation,
+        min_steps=min_steps,
+        prices=None if prices is None else (float(prices[0]), float(prices[1])),
     )

@@ -41,8 +41,7 @@ class Student:
     """
 
     def __init__(self, mdp: DenoisingMDP, policy: Policy) -> None:
-        shape = mdp.teacher.sample_shape
-        expected = (mdp.observation.space(shape, mdp.num_steps).shape[0], mdp.action_map.size(shape))
+        expected = (mdp.observation_space.shape[0], mdp.action_space.shape[0])
         if (policy.config.sizes[0], policy.config.sizes[-1]) != expected:
             raise ValueError(
                 f"policy maps {policy.config.sizes}, but the decision process needs (observation, action) {expected}"
@@ -57,7 +56,7 @@ class Student:
 
     @property
     def num_steps(self) -> int:
-        """Network calls (NFE) a sample."""
+        """Network calls (NFE) a sample; the most there can be, where the policy chooses."""
         return self.mdp.num_steps
 
     @property
@@ -67,7 +66,12 @@ class Student:
 
     @torch.inference_mode()
     def __call__(
-        self, num_samples: int | None = None, *, generator: torch.Generator | None = None, noise: Tensor | None = None
+        self,
+        num_samples: int | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        price: float | None = None,
     ) -> Tensor:
         """Samples ``(num_samples, *S)`` in [-1, 1].
 
@@ -75,18 +79,25 @@ class Student:
             num_samples: how many to draw; needed unless ``noise`` is given.
             generator: of the initial noise; torch's default one if not given.
             noise: standard normal ``(N, *S)`` to start from instead.
+            price: of a network call, for a student trained at many prices: the dearer, the fewer calls. Its smallest
+                price if not given.
         """
-        return self.trajectory(self._initial_noise(num_samples, generator, noise))[-1].x.clamp(-1, 1)
+        return self.trajectory(self._initial_noise(num_samples, generator, noise), price)[-1].x.clamp(-1, 1)
 
     @torch.no_grad()
-    def trajectory(self, noise: Tensor) -> list[State]:
-        """The state after each step from ``noise`` ``(N, *S)``; the last holds the clean samples, not yet clipped."""
+    def trajectory(self, noise: Tensor, price: float | None = None) -> list[State]:
+        """The state after each step from ``noise`` ``(N, *S)``; the last holds the clean samples, not yet clipped.
+
+        ``nfe`` of the last are the network calls spent on each: samples that are finished early cost no more.
+        """
         mdp, states = self.mdp, []
-        state = mdp.initial(noise)
-        rows = torch.ones(len(noise), dtype=torch.bool, device=noise.device)
-        for _ in range(mdp.num_steps):
-            state = mdp.predict(state, rows)
-            state = mdp.advance(state, mdp.decode(state, self.policy(mdp.observe(state))))
+        state = mdp.initial(noise, self._prices(len(noise), price))
+        unfinished = state.steps_left > 0
+        while bool(unfinished.any()):
+            state = mdp.predict(state, unfinished)
+            stepped = mdp.advance(state, mdp.decode(state, self.policy(mdp.observe(state))))
+            state = state.merge(unfinished, stepped)
+            unfinished = state.steps_left > 0
             states.append(state)
         return states
 
@@ -115,6 +126,8 @@ class Student:
         config: dict[str, Any] = {
             "format": FORMAT,
             "num_steps": mdp.num_steps,
+            "min_steps": mdp.min_steps,
+            "prices": mdp.prices,
             "solver": name_of(mdp.solver, SOLVERS),
             "grid": name_of(mdp.grid, GRIDS),
             "action": name_of(mdp.action_map, ACTION_MAPS),
@@ -150,6 +163,8 @@ class Student:
                 num_steps=config["num_steps"],
                 action_map=look_up("action", config["action"], ACTION_MAPS),
                 observation=look_up("observation", config["observation"], OBSERVATIONS),
+                min_steps=config["min_steps"],
+                prices=None if config["prices"] is None else tuple(config["prices"]),
             )
             sizes = tuple(config["policy"].pop("sizes"))
             policy = Policy(PolicyConfig(sizes, **config["policy"]))
@@ -159,6 +174,16 @@ class Student:
                 f"student folder {folder} does not fit together ({error}): export it again"
             ) from error
         return cls(mdp, policy)
+
+    def _prices(self, count: int, price: float | None) -> Tensor:
+        prices = self.mdp.prices
+        if prices is None and price is not None:
+            raise ValueError(f"price={price} means nothing to this student: it was trained without prices")
+        if prices is not None and price is not None and not prices[0] <= price <= prices[1]:
+            raise ValueError(f"price must be from {prices[0]} to {prices[1]}, as in training, got {price}")
+        cheapest = prices[0] if prices is not None else 0.0
+        value = cheapest if price is None else price
+        return torch.full((count,), value, dtype=torch.float64, device=self.mdp.teacher.device)
 
     def _initial_noise(
         self, num_samples: int | None, generator: torch.Generator | None, noise: Tensor | None

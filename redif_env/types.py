@@ -48,7 +48,8 @@ class State:
     """Where B denoising episodes stand. Every field has B rows, so states can be merged row by row.
 
     ``timestep`` is what the network is told at its next call; ``nfe`` the calls made; ``steps_left`` the calls that
-    the budget still allows plus the pending step (the last step makes no call). Histories hold the last K
+    the budget still allows plus the pending step (the last step makes no call); ``price`` ``(B,)`` float64 what a
+    call costs the episode in units of reward (0 unless the decision process draws prices). Histories hold the last K
     predictions, newest first, the unused places zero.
     """
 
@@ -58,6 +59,7 @@ class State:
     timestep: Tensor
     nfe: Tensor
     steps_left: Tensor
+    price: Tensor
     x0_history: Tensor
     eps_history: Tensor
     half_logsnr_history: Tensor
@@ -85,21 +87,23 @@ class Decision:
     """What an action means once its units are known.
 
     ``position``: grid position to step to, ``(B,)``; ``x0``: clean estimate to step with, ``(B, *S)``;
-    ``timestep``: what the network is told there, ``(B,)``.
+    ``timestep``: what the network is told there, ``(B,)``; ``steps_left``: steps that the episode still takes, this
+    one included, ``(B,)`` int64.
     """
 
     position: Tensor
     x0: Tensor
     timestep: Tensor
+    steps_left: Tensor
 
 
 @dataclass(frozen=True)
 class Transition:
     """One environment step of B episodes: all that a reward may look at.
 
-    ``state`` is before the step, ``next_state`` after it and before any reset (its histories do not yet hold the
-    prediction at ``next_state.x``); ``endpoint`` ``(B, *S)`` is what the teacher makes of the same initial noise;
-    ``pair`` ``(B,)`` int64 its row in the reference set; ``terminated`` ``(B,)`` bool; ``live`` ``(B,)`` bool is
+    ``state`` is before the step, ``next_state`` after it and before any reset; unless the episode ended, its histories
+    already hold the network's prediction there. ``endpoint`` ``(B, *S)`` is what the teacher makes of the same initial
+    noise; ``pair`` ``(B,)`` int64 its row in the reference set; ``terminated`` ``(B,)`` bool; ``live`` ``(B,)`` bool is
     false for rows that took no step (the dead step of autoreset mode ``NEXT_STEP``).
     """
 

@@ -12,8 +12,8 @@ import redif_env
 ROOT = Path(__file__).parent.parent
 ORDER = [
     "types", "schedules", "grids", "solvers", "files", "mixtures", "pipelines", "teachers", "bands", "actions",
-    "observations", "mdp", "cache", "rewards", "references", "rendering", "settings", "envs", "wrappers", "policies",
-    "students", "data", "metrics", "sb3",
+    "observations", "mdp", "cache", "distances", "kernels", "features", "references", "rewards", "rendering",
+    "settings", "draws", "envs", "wrappers", "policies", "students", "data", "metrics", "sb3",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import redif_env
 from redif_env import ReDiFEnv, ReDiFVectorEnv
-from redif_env.references import base_distance, reference_set
+from redif_env.references import base_samples, reference_set
 from redif_env.solvers import sample
 
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20}
@@ -107,8 +107,8 @@ def test_zero_action_returns_minus_one_on_average():
     reference = reference_set(env.mdp.teacher, 32, num_steps=20)
     samples = sample(env.mdp.teacher, env.mdp.solver, env.mdp.grid, reference.noise, 4)
     errors = (samples - reference.endpoints).square().mean(1).sqrt()
-    mean = base_distance(env.mdp.teacher, reference, env.mdp.solver, env.mdp.grid, 4)
-    assert mean == pytest.approx(errors.mean().item())
+    base = base_samples(env.mdp.teacher, reference, env.mdp.solver, env.mdp.grid, 4)
+    torch.testing.assert_close(base, samples)
     for pair, reward in returns.items():
         assert reward == pytest.approx(-(errors[pair] / errors.mean()).item(), rel=1e-4)
 

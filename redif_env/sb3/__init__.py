@@ -1,5 +1,6 @@
-"""The border to Stable-Baselines3: the only part of the library that imports it."""
+"""Stable-Baselines3: the adapter, and what its stock agents need besides. The only place that imports it."""
 
+from redif_env.sb3.groups import GroupRelativeReturns
 from redif_env.sb3.vec_env import ReDiFVecEnv, make_vec_env
 
-__all__ = ["ReDiFVecEnv", "make_vec_env"]
+__all__ = ["GroupRelativeReturns", "ReDiFVecEnv", "make_vec_env"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,9 @@ def make_vec_env(
     observation: str = "features",
     solver: str = DEFAULT_SOLVER,
     grid: str = DEFAULT_GRID,
-    reward: str = "endpoint",
+    reward: str | Mapping[str, float] = "endpoint",
+    min_steps: int | None = None,
+    prices: tuple[float, float] | None = None,
     reference_size: int = 4096,
     teacher_steps: int = 100,
     group_size: int = 1,
@@ -151,11 +153,12 @@ def make_vec_env(
     Args:
         num_envs: number of episodes that run together.
         group_size: from 2 on, rewards are relative to their group's mean
-            (:class:`~redif_env.wrappers.GroupRelativeReward`).
-        teacher, num_steps, action, observation, solver, grid, reward, reference_size, teacher_steps, device, dtype,
-            render_mode: as in :class:`~redif_env.envs.ReDiFEnv`.
+            (:class:`~redif_env.wrappers.GroupRelativeReward`); with adaptive step counts, only if the agent learns with
+            the callback :class:`~redif_env.sb3.GroupRelativeReturns`.
+        teacher, num_steps, action, observation, solver, grid, reward, min_steps, prices, reference_size,
+            teacher_steps, device, dtype, render_mode: as in :class:`~redif_env.envs.ReDiFEnv`.
     """
-    env: VectorEnv = ReDiFVectorEnv(
+    env = ReDiFVectorEnv(
         num_envs,
         teacher=teacher,
         num_steps=num_steps,
@@ -164,6 +167,8 @@ def make_vec_env(
         solver=solver,
         grid=grid,
         reward=reward,
+        min_steps=min_steps,
+        prices=prices,
         reference_size=reference_size,
         teacher_steps=teacher_steps,
         group_size=group_size,
@@ -171,4 +176,5 @@ def make_vec_env(
         dtype=dtype,
         render_mode=render_mode,
     )
-    return ReDiFVecEnv(GroupRelativeReward(env) if group_size > 1 else env)
+    adaptive = env.mdp.adaptive
+    return ReDiFVecEnv(GroupRelativeReward(env) if group_size > 1 and not adaptive else env)

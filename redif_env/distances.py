@@ -1,0 +1,73 @@
+"""Distances between finished samples and the teacher's endpoints: ``(B,)`` from two batches ``(B, *S)``.
+
+All are 0 for equal samples and grow as samples differ; any callable of the same form may stand in for them. Those of
+images clip to [-1, 1], the range that a student's samples have once they leave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""``(samples, endpoints) -> (B,)``."""
+
+SMALL_SIDE = 16
+"""Below this many pixels a side, structural similarity uses a narrower window than its paper's 11 x 11."""
+
+
+def root_mean_square(samples: Tensor, endpoints: Tensor) -> Tensor:
+    """Root of the mean squared difference over dimensions."""
+    return squared_error(samples, endpoints).sqrt()
+
+
+def squared_error(samples: Tensor, endpoints: Tensor) -> Tensor:
+    """Mean squared difference over dimensions."""
+    return (samples - endpoints).flatten(1).square().mean(dim=1)
+
+
+def cosine_distance(samples: Tensor, endpoints: Tensor) -> Tensor:
+    """One minus the cosine of the angle between them, 0 to 2."""
+    return 1 - F.cosine_similarity(samples.flatten(1), endpoints.flatten(1), dim=1)
+
+
+def structural_dissimilarity(samples: Tensor, endpoints: Tensor) -> Tensor:
+    """One minus the structural similarity (Wang et al. 2004, Eq. 13), by torchmetrics, for images in [-1, 1].
+
+    Raises:
+        ValueError: if samples are no images.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    if samples.ndim != 4:
+        raise ValueError(
+            f"structural similarity needs images (channels, height, width), got samples of shape "
+            f"{tuple(samples.shape[1:])}: choose another distance"
+        )
+    sigma = 0.5 if min(samples.shape[2:]) < SMALL_SIDE else 1.5
+    similarity = structural_similarity_index_measure(
+        samples.clamp(-1, 1), endpoints.clamp(-1, 1), sigma=sigma, data_range=(-1.0, 1.0), reduction="none"
+    )
+    assert isinstance(similarity, Tensor)
+    return 1 - similarity.reshape(len(samples))
+
+
+def perceptual_distance(network: str = "alex") -> Distance:
+    """LPIPS (Zhang et al. 2018), by torchmetrics, for images of three channels in [-1, 1].
+
+    Args:
+        network: ``"alex"``, ``"vgg"`` or ``"squeeze"``; torchvision fetches its weights when they are not there.
+    """
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    module = LearnedPerceptualImagePatchSimilarity(net_type=network, reduction="none").eval()  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def distance(samples: Tensor, endpoints: Tensor) -> Tensor:
+        placed = module.to(samples.device)
+        return placed.net(samples.clamp(-1, 1), endpoints.clamp(-1, 1)).reshape(len(samples))
+
+    return distance

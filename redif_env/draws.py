@@ -1,0 +1,55 @@
+"""What chance decides: which pair of the reference set, at what price, each episode starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from gymnasium.utils import seeding
+from numpy.typing import NDArray
+
+
+class GroupDraws:
+    """Draws for the episodes of B sub-environments, shared within groups of ``group_size`` neighbours.
+
+    A group draws anew once every member has begun to need it: a member that finishes before its siblings starts again
+    from the same draw. So siblings never drift apart, however many steps each takes.
+
+    Args:
+        num_envs, group_size: B, and the size of the groups.
+        size: of the reference set.
+        priced: whether a price is drawn too.
+    """
+
+    def __init__(self, num_envs: int, group_size: int, size: int, priced: bool) -> None:
+        self.group_size, self.size, self.priced = group_size, size, priced
+        groups = num_envs // group_size
+        self.generators = [seeding.np_random()[0] for _ in range(groups)]
+        self._busy = np.zeros(num_envs, dtype=np.bool_)
+        self._pair = np.zeros(groups, dtype=np.int64)
+        self._dial = np.zeros(groups)
+
+    def seed(self, seeds: Sequence[int | None], rows: NDArray[np.bool_]) -> None:
+        """Seed each group that has one of the given rows (``(B,)`` bool) by its first member's seed, if it has one."""
+        for group, seed in enumerate(seeds[:: self.group_size]):
+            members = self._members(group)
+            if seed is not None and rows[members].any():
+                self.generators[group] = seeding.np_random(seed)[0]
+                self._busy[members] = False
+
+    def next(self, rows: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Pair ``(B,)`` and price dial in [0, 1] ``(B,)`` of the given rows' new episodes; the others' are unspecified.
+
+        Without prices the dial is 0.
+        """
+        self._busy &= ~rows
+        for group in np.unique(np.flatnonzero(rows) // self.group_size).tolist():
+            members = self._members(group)
+            if not self._busy[members].any():
+                self._pair[group] = self.generators[group].integers(self.size)
+                self._dial[group] = self.generators[group].random() if self.priced else 0.0
+                self._busy[members] = True
+        return self._pair.repeat(self.group_size), self._dial.repeat(self.group_size)
+
+    def _members(self, group: int) -> slice:
+        return slice(group * self.group_size, (group + 1) * self.group_size)

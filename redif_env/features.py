@@ -1,0 +1,173 @@
+"""Feature networks: where samples are compared by what they show, not by their values."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from redif_env.files import ASSETS
+
+FEATURE_BATCH = 1024
+
+DIGITS_FEATURES = {"digits": "digits-features", "digits-judge": "digits-classifier"}
+"""Folders of the two digit networks. They differ in their training seed alone; keeping them apart means that a reward
+cannot be good by the judge's own blind spots."""
+
+
+class DigitsClassifier(nn.Module):
+    """A small convolutional classifier of 8x8 digits; its penultimate layer is the feature space of the digits tables.
+
+    ``forward`` gives class logits ``(B, 10)``; ``features`` gives ``(B, 64)``, of images ``(B, 1, 8, 8)`` in [-1, 1].
+    Trained and shipped by ``python -m experiments.train_classifier``.
+    """
+
+    num_features = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(64, 64, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(256, self.num_features),
+            nn.GELU(),
+        )
+        self.head = nn.Linear(self.num_features, 10)
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.body(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+
+class PixelFeatures(nn.Module):
+    """The samples themselves, flattened: the feature space where no network is known for the data."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, samples: Tensor) -> Tensor:
+        return samples.flatten(1)
+
+
+class PenultimateFeatures(nn.Module):
+    """:meth:`DigitsClassifier.features` as a module, the form that torchmetrics takes."""
+
+    def __init__(self, classifier: DigitsClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.num_features = classifier.num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier.features(images.float())
+
+
+class VisionFeatures(nn.Module):
+    """Pooled features of a transformers vision model: DINO, DINOv2, CLIP's image side, ViT and their like.
+
+    Images ``(B, C, H, W)`` in [-1, 1] are made three-channelled, resized (bicubic, antialiased) and normalised as the
+    model's own ``preprocessor_config.json`` says.
+
+    Args:
+        model: a transformers model whose output has ``image_embeds`` or ``pooler_output``, or else patch tokens, the
+            first of which stands for the image.
+        side: pixels a side that the model was trained on.
+        mean, std: of its training images in [0, 1], a channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.side = side
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        unit = (images.float() + 1) / 2
+        if unit.shape[1] == 1:
+            unit = unit.expand(-1, 3, -1, -1)
+        size = (self.side, self.side)
+        resized = F.interpolate(unit, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        output = self.model(pixel_values=(resized - self.mean) / self.std)
+        for name in ("image_embeds", "pooler_output"):
+            if getattr(output, name, None) is not None:
+                return getattr(output, name)
+        return output.last_hidden_state[:, 0]
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str) -> VisionFeatures:
+        """Read a folder or hub id; safetensors only, so that nothing is unpickled.
+
+        Raises:
+            ValueError: if transformers is not installed, or there is no such model.
+        """
+        try:
+            from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
+            from transformers.image_processing_base import ImageProcessingMixin
+        except ImportError as error:
+            raise ValueError(f"features={name_or_path!r} needs transformers: pip install transformers") from error
+        try:
+            kind = AutoConfig.from_pretrained(name_or_path).model_type
+            family = CLIPVisionModelWithProjection if kind in ("clip", "clip_vision_model") else AutoModel
+            model = family.from_pretrained(name_or_path, use_safetensors=True)
+            settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"features={name_or_path!r} is neither 'pixels' nor 'digits', and no transformers vision model could "
+                f"be read from there ({error}): give a folder or hub id with safetensors weights"
+            ) from error
+        size = settings.get("crop_size") or settings["size"]
+        side = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
+        return cls(model, side, tuple(settings["image_mean"]), tuple(settings["image_std"]))
+
+
+def load_features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
+    """A frozen feature network.
+
+    Args:
+        name: ``"pixels"``: the samples themselves; ``"digits"``: the network for rewards on 8x8 digits;
+            ``"digits-judge"``: another one, trained from another seed, which the tables use and rewards should not;
+            else the folder or hub id of a transformers vision model (CLIP, DINO, ...).
+        sample_shape: S.
+
+    Raises:
+        ValueError: if there is none of that name, or it does not take such samples.
+    """
+    network: nn.Module
+    if name == "pixels":
+        network = PixelFeatures(math.prod(sample_shape))
+    elif name in DIGITS_FEATURES:
+        if sample_shape != (1, 8, 8):
+            raise ValueError(f"features={name!r} takes samples of shape (1, 8, 8), not {sample_shape}: try 'pixels'")
+        classifier = DigitsClassifier()
+        classifier.load_state_dict(load_file(ASSETS / DIGITS_FEATURES[name] / "model.safetensors"))
+        network = PenultimateFeatures(classifier)
+    elif len(sample_shape) == 3:
+        network = VisionFeatures.from_pretrained(name)
+    else:
+        raise ValueError(f"features={name!r} takes images, not samples of shape {sample_shape}: try 'pixels'")
+    return network.eval().requires_grad_(False)
+
+
+def default_features(sample_shape: tuple[int, ...]) -> str:
+    """The name of the features that rewards use where none is named."""
+    return "digits" if sample_shape == (1, 8, 8) else "pixels"
+
+
+@torch.no_grad()
+def embed(features: nn.Module, samples: Tensor) -> Tensor:
+    """Features ``(N, D)`` of ``samples`` ``(N, *S)``, clipped to [-1, 1], in batches."""
+    return torch.cat([features(part.clamp(-1, 1)) for part in samples.split(FEATURE_BATCH)]).flatten(1)
