@@ -22,7 +22,7 @@ from agents.baselines import all_baselines
 from redif_env.data import load_digits
 from redif_env.features import embed, load_features
 from redif_env.files import write_file
-from redif_env.metrics import frechet_distance, mean_squared_error
+from redif_env.metrics import coverage, frechet_distance, kernel_distance, mean_squared_error, precision, recall
 from redif_env.references import TEST_SEED, reference_set
 from redif_env.rendering import tile, to_pixels
 from redif_env.students import Student
@@ -89,6 +89,20 @@ class Evaluator:
         spent = last.nfe.double().mean().item()
         grid = "learned" if price is None else f"price {price:.3g}"
         return self.row(method, grid, int(spent) if spent.is_integer() else spent, last.x)
+
+    def set_measures(self, samples: Tensor) -> dict[str, float]:
+        """How ``samples`` ``(size, *S)`` compare with the teacher's as a set, beside the Frechet distance of a row.
+
+        ``kd`` is the kernel distance times 1000; ``fd_pixels`` the Frechet distance of the values themselves.
+        """
+        features, endpoints = embed(self.features, samples), self.endpoint_features
+        return {
+            "kd": 1000 * kernel_distance(features, endpoints),
+            "precision": precision(features, endpoints),
+            "recall": recall(features, endpoints),
+            "coverage": coverage(features, endpoints),
+            "fd_pixels": frechet_distance(samples.clamp(-1, 1).flatten(1), self.endpoints.flatten(1)),
+        }
 
     def baselines(self, nfe: int) -> list[Row]:
         """Every training-free solver on every grid, best first."""

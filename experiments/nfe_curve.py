@@ -8,9 +8,6 @@ Finished runs are kept in ``--out`` and not repeated.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -21,13 +18,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from agents import cem, ppo
 from agents.command import prepare_folder, run
 from agents.evaluate import Evaluator, Row
+from experiments.tasks import TRAINERS, Task, finish_all
 from redif_env.files import write_file
 from redif_env.settings import shared_teacher
-
-TRAINERS = {"redif-ppo": ppo, "cem": cem}
 
 
 @dataclass(frozen=True)
@@ -41,33 +36,6 @@ class Args:
     methods: tuple[str, ...] = ("redif-ppo", "cem")
     jobs: int = 2
     """Runs at the same time, each with its share of the cores."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One training run."""
-
-    method: str
-    teacher: str
-    nfe: int
-    seed: int
-    out: Path
-    threads: int
-
-
-def finish(task: Task) -> None:
-    """Train, export and judge one student, unless that is done already."""
-    if (task.out / "row.json").exists():
-        return
-    torch.set_num_threads(task.threads)
-    trainer = TRAINERS[task.method]
-    settings = trainer.Args(teacher=task.teacher, num_steps=task.nfe, seed=task.seed, out=task.out)
-    student, facts = trainer.train(settings)
-    student.save_pretrained(task.out / "student")
-    evaluator = Evaluator(student.mdp.teacher)
-    row = evaluator.student_row(task.method, student)
-    with write_file(task.out / "row.json") as temporary:
-        temporary.write_text(json.dumps({**asdict(row), **facts, "seed": task.seed}, indent=2) + "\n")
 
 
 def solvers_at(args: Args, nfe: int) -> list[Row]:
@@ -108,16 +76,16 @@ def print_summary(args: Args, rows: list[dict[str, Any]]) -> None:
 
 def main(args: Args) -> None:
     prepare_folder(args.out)
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
     tasks = [
-        Task(method, args.teacher, nfe, seed, args.out / f"{method}-{nfe}-{seed}", threads)
+        Task(
+            method,
+            TRAINERS[method].Args(
+                teacher=args.teacher, num_steps=nfe, seed=seed, out=args.out / f"{method}-{nfe}-{seed}"
+            ),
+        )
         for nfe, method, seed in product(args.nfe, args.methods, range(args.seeds))
     ]
-    # The judge's reference set is computed once here, not by every process.
-    Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32))
-    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(finish, tasks))
-    rows = [json.loads((task.out / "row.json").read_text()) for task in tasks]
+    rows = [row for rows in finish_all(tasks, args.teacher, args.jobs) for row in rows]
     print_summary(args, rows)
 
 

@@ -1,0 +1,58 @@
+"""Training runs that an experiment needs: some at a time, each kept once finished."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from agents import cem, ppo
+from agents.evaluate import Evaluator, prices_of
+from redif_env.files import write_file
+from redif_env.settings import shared_teacher
+
+TRAINERS = {"redif-ppo": ppo, "cem": cem}
+ROWS = "rows.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training run, kept in ``settings.out``: the student, and ``rows.json`` with how good it is at each price."""
+
+    method: str
+    settings: ppo.Args | cem.Args
+
+
+def finish(task: Task, threads: int) -> list[dict[str, Any]]:
+    """Train, export and judge one student, unless that is done already; a row for each price that it knows."""
+    path = task.settings.out / ROWS
+    if not path.exists():
+        torch.set_num_threads(threads)
+        student, facts = TRAINERS[task.method].train(task.settings)
+        student.save_pretrained(task.settings.out / "student")
+        evaluator = Evaluator(student.mdp.teacher)
+        rows = []
+        for price in prices_of(student):
+            row = evaluator.student_row(task.method, student, price)
+            samples = student(noise=evaluator.noise, price=price)
+            facts_of_row = {"price": price, "seed": task.settings.seed, "budget": student.num_steps, **facts}
+            rows.append({**asdict(row), **evaluator.set_measures(samples), **facts_of_row})
+        with write_file(path) as temporary:
+            temporary.write_text(json.dumps(rows, indent=2) + "\n")
+    found: list[dict[str, Any]] = json.loads(path.read_text())
+    return found
+
+
+def finish_all(tasks: Sequence[Task], teacher: str, jobs: int) -> list[list[dict[str, Any]]]:
+    """The rows of every task, in order; ``jobs`` runs at a time, each with its share of the cores."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    # The judge's reference set is computed once here, not by every process.
+    Evaluator(shared_teacher(teacher, torch.device("cpu"), torch.float32))
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(finish, tasks, [threads] * len(tasks)))
