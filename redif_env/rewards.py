@@ -316,7 +316,7 @@ class DistributionAlignment:
 
     def __init__(self, kernel: Kernel, features: nn.Module, samples: Tensor, endpoints: Tensor, name: str) -> None:
         self.kernel, self.features, self.name = kernel, features, name
-        self._first = (embed(features, samples), embed(features, endpoints))
+        self._first = (self._embed(samples), self._embed(endpoints))
         self.scale = float(squared_discrepancy(kernel, *self._first))
         _check_scale(self.scale)
         self.restart()
@@ -330,9 +330,9 @@ class DistributionAlignment:
         ended = transition.terminated.nonzero()[:, 0]
         rewards = torch.zeros_like(transition.endpoint.flatten(1)[:, 0])
         if len(ended):
-            finished = embed(self.features, transition.next_state.x[ended])
+            finished = self._embed(transition.next_state.x[ended])
             rewards[ended] = self.shares(finished).to(rewards.dtype)
-            self._remember(finished, embed(self.features, transition.endpoint[ended]))
+            self._remember(finished, self._embed(transition.endpoint[ended]))
         return rewards
 
     def shares(self, at: Tensor) -> Tensor:
@@ -340,6 +340,10 @@ class DistributionAlignment:
         kernel, samples, endpoints = self.kernel, self._samples, self._endpoints
         baseline = kernel(endpoints, endpoints).mean() - kernel(samples, samples).mean()
         return -(2 * witness(kernel, at, samples, endpoints) + baseline) / self.scale
+
+    def _embed(self, samples: Tensor) -> Tensor:
+        # A good student's samples lie so near their endpoints that single precision would lose the difference.
+        return embed(self.features, samples).double()
 
     def _remember(self, samples: Tensor, endpoints: Tensor) -> None:
         """Put new pairs in the places of the oldest ones."""

@@ -34,18 +34,18 @@ AnyEnv = TypeVar("AnyEnv", gym.Env[Any, Any], VectorEnv[Any, Any, Any])
 
 @dataclass(frozen=True)
 class Recipe:
-    """How ``env.spec`` says to make a wrapper again: a function of this module and its arguments.
-
-    Arguments that are no plain values (networks, functions) are not written down: specs are copied often, and cannot
-    hold them as JSON; ``gym.make`` refuses such a spec.
-    """
+    """How ``env.spec`` says to make a wrapper again: a function of this module and its arguments."""
 
     function: str
     arguments: dict[str, Any]
 
+    @property
+    def plain(self) -> bool:
+        """Whether a spec can hold it: no networks and functions, since specs are copied often and written as JSON."""
+        return all(isinstance(value, str | float | int | tuple | None) for value in self.arguments.values())
+
     def spec(self) -> WrapperSpec:
-        plain = all(isinstance(value, str | float | int | tuple | None) for value in self.arguments.values())
-        return WrapperSpec(self.function, f"{__name__}:{self.function}", dict(self.arguments) if plain else None)
+        return WrapperSpec(self.function, f"{__name__}:{self.function}", dict(self.arguments))
 
 
 class RewardTerm(gym.Wrapper):
@@ -54,7 +54,7 @@ class RewardTerm(gym.Wrapper):
     Args:
         env: a :class:`~redif_env.envs.ReDiFEnv`, wrapped or not.
         term: what to add.
-        recipe: how to make this wrapper again; ``env.spec`` has none if not given.
+        recipe: how to make this wrapper again.
     """
 
     def __init__(self, env: gym.Env[Any, Any], term: Term, recipe: Recipe | None = None) -> None:
@@ -80,13 +80,12 @@ class RewardTerm(gym.Wrapper):
 
     @property
     def spec(self) -> EnvSpec | None:  # type: ignore[override]
-        """The spec of the environment below, and how to wrap it."""
+        """The spec of the environment below and how to wrap it; None if that holds a network or a function."""
         below = self.env.spec
-        if below is None:
+        if below is None or self.recipe is None or not self.recipe.plain:
             return None
-        own = self.recipe.spec() if self.recipe else WrapperSpec(type(self).__name__, "", None)
         spec = deepcopy(below)
-        spec.additional_wrappers += (own,)
+        spec.additional_wrappers += (self.recipe.spec(),)
         return spec
 
 
@@ -260,7 +259,7 @@ class GroupRelativeReward(VectorWrapper):
         if core.mdp.adaptive:
             raise ValueError(
                 f"env has min_steps={core.mdp.min_steps} below num_steps={core.mdp.num_steps}, so siblings finish at "
-                "different times: use redif_env.sb3.GroupRelativeBuffer, which compares whole episodes"
+                "different times: use redif_env.sb3.GroupRelativeReturns, which compares whole episodes"
             )
 
     def step(

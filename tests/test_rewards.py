@@ -3,73 +3,276 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from redif_env import ReDiFVectorEnv
-from redif_env.rewards import EndpointAlignment
-from redif_env.wrappers import GroupRelativeReward
+from redif_env.distances import squared_error
+from redif_env.kernels import EnergyKernel, squared_discrepancy
+from redif_env.references import base_samples
+from redif_env.rewards import (
+    REWARDS,
+    CallableReward,
+    DistributionAlignment,
+    EndpointAlignment,
+    FeatureAlignment,
+    ScoreAgreement,
+    StepCost,
+    TeacherResidual,
+    Term,
+    TrajectoryAlignment,
+)
+from redif_env.solvers import noise_estimate
 
-TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 2}
+RING = {"teacher": "gaussian-ring", "reference_size": 64, "teacher_steps": 20}
+TINY = RING | {"num_steps": 2}
+
+
+def episode(env, seed=0):
+    """All transitions of one episode under random actions."""
+    env.reset(seed=seed)
+    env.action_space.seed(seed)
+    transitions = []
+    for _ in range(env.mdp.num_steps):
+        env.step(env.action_space.sample())
+        transitions.append(env.last_transition)
+    return transitions
 
 
 def last_transition():
-    env = ReDiFVectorEnv(3, **TINY)
-    env.reset(seed=0)
-    for _ in range(2):
-        env.step(np.zeros(env.action_space.shape, np.float32))
-    return env.last_transition
+    return episode(ReDiFVectorEnv(3, **TINY))[-1]
+
+
+def moved_to(transition, samples, terminated=True):
+    """The same transition with other finished samples."""
+    return dataclasses.replace(
+        transition,
+        next_state=dataclasses.replace(transition.next_state, x=samples),
+        terminated=torch.as_tensor(terminated).expand(len(samples)),
+    )
 
 
 def test_endpoint_alignment_by_hand():
     """Differences of 0.3 and 0.4: the mean square is 0.125."""
     transition = last_transition()
-    moved = dataclasses.replace(
-        transition,
-        next_state=dataclasses.replace(transition.next_state, x=transition.endpoint + torch.tensor([0.3, 0.4])),
-        terminated=torch.tensor([True, True, False]),
-    )
-    rewards = EndpointAlignment(scale=0.5)(moved)
-    torch.testing.assert_close(rewards, -torch.tensor([0.125, 0.125, 0.0]).sqrt() / 0.5)
+    ends = torch.tensor([True, True, False])
+    moved = moved_to(transition, transition.endpoint + torch.tensor([0.3, 0.4]), ends)
+    expected = torch.tensor([0.125, 0.125, 0.0])
+    torch.testing.assert_close(EndpointAlignment(scale=0.5)(moved), -expected.sqrt() / 0.5)
+    torch.testing.assert_close(EndpointAlignment(0.5, squared_error)(moved), -expected / 0.5)
 
 
 def test_a_base_solver_that_is_the_teacher_is_refused():
-    with pytest.raises(ValueError, match=r"scale must be above 0, got 0.0"):
-        EndpointAlignment(0.0)
+    for reward in (EndpointAlignment, TrajectoryAlignment, lambda scale: FeatureAlignment(scale, nn.Identity())):
+        with pytest.raises(ValueError, match=r"scale must be above 0, got 0.0"):
+            reward(0.0)
+
+
+def test_feature_alignment_by_hand():
+    """Features that double the first number and drop the second: differences of 0.1 become 0.2."""
+    doubled = nn.Linear(2, 1, bias=False).requires_grad_(False)
+    doubled.weight.copy_(torch.tensor([[2.0, 0.0]]))
+    transition = last_transition()
+    inside = dataclasses.replace(transition, endpoint=torch.zeros(3, 2))
+    moved = moved_to(inside, torch.tensor([[0.1, 0.9], [0.0, 0.5], [0.3, 0.0]]))
+    torch.testing.assert_close(FeatureAlignment(0.5, doubled)(moved), -torch.tensor([0.4, 0.0, 1.2]))
+
+
+TERMINAL = ["endpoint", "endpoint_squared", "endpoint_cosine", "endpoint_ssim", "feature", "residual", "mmd", "energy"]
+
+
+@pytest.mark.parametrize("name", TERMINAL)
+def test_base_solver_earns_minus_one_and_teacher_nothing(name):
+    """The scale of each docstring, exactly, on the noises that it was taken from."""
+    env = ReDiFVectorEnv(32, teacher="digits", num_steps=3, teacher_steps=20, reference_size=32, reward=name)
+    transition, mdp = episode(env)[-1], env.mdp
+    base = base_samples(mdp.teacher, env.reference, mdp.solver, mdp.grid, 3)
+    ended = dataclasses.replace(transition, endpoint=env.reference.endpoints)
+    reward = REWARDS[name](mdp, env.reference)
+    assert reward(moved_to(ended, base)).mean().item() == pytest.approx(-1, abs=1e-4)
+    perfect = moved_to(ended, env.reference.endpoints)
+    reward(perfect)  # fills the moving set of a distribution
+    assert reward(perfect).mean().item() == pytest.approx(0, abs=1e-4)
+
+
+def test_trajectory_rewards_sum_to_the_endpoint_reward():
+    """The sum telescopes for any actions, so that only the endpoint counts (Ng et al. 1999)."""
+    env = ReDiFVectorEnv(8, **RING, num_steps=5)
+    dense, terminal = TrajectoryAlignment(0.7), EndpointAlignment(0.7)
+    transitions = episode(env)
+    total = sum(dense(transition) for transition in transitions)
+    torch.testing.assert_close(total, terminal(transitions[-1]))
+    assert (dense(transitions[1]) != 0).all()
+
+
+def test_trajectory_reward_by_hand():
+    """Clean predictions 0.5 and then 0.2 away from the endpoint: 0.3 nearer."""
+    env = ReDiFVectorEnv(3, **RING, num_steps=4)
+    second = episode(env)[1]
+    end = second.endpoint
+    before = dataclasses.replace(second.state, x0_history=(end + 0.5)[:, None])
+    after = dataclasses.replace(second.next_state, x0_history=(end - 0.2)[:, None])
+    moved = dataclasses.replace(second, state=before, next_state=after)
+    torch.testing.assert_close(TrajectoryAlignment(2.0)(moved), torch.full((3,), 0.15))
+
+
+def test_score_agreement_of_ddim_is_perfect_and_of_no_noise_minus_one():
+    env = ReDiFVectorEnv(6, **RING, num_steps=3, solver="ddim", reward="score")
+    env.reset(seed=0)
+    zero, totals = np.zeros(env.action_space.shape, np.float32), np.zeros(6)
+    ignoring = torch.zeros(6)
+    for _ in range(3):
+        totals += env.step(zero)[1]
+        transition = env.last_transition
+        level = env.mdp.teacher.schedule.level(transition.state.half_logsnr)
+        clean = transition.state.x / level.alpha[:, None].float()
+        assert noise_estimate(transition.state.x, clean, level).abs().max() < 1e-3
+        decision = dataclasses.replace(transition.decision, x0=clean)
+        ignoring += ScoreAgreement(env.mdp.teacher, 3)(dataclasses.replace(transition, decision=decision))
+    np.testing.assert_allclose(totals, 0, atol=1e-3)
+    torch.testing.assert_close(ignoring, torch.full((6,), -1.0), atol=1e-3, rtol=0)
+
+
+def test_teacher_residual_of_one_gaussian_in_closed_form(gaussian):
+    """For data N(m, s^2) the best noise prediction in x = a x0 + b e is b (x - a m) / (a^2 s^2 + b^2)."""
+    half_logsnr = torch.tensor([-0.5, 1.0], dtype=torch.float64)
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    samples = torch.rand(5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    means, stds = torch.tensor([0.3, -0.2, 0.1]).double(), torch.tensor([0.5, 0.2, 1.0]).double()
+    expected = torch.zeros(5, dtype=torch.float64)
+    for lam, drawn in zip(half_logsnr, noise, strict=True):
+        level = gaussian.schedule.level(lam[None])
+        x = level.alpha * samples + level.sigma * drawn
+        best = level.sigma * (x - level.alpha * means) / (level.alpha**2 * stds**2 + level.sigma**2)
+        expected += (best - drawn).square().mean(1) / 2
+    reward = TeacherResidual(gaussian, noise, half_logsnr)
+    torch.testing.assert_close(reward.residual(samples), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_teacher_residual_prefers_the_teacher_s_samples():
+    env = ReDiFVectorEnv(1, teacher="digits")
+    reward = TeacherResidual.calibrated(env.mdp, env.reference)
+    noise = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert reward.residual(env.reference.endpoints[:64]).mean() < 0.5 * reward.residual(noise).mean()
+    with pytest.raises(ValueError, match="would lead away from the teacher"):
+        TeacherResidual.calibrated(env.mdp, dataclasses.replace(env.reference, endpoints=noise.repeat(64, 1, 1, 1)))
+
+
+def distribution_reward(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    samples, endpoints = (torch.rand(40, 2, generator=generator).double() * 2 - 1 for _ in range(2))
+    return DistributionAlignment(EnergyKernel(), nn.Identity(), samples, endpoints, "energy"), samples, endpoints
+
+
+def test_a_sample_s_share_averages_to_the_distance():
+    reward, samples, endpoints = distribution_reward()
+    distance = squared_discrepancy(EnergyKernel(), samples, endpoints)
+    assert reward.scale == pytest.approx(distance.item())
+    assert reward.shares(samples).mean().item() == pytest.approx(-1, abs=1e-5)
+
+
+def test_following_the_shares_lowers_the_distance():
+    """Their gradient in the samples is that of the distance, up to the number of samples."""
+    reward, samples, endpoints = distribution_reward()
+    moving = samples.clone().requires_grad_()
+    (of_shares,) = torch.autograd.grad(reward.shares(moving).sum(), moving)
+    moving = samples.clone().requires_grad_()
+    (of_distance,) = torch.autograd.grad(squared_discrepancy(EnergyKernel(), moving, endpoints), moving)
+    torch.testing.assert_close(of_shares, -of_distance * len(samples) / reward.scale)
+
+
+def test_the_moving_set_forgets_its_oldest_and_starts_afresh():
+    reward, samples, _ = distribution_reward()
+    transition = last_transition()
+    first = reward(transition)
+    assert (reward(transition) != first).all()
+    torch.testing.assert_close(reward._samples[6:], samples[6:])
+    torch.testing.assert_close(reward._endpoints[:3], transition.endpoint.clamp(-1, 1).double())
+    reward.restart()
+    torch.testing.assert_close(reward(transition), first)
+
+
+def test_seeding_an_environment_starts_the_moving_set_afresh():
+    env = ReDiFVectorEnv(4, **TINY, reward="energy")
+    zero = np.zeros(env.action_space.shape, np.float32)
+
+    def rewards():
+        env.reset(seed=0)
+        return np.stack([env.step(zero)[1] for _ in range(4)])
+
+    np.testing.assert_array_equal(rewards(), rewards())
+
+
+def test_step_cost():
+    transition = last_transition()
+    assert StepCost(0.25)(transition).tolist() == [-0.25] * 3
+    assert StepCost()(transition).tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="cost must be at least 0, got -1"):
+        StepCost(-1)
 
 
 def test_own_reward_by_construction():
     """Any function of the transition with a name may be the reward; its name is in the info."""
-
-    class Distance:
-        name = "distance"
-
-        def __call__(self, transition):
-            return transition.next_state.x.norm(dim=1)
-
-    env = ReDiFVectorEnv(3, **TINY, reward=Distance())
+    env = ReDiFVectorEnv(
+        3, **TINY, reward=CallableReward(lambda transition: transition.next_state.x.norm(dim=1), "norm")
+    )
     env.reset(seed=0)
     _, rewards, _, _, info = env.step(np.zeros(env.action_space.shape, np.float32))
     np.testing.assert_allclose(rewards, env.last_transition.next_state.x.norm(dim=1).numpy())
-    np.testing.assert_array_equal(info["rewards"]["distance"], rewards)
+    np.testing.assert_array_equal(info["rewards"]["norm"], rewards)
 
 
-def test_group_relative_reward():
-    """Wrapped rewards are the bare ones less their group's mean; everything else, terms included, is the same."""
-    bare = ReDiFVectorEnv(6, **TINY, group_size=3)
-    wrapped = GroupRelativeReward(ReDiFVectorEnv(6, **TINY, group_size=3))
-    np.testing.assert_array_equal(bare.reset(seed=0)[0], wrapped.reset(seed=0)[0])
-    bare.action_space.seed(0)
-    for _ in range(5):
-        actions = bare.action_space.sample()
-        mine, other = wrapped.step(actions), bare.step(actions)
-        groups = other[1].reshape(2, 3)
-        np.testing.assert_allclose(mine[1], (groups - groups.mean(1, keepdims=True)).reshape(6), atol=1e-12)
-        np.testing.assert_array_equal(mine[0], other[0])
-        if other[2].any():
-            np.testing.assert_array_equal(
-                mine[4]["final_info"]["rewards"]["endpoint"], other[4]["final_info"]["rewards"]["endpoint"]
-            )
+def test_weighted_sum_by_construction():
+    """Every term is shown by its name, with its weight; they sum to the reward."""
+    env = ReDiFVectorEnv(3, **TINY, reward={"endpoint": 2.0, "step_cost": 0.5})
+    env.reset(seed=0)
+    zero = np.zeros(env.action_space.shape, np.float32)
+    _, first, _, _, info = env.step(zero)
+    assert first.tolist() == [-0.5] * 3
+    assert set(info["rewards"]) == {"endpoint", "_endpoint", "step_cost", "_step_cost"}
+    _, rewards, _, _, info = env.step(zero)
+    terms = info["final_info"]["rewards"]
+    np.testing.assert_allclose(rewards, terms["endpoint"] + terms["step_cost"])
+    plain = EndpointAlignment.calibrated(env.mdp, env.reference)(env.last_transition)
+    np.testing.assert_allclose(terms["endpoint"], 2 * plain.numpy(), rtol=1e-6)
 
 
-def test_groups_of_one_are_refused():
-    with pytest.raises(ValueError, match="env has group_size=1, so every relative reward would be 0"):
-        GroupRelativeReward(ReDiFVectorEnv(4, **TINY))
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("nonsense", "reward='nonsense' is unknown: choose one of 'endpoint'"),
+        ({}, "reward names no term"),
+        ({"endpoint": 1.0, "other": 1.0}, "reward='other' is unknown"),
+    ],
+)
+def test_bad_names(reward, message):
+    with pytest.raises(ValueError, match=message):
+        ReDiFVectorEnv(1, **TINY, reward=reward)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            lambda t: t.next_state.x,
+            r"reward 'mine' returned shape \(3, 2\): return one number an episode, shape \(3,\)",
+        ),
+        (lambda t: t.terminated.float().mean(), r"reward 'mine' returned shape \(\)"),
+        (lambda t: 1.0, "reward 'mine' returned float: return a torch tensor"),
+        (lambda t: torch.zeros(3, device="meta"), "reward 'mine' returned a tensor on meta: the transition is on cpu"),
+        (lambda t: torch.tensor([0.0, torch.nan, 0.0]), "reward 'mine' returned nan in sub-environment 1 at step 1"),
+        (lambda t: torch.tensor([0.0, 0.0, -torch.inf]), "reward 'mine' returned -inf in sub-environment 2 at step 1"),
+    ],
+)
+def test_bad_answers_are_named(answer, message):
+    """With the term's name and the step, before the agent sees a number."""
+    env = ReDiFVectorEnv(3, **TINY, reward=CallableReward(answer, "mine"))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        env.step(np.zeros(env.action_space.shape, np.float32))
+
+
+def test_what_a_reward_says_of_dead_steps_is_not_asked():
+    """NaN where no step was taken, as physics gives it there, is no error and pays nothing."""
+    term = Term(CallableReward(lambda t: torch.tensor([1.0, torch.nan, 1.0]), "mine"), 2.0)
+    transition = dataclasses.replace(last_transition(), live=torch.tensor([True, False, True]))
+    assert term(transition).tolist() == [2.0, 0.0, 2.0]

@@ -1,0 +1,41 @@
+import math
+
+import pytest
+import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from redif_env.distances import cosine_distance, root_mean_square, squared_error, structural_dissimilarity
+
+
+def images(seed, size=8):
+    return torch.rand(3, 1, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_by_hand():
+    first, second = torch.tensor([[0.3, 0.4], [1.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 2.0]])
+    torch.testing.assert_close(squared_error(first, second), torch.tensor([0.125, 2.5]))
+    torch.testing.assert_close(root_mean_square(first, second), torch.tensor([0.125, 2.5]).sqrt())
+    ones, diagonal = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([[1.0, 1.0], [2.0, 0.0]])
+    torch.testing.assert_close(cosine_distance(ones, diagonal), torch.tensor([1 - 1 / math.sqrt(2), 2.0]))
+
+
+@pytest.mark.parametrize("distance", [root_mean_square, squared_error, cosine_distance, structural_dissimilarity])
+def test_zero_for_equal_samples_and_above_for_others(distance):
+    assert distance(images(0), images(0)).abs().max() < 1e-5
+    assert distance(images(0), images(1)).min() > 0.05
+    assert distance(images(0), images(1)).shape == (3,)
+
+
+def test_structural_dissimilarity_is_torchmetrics_own_a_sample():
+    """Each row alone gives what the batch gives; large images use the paper's window."""
+    first, second = images(0, 32), images(1, 32)
+    for row, value in enumerate(structural_dissimilarity(first, second)):
+        one, other = first[row : row + 1], second[row : row + 1]
+        assert value == pytest.approx(
+            1 - structural_similarity_index_measure(one, other, data_range=(-1.0, 1.0)).item()
+        )
+
+
+def test_structural_dissimilarity_needs_images():
+    with pytest.raises(ValueError, match=r"structural similarity needs images .* got samples of shape \(2,\)"):
+        structural_dissimilarity(torch.zeros(3, 2), torch.zeros(3, 2))

@@ -1,0 +1,97 @@
+import json
+
+import pytest
+import torch
+
+from redif_env.data import load_digits
+from redif_env.features import DigitsClassifier, VisionFeatures, default_features, embed, load_features
+from redif_env.metrics import frechet_distance
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-judge"])
+def test_shipped_networks_know_digits(name):
+    """They are trained: their classes are right, and their features tell digits from noise."""
+    network = load_features(name, (1, 8, 8))
+    images, labels = load_digits()
+    assert (network.classifier(images).argmax(1) == labels).float().mean() > 0.97
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    features = embed(network, images)
+    halves = frechet_distance(features[::2], features[1::2])
+    assert frechet_distance(embed(network, noise), features) > 20 * halves
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_the_judge_s_features_are_not_those_of_rewards():
+    images = load_digits()[0][:20]
+    first, second = (embed(load_features(name, (1, 8, 8)), images) for name in ("digits", "digits-judge"))
+    assert first.shape == second.shape == (20, DigitsClassifier.num_features)
+    assert (first - second).abs().mean() > 0.1
+
+
+def test_pixels_are_the_samples_clipped():
+    samples = torch.tensor([[[[-2.0, 0.5]]]])
+    assert embed(load_features("pixels", (1, 1, 2)), samples).tolist() == [[-1.0, 0.5]]
+    assert default_features((3, 4, 4)) == "pixels"
+    assert default_features((1, 8, 8)) == "digits"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("digits", (3, 8, 8), r"features='digits' takes samples of shape \(1, 8, 8\), not \(3, 8, 8\)"),
+        ("some/model", (2,), r"features='some/model' takes images, not samples of shape \(2,\)"),
+    ],
+)
+def test_bad_names(name, shape, message):
+    with pytest.raises(ValueError, match=message):
+        load_features(name, shape)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A tiny CLIP image tower with random weights, saved as a user's would be."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, projection_dim=12, num_hidden_layers=1, num_attention_heads=2,
+        image_size=16, patch_size=8,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("clip")
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    CLIPImageProcessor(crop_size=16, size={"shortest_edge": 16}).save_pretrained(folder)
+    return folder
+
+
+def test_clip_features_from_a_folder(clip_folder):
+    """Features are the model's own image embeddings of the image that its processor would make."""
+    features = load_features(str(clip_folder), (3, 16, 16))
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, std = (torch.tensor(json.loads((clip_folder / "preprocessor_config.json").read_text())[key])
+                 for key in ("image_mean", "image_std"))  # fmt: skip
+    pixels = ((images + 1) / 2 - mean.reshape(1, 3, 1, 1)) / std.reshape(1, 3, 1, 1)
+    torch.testing.assert_close(embed(features, images), features.model(pixel_values=pixels).image_embeds)
+    grey = torch.zeros(2, 1, 8, 8)
+    assert load_features(str(clip_folder), (1, 8, 8))(grey).shape == (2, 12)
+
+
+def test_dino_features_from_a_folder(tmp_path):
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    Dinov2Model(
+        Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=14, patch_size=7)
+    ).save_pretrained(tmp_path)
+    BitImageProcessor(crop_size=14, size={"shortest_edge": 14}).save_pretrained(tmp_path)
+    features = VisionFeatures.from_pretrained(str(tmp_path))
+    assert features(torch.zeros(2, 3, 8, 8)).shape == (2, 16)
+
+
+def test_pickled_weights_and_missing_folders_are_refused(clip_folder, tmp_path):
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_text((clip_folder / name).read_text())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="no transformers vision model could be read"):
+        load_features(str(tmp_path), (3, 16, 16))
+    with pytest.raises(ValueError, match="no transformers vision model could be read"):
+        load_features(str(tmp_path / "nowhere"), (3, 16, 16))

@@ -1,0 +1,151 @@
+"""Adaptive step counts: what the budget number does, and what the student spends."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from redif_env import ReDiFVectorEnv, Student
+from redif_env.actions import ACTION_MAPS
+from redif_env.grids import GRIDS
+from redif_env.mdp import DenoisingMDP
+from redif_env.observations import OBSERVATIONS
+from redif_env.policies import Policy, PolicyConfig
+from redif_env.solvers import SOLVERS, sample
+
+RING = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20}
+ADAPTIVE = RING | {"num_steps": 6, "min_steps": 2}
+
+
+def actions(env, *budget):
+    """Zero actions but for the budget number of each sub-environment."""
+    array = np.zeros(env.action_space.shape, np.float32)
+    array[:, -1] = budget
+    return array
+
+
+@pytest.mark.parametrize("name", list(SOLVERS))
+@pytest.mark.parametrize("budget", [0.0, -1.0])
+def test_no_call_given_up_is_the_base_solver(name, budget):
+    env = ReDiFVectorEnv(4, **ADAPTIVE, solver=name)
+    env.reset(seed=0)
+    for _ in range(6):
+        terminated = env.step(actions(env, *[budget] * 4))[2]
+    assert terminated.all()
+    noise = env.reference.noise[env.last_transition.pair]
+    wanted = sample(env.mdp.teacher, env.mdp.solver, env.mdp.grid, noise, 6)
+    assert torch.equal(env.last_transition.next_state.x, wanted)
+
+
+@pytest.mark.parametrize("calls", [2, 3, 4, 5])
+def test_giving_up_calls_at_once_is_the_base_solver_with_fewer(calls):
+    """Half of the range gives up all four spare calls, so each eighth one: the rest is the shorter solver's own run."""
+    env = ReDiFVectorEnv(3, **ADAPTIVE)
+    env.reset(seed=0)
+    terminated = env.step(actions(env, *[(6 - calls) / 8] * 3))[2]
+    steps = 1
+    while not terminated.any():
+        terminated = env.step(actions(env, 0, 0, 0))[2]
+        steps += 1
+    assert terminated.all()
+    assert steps == calls
+    state = env.last_transition.next_state
+    assert state.nfe.tolist() == [calls] * 3
+    noise = env.reference.noise[env.last_transition.pair]
+    torch.testing.assert_close(state.x, sample(env.mdp.teacher, env.mdp.solver, env.mdp.grid, noise, calls))
+
+
+def test_calls_below_the_minimum_cannot_be_given_up():
+    env = ReDiFVectorEnv(2, **ADAPTIVE)
+    env.reset(seed=0)
+    spent = []
+    for _ in range(12):
+        _, _, terminated, _, info = env.step(actions(env, 1, 1))
+        if terminated.any():
+            spent += info["final_info"]["nfe"][terminated].tolist()
+    assert set(spent) == {2}
+
+
+def test_episodes_end_at_different_times_and_finished_ones_cost_nothing():
+    """The network is called for rows that need it alone: one call a step, and one an episode begun."""
+    env = ReDiFVectorEnv(3, **ADAPTIVE, autoreset_mode="Disabled")
+    rows = []
+    hook = env.mdp.teacher.network.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    env.reset(seed=0)
+    env.step(actions(env, 1, 0.25, 0))
+    terminated = env.step(actions(env, 0, 0, 0))[2]
+    assert terminated.tolist() == [True, False, False]
+    assert env.last_transition.next_state.nfe.tolist() == [2, 3, 3]
+    assert rows == [3, 3, 2]
+    hook.remove()
+
+
+@pytest.mark.parametrize("settings", [{}, {"prices": (0.01, 0.1), "reward": {"endpoint": 1.0, "price": 1.0}}])
+def test_both_checkers_pass(settings):
+    env = gym.make("ReDiF-v0", **ADAPTIVE, **settings, render_mode="rgb_array").unwrapped
+    check_env(env)
+    sb3_check_env(env)
+
+
+def test_prices_are_seen_and_charged():
+    """The last number seen is the price's place between the two, in the logarithm; each call costs it."""
+    env = ReDiFVectorEnv(4, **RING, num_steps=3, prices=(0.01, 1.0), reward={"price": 1.0})
+    observation, _ = env.reset(seed=0)
+    assert env.single_observation_space.contains(observation[0])
+    assert len(set(observation[:, -1].tolist())) == 4
+    rewards = env.step(np.zeros(env.action_space.shape, np.float32))[1]
+    np.testing.assert_allclose(rewards, -0.01 * 100.0 ** observation[:, -1], rtol=1e-5)
+
+
+def test_bad_budgets_and_prices():
+    with pytest.raises(ValueError, match="min_steps must be from 1 to num_steps=4, got 5"):
+        ReDiFVectorEnv(1, **RING, min_steps=5)
+    with pytest.raises(ValueError, match="prices must be two numbers above 0, the smaller first"):
+        ReDiFVectorEnv(1, **RING, prices=(0.1, 0.01))
+
+
+def student_of(budget, **settings):
+    """A student whose policy always gives the same budget number."""
+    parts = ACTION_MAPS["solver"], OBSERVATIONS["features"]
+    teacher = ReDiFVectorEnv(1, **RING).mdp.teacher
+    mdp = DenoisingMDP(teacher, SOLVERS["dpm++2m"], GRIDS["time"], 6, *parts, **settings)
+    policy = Policy(PolicyConfig((mdp.observation_space.shape[0], mdp.action_space.shape[0])))
+    with torch.no_grad():
+        policy.linears[0].weight.zero_()
+        policy.linears[0].bias.zero_()
+        policy.linears[0].bias[-1] = budget
+    return Student(mdp, policy)
+
+
+def test_an_adaptive_student_spends_what_its_policy_says(tmp_path):
+    student = student_of(1.0, min_steps=2)
+    noise = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    rows = []
+    hook = student.network.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    samples = student(noise=noise)
+    assert rows == [5, 5]
+    hook.remove()
+    torch.testing.assert_close(
+        samples, sample(student.mdp.teacher, SOLVERS["dpm++2m"], GRIDS["time"], noise, 2).clamp(-1, 1)
+    )
+    student.save_pretrained(tmp_path / "student")
+    assert torch.equal(Student.from_pretrained(tmp_path / "student")(noise=noise), samples)
+
+
+def test_a_student_with_prices_takes_one(tmp_path):
+    """A policy that gives up the more, the dearer a call is, through save and load."""
+    student = student_of(0.0, min_steps=2, prices=(0.01, 1.0))
+    with torch.no_grad():
+        student.policy.linears[0].weight[-1, -1] = 0.5
+    student.save_pretrained(tmp_path / "student")
+    student = Student.from_pretrained(tmp_path / "student")
+    noise = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    spent = [student.trajectory(noise, price)[-1].nfe.tolist() for price in (None, 0.01, 1.0)]
+    assert spent == [[6] * 3, [6] * 3, [2] * 3]
+    assert set(student.trajectory(noise, 0.1)[-1].nfe.tolist()) <= {2, 3, 4, 5}
+    with pytest.raises(ValueError, match=r"price must be from 0.01 to 1.0, as in training, got 2"):
+        student(noise=noise, price=2)
+    with pytest.raises(ValueError, match="price=1 means nothing to this student"):
+        student_of(0.0)(noise=noise, price=1)
