@@ -7,7 +7,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from redif_env import ReDiFEnv, ReDiFVectorEnv, Student
-from redif_env.sb3 import ReDiFVecEnv, make_vec_env
+from redif_env.sb3 import GroupRelativeReturns, ReDiFVecEnv, make_vec_env
+from redif_env.wrappers import GroupRelativeReward
 
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20}
 
@@ -145,3 +146,46 @@ def test_images_through_sb3():
     env.reset()
     assert len(env.get_images()) == 2
     assert env.render().ndim == 3
+
+
+def test_group_relative_returns_are_group_relative_rewards_where_siblings_finish_together():
+    """The same agent comes out, weight for weight, as long as no group draws the same noise twice."""
+    agents, settings = [], TINY | {"reference_size": 4096}
+    for callback in (None, GroupRelativeReturns()):
+        core = ReDiFVectorEnv(8, **settings, num_steps=2, group_size=4)
+        env = ReDiFVecEnv(GroupRelativeReward(core) if callback is None else core)
+        agent = PPO("MlpPolicy", env, n_steps=6, batch_size=24, n_epochs=2, gamma=1.0, gae_lambda=1.0, seed=0)
+        agents.append(agent.learn(96, callback=callback))
+    for mine, other in zip(*(agent.policy.parameters() for agent in agents), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+
+
+def test_group_relative_returns_of_episodes_that_end_at_different_times():
+    """Of each start, the relative returns of a rollout sum to 0; siblings start from the same noise throughout."""
+    env = ReDiFVecEnv(ReDiFVectorEnv(8, **TINY, num_steps=4, min_steps=1, group_size=4))
+    seen = []
+
+    class Spy(GroupRelativeReturns):
+        def _on_rollout_end(self):
+            before = self.model.rollout_buffer.rewards.copy()
+            super()._on_rollout_end()
+            seen.append((list(self._finished), self.model.rollout_buffer.rewards - before))
+
+    agent = PPO("MlpPolicy", env, n_steps=6, batch_size=24, n_epochs=1, seed=0, policy_kwargs={"log_std_init": -0.5})
+    agent.learn(48, callback=Spy())
+    ((finished, change),) = seen
+    assert len({episode.step for episode in finished}) > 1
+    for start in {episode.start for episode in finished}:
+        siblings = [episode for episode in finished if episode.start == start]
+        mean = np.mean([episode.value for episode in siblings])
+        for episode in siblings:
+            assert change[episode.step, episode.env] == pytest.approx(-mean, rel=1e-4)
+            change[episode.step, episode.env] = 0
+    assert not change.any()
+    assert max(sum(episode.start == start for episode in finished) for start in {e.start for e in finished}) >= 4
+
+
+def test_group_relative_returns_need_groups():
+    env = make_vec_env(4, **TINY)
+    with pytest.raises(ValueError, match="env has group_size=1, so there are no siblings"):
+        PPO("MlpPolicy", env, n_steps=4, batch_size=8).learn(16, callback=GroupRelativeReturns())
