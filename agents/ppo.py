@@ -6,7 +6,7 @@ python -m agents.ppo --teacher digits --num-steps 4 --seed 0 --out runs/digits-4
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Args:
     """Network calls a sample at least; below num_steps, the policy chooses how many."""
     prices: tuple[float, float] | None = None
     """Range of what a call costs, which the policy sees; add the reward term "price" to charge it."""
-    reward: dict[str, float] = field(default_factory=lambda: {"endpoint": 1.0})
+    reward: tuple[tuple[str, float], ...] = (("endpoint", 1.0),)
     """Reward terms and their weights, as in --reward endpoint 1 feature 0.5."""
     seed: int = 0
     out: Path = Path("runs/ppo")
@@ -72,7 +72,7 @@ def build(args: Args) -> PPO:
         action=args.action,
         solver=args.solver,
         grid=args.grid,
-        reward=args.reward,
+        reward=dict(args.reward),
         min_steps=args.min_steps,
         prices=args.prices,
         group_size=args.group_size,

@@ -76,7 +76,7 @@ def tasks_of(args: Args) -> list[Task]:
         settings = ppo.Args(
             teacher=args.teacher,
             num_steps=args.num_steps,
-            reward=SETS[name],
+            reward=tuple(SETS[name].items()),
             network_calls=args.network_calls,
             seed=seed,
             out=args.out / f"{name.replace(' ', '')}-{args.num_steps}-{seed}",

@@ -45,6 +45,8 @@ class Args:
     adaptive_calls: int = 960_000
     """Training budget of an adaptive run, which makes students for all prices at once."""
     out: Path = Path("runs/adaptive")
+    fixed_out: Path = Path("runs/nfe-curve")
+    """Where the fixed students are kept: those of experiments.nfe_curve are the same."""
     jobs: int = 2
 
 
@@ -56,7 +58,7 @@ def tasks_of(args: Args) -> list[Task]:
             num_steps=args.num_steps,
             min_steps=args.min_steps,
             prices=args.prices,
-            reward={"endpoint": 1.0, "price": 1.0},
+            reward=(("endpoint", 1.0), ("price", 1.0)),
             network_calls=args.adaptive_calls,
             seed=seed,
             out=args.out / f"adaptive-{seed}",
@@ -69,7 +71,7 @@ def tasks_of(args: Args) -> list[Task]:
             num_steps=count,
             network_calls=args.network_calls,
             seed=seed,
-            out=args.out / f"fixed-{count}-{seed}",
+            out=args.fixed_out / f"redif-ppo-{count}-{seed}",
         )
         for count, seed in product(args.fixed, range(args.seeds))
     ]

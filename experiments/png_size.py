@@ -28,6 +28,7 @@ from agents.command import prepare_folder, run
 from agents.evaluate import Evaluator
 from redif_env.envs import ReDiFVectorEnv
 from redif_env.files import write_file
+from redif_env.references import VALIDATION_SEED
 from redif_env.rendering import tile, to_pixels
 from redif_env.sb3 import ReDiFVecEnv
 from redif_env.students import Student
@@ -43,12 +44,14 @@ class Args:
     num_steps: int = 4
     seeds: int = 3
     network_calls: int = 100_000
-    weight: float = 0.02
+    weight: float = 0.2
     """Price of a byte, in units of the base solver's distance to the endpoint."""
     num_envs: int = 128
     group_size: int = 8
     every: int = 10
     """Rollouts between two points of the curve."""
+    held_out_size: int = 512
+    """Noises of the curve; they take no part in training, and nothing is chosen by them."""
     out: Path = Path("runs/png-size")
 
 
@@ -153,7 +156,7 @@ def draw(path: Path, curves: dict[str, list[list[dict[str, float]]]], teacher_by
 def main(args: Args) -> None:
     prepare_folder(args.out)
     teacher = ReDiFVectorEnv(1, teacher=args.teacher, num_steps=args.num_steps).mdp.teacher
-    evaluator = Evaluator(teacher)
+    evaluator = Evaluator(teacher, args.held_out_size, VALIDATION_SEED)
     curves: dict[str, list[Any]] = {}
     students = []
     for name, weight in ((f"endpoint, and {args.weight} a byte", args.weight), ("endpoint alone", 0.0)):

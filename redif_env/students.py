@@ -163,8 +163,8 @@ class Student:
                 num_steps=config["num_steps"],
                 action_map=look_up("action", config["action"], ACTION_MAPS),
                 observation=look_up("observation", config["observation"], OBSERVATIONS),
-                min_steps=config["min_steps"],
-                prices=None if config["prices"] is None else tuple(config["prices"]),
+                min_steps=config.get("min_steps"),
+                prices=tuple(config["prices"]) if config.get("prices") else None,
             )
             sizes = tuple(config["policy"].pop("sizes"))
             policy = Policy(PolicyConfig(sizes, **config["policy"]))

@@ -10,8 +10,10 @@ from PIL import Image
 
 from agents.baselines import Baseline, all_baselines
 from agents.evaluate import Evaluator
+from experiments.png_size import png_bytes
 from redif_env import GaussianMixtureTeacher, Student
 from redif_env.references import TEST_SEED, draw_noise
+from redif_env.rendering import to_pixels
 
 TRAIN = [
     "--teacher", "gaussian-ring", "--num-steps", "3", "--network-calls", "384", "--num-envs", "16", "--group-size", "4",
@@ -104,3 +106,78 @@ def test_the_judge_s_noise_is_nobody_else_s():
     assert row.mse_teacher == 0
     assert row.fd_teacher == pytest.approx(0, abs=1e-4)
     assert torch.rand(1) == wanted
+
+
+RING = ["--teacher", "gaussian-ring", "--seeds", "1", "--jobs", "1"]
+
+
+def test_reward_ablation(tmp_path):
+    """Every reward gets its row of every metric; a second run repeats no training."""
+    command = [*RING, "--num-steps", "2", "--network-calls", "512", "--rewards", "endpoint", "feature + energy"]
+    process = run("experiments.ablate_rewards", *command, "--out", str(tmp_path))
+    assert process.returncode == 0, process.stderr
+    result = json.loads((tmp_path / "rewards.json").read_text())
+    assert set(result["results"]) == {"endpoint", "feature + energy"}
+    (row,) = result["results"]["endpoint"]
+    assert {"fd_teacher", "kd", "fd_pixels", "mse_teacher", "precision", "recall", "coverage", "seed"} <= set(row)
+    assert row["nfe"] == 2
+    with Image.open(tmp_path / "rewards.png") as picture:
+        assert picture.size[0] > 500
+    assert "feature + energy" in process.stdout
+    kept = tmp_path / "endpoint-2-0" / "rows.json"
+    before = kept.stat().st_mtime_ns
+    assert run("experiments.ablate_rewards", *command, "--out", str(tmp_path)).returncode == 0
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_adaptive_curve(tmp_path):
+    """One student, one row a price, beside students of fixed calls."""
+    budget = ["--network-calls", "512", "--adaptive-calls", "1024"]
+    places = ["--out", str(tmp_path / "adaptive"), "--fixed-out", str(tmp_path / "fixed")]
+    steps = ["--min-steps", "2", "--num-steps", "4", "--fixed", "2", "4"]
+    process = run("experiments.adaptive_curve", *RING, *budget, *places, *steps)
+    assert process.returncode == 0, process.stderr
+    result = json.loads((tmp_path / "adaptive" / "adaptive.json").read_text())
+    assert len({row["price"] for row in result["adaptive"]}) == 5
+    assert all(2 <= row["nfe"] <= 4 for row in result["adaptive"])
+    assert [row["nfe"] for row in result["fixed"]] == [2, 4]
+    student = Student.from_pretrained(tmp_path / "adaptive" / "adaptive-0" / "student")
+    assert (student.mdp.min_steps, student.mdp.prices) == (2, (0.03, 0.6))
+    assert (tmp_path / "adaptive" / "adaptive.png").exists()
+
+
+def test_png_size(tmp_path):
+    """The bytes that the program counts are those of the file that a user would save."""
+    samples = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for size, pixels in zip(png_bytes(samples).tolist(), to_pixels(samples), strict=True):
+        Image.fromarray(pixels).convert("L").save(tmp_path / "one.png", optimize=True)
+        assert size == (tmp_path / "one.png").stat().st_size
+    assert png_bytes(torch.zeros(1, 1, 8, 8)) < png_bytes(samples).min()
+    process = run(
+        "experiments.png_size",
+        "--seeds",
+        "1",
+        "--network-calls",
+        "512",
+        "--held-out-size",
+        "64",
+        "--out",
+        str(tmp_path / "run"),
+    )
+    assert process.returncode == 0, process.stderr
+    curves = json.loads((tmp_path / "run" / "png-size.json").read_text())["curves"]
+    assert len(curves) == 2
+    assert all(point["bytes"] > 50 for seeds in curves.values() for points in seeds for point in points)
+    assert (tmp_path / "run" / "samples.png").exists()
+
+
+def test_an_adaptive_student_is_trained_exported_and_judged(tmp_path):
+    """With prices, a row for each of five; the solvers beside it have as many calls as its dearest samples."""
+    extra = ["--min-steps", "2", "--prices", "0.01", "0.5", "--reward", "endpoint", "1", "price", "1"]
+    process = run("agents.ppo", *TRAIN, *extra, "--out", str(tmp_path))
+    assert process.returncode == 0, process.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    ours = [row for row in result["rows"] if row["method"] == "redif-ppo"]
+    assert len(ours) == 5
+    assert all(2 <= row["nfe"] <= 3 for row in ours)
+    assert result["settings"]["reward"] == [["endpoint", 1.0], ["price", 1.0]]
