@@ -22,7 +22,15 @@ from agents.baselines import all_baselines
 from redif_env.data import load_digits
 from redif_env.features import embed, load_features
 from redif_env.files import write_file
-from redif_env.metrics import coverage, frechet_distance, kernel_distance, mean_squared_error, precision, recall
+from redif_env.metrics import (
+    coverage,
+    frechet_distance,
+    kernel_distance,
+    mean_squared_error,
+    precision,
+    recall,
+    strayed,
+)
 from redif_env.references import TEST_SEED, reference_set
 from redif_env.rendering import tile, to_pixels
 from redif_env.students import Student
@@ -93,15 +101,21 @@ class Evaluator:
     def set_measures(self, samples: Tensor) -> dict[str, float]:
         """How ``samples`` ``(size, *S)`` compare with the teacher's as a set, beside the Frechet distance of a row.
 
-        ``kd`` is the kernel distance times 1000; ``fd_pixels`` the Frechet distance of the values themselves.
+        ``kd`` is the kernel distance times 1000; ``fd_pixels`` the Frechet distance of the values themselves;
+        ``strayed`` the share of samples that ended nearer to another noise's endpoint; ``fd_strayed`` the Frechet
+        distance if all others were perfect, ``fd_others`` if those were.
         """
         features, endpoints = embed(self.features, samples), self.endpoint_features
+        astray = strayed(features, endpoints)[:, None]
         return {
             "kd": 1000 * kernel_distance(features, endpoints),
             "precision": precision(features, endpoints),
             "recall": recall(features, endpoints),
             "coverage": coverage(features, endpoints),
             "fd_pixels": frechet_distance(samples.clamp(-1, 1).flatten(1), self.endpoints.flatten(1)),
+            "strayed": astray.double().mean().item(),
+            "fd_strayed": frechet_distance(torch.where(astray, features, endpoints), endpoints),
+            "fd_others": frechet_distance(torch.where(astray, endpoints, features), endpoints),
         }
 
     def baselines(self, nfe: int) -> list[Row]:

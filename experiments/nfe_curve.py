@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from agents.baselines import all_baselines
 from agents.command import prepare_folder, run
 from agents.evaluate import Evaluator, Row
 from experiments.tasks import TRAINERS, Task, finish_all
@@ -74,6 +75,24 @@ def print_summary(args: Args, rows: list[dict[str, Any]]) -> None:
     Console(width=150).print(table)
 
 
+def print_sources(args: Args, rows: list[dict[str, Any]]) -> None:
+    """Where the distance comes from: samples that ended in another mode, and how far off the others are."""
+    measures = ("strayed", "fd_strayed", "fd_others", "fd_pixels", "recall", "coverage")
+    table = Table(
+        "sampler", "NFE", *measures, title="samples that ended nearer to another noise's endpoint, and the rest"
+    )
+    evaluator = Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32))
+    for nfe in args.nfe:
+        best = solvers_at(args, nfe)[0]
+        baseline = next(one for one in all_baselines() if (one.method, one.grid) == (best.method, best.grid))
+        solver = evaluator.set_measures(baseline(evaluator.teacher, evaluator.noise, nfe))
+        table.add_row(f"{best.method} {best.grid}", str(nfe), *(f"{solver[name]:.4f}" for name in measures))
+        for method in args.methods:
+            ours = [row for row in rows if (row["method"], row["nfe"]) == (method, nfe)]
+            table.add_row(method, str(nfe), *(f"{median(row[name] for row in ours):.4f}" for name in measures))
+    Console(width=150).print(table)
+
+
 def main(args: Args) -> None:
     prepare_folder(args.out)
     tasks = [
@@ -87,6 +106,7 @@ def main(args: Args) -> None:
     ]
     rows = [row for rows in finish_all(tasks, args.teacher, args.jobs) for row in rows]
     print_summary(args, rows)
+    print_sources(args, rows)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,18 @@ def coverage(samples: Tensor, reference: Tensor, neighbours: int = 5) -> float:
     return float((torch.cdist(reference, samples).amin(dim=1) <= _radii(reference, neighbours)).float().mean())
 
 
+@torch.inference_mode()
+def strayed(samples: Tensor, endpoints: Tensor) -> Tensor:
+    """Which samples ``(N,)`` bool are nearer to another noise's endpoint than to their own; rows are paired.
+
+    These left their endpoint's mode for another. As a set they may be as good as the endpoints, yet they move a
+    distance between finite sets as freshly drawn samples would.
+    """
+    return torch.cdist(samples.double(), endpoints.double()).argmin(dim=1) != torch.arange(
+        len(samples), device=samples.device
+    )
+
+
 def mean_squared_error(samples: Tensor, endpoints: Tensor) -> float:
     """Mean over samples and dimensions of the squared difference to the teacher's endpoints of the same noise."""
     return float((samples - endpoints).double().square().mean())

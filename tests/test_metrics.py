@@ -2,9 +2,18 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from redif_env.data import load_digits
-from redif_env.metrics import frechet_distance, mean_squared_error
+from redif_env.metrics import (
+    coverage,
+    frechet_distance,
+    kernel_distance,
+    mean_squared_error,
+    precision,
+    recall,
+    strayed,
+)
 
 
 def test_frechet_distance_of_gaussians_by_hand():
@@ -27,6 +36,41 @@ def test_frechet_distance_is_scipy_s_formula():
 
 def test_mean_squared_error_by_hand():
     assert mean_squared_error(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [3.0, 3.0]])) == 5 / 4
+
+
+def test_kernel_distance_is_torchmetrics_with_one_block():
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(60, 5, generator=generator), torch.randn(60, 5, generator=generator) + 0.5
+    identity = torch.nn.Identity()
+    identity.num_features = 5
+    metric = KernelInceptionDistance(feature=identity, subsets=1, subset_size=60, normalize=True)
+    metric.update(first, real=False)
+    metric.update(second, real=True)
+    assert kernel_distance(first, second) == pytest.approx(metric.compute()[0].item(), rel=1e-4)
+
+
+def test_precision_recall_and_coverage_by_hand():
+    """Reference at 0, 1, 2, 10; samples at 0.5, 0.6, 4: with one neighbour, balls of radius 1, 1, 1, 8 around the
+    reference hold all samples; balls of radius 0.1, 0.1, 3.4 around samples hold 1 and 2; and three of four balls of the
+    reference hold a sample."""
+    reference, samples = torch.tensor([[0.0], [1.0], [2.0], [10.0]]), torch.tensor([[0.5], [0.6], [4.0]])
+    assert precision(samples, reference, 1) == 1
+    assert precision(torch.tensor([[-3.0], [0.5]]), reference, 1) == 0.5
+    assert recall(samples, reference, 1) == 0.5
+    assert coverage(samples, reference, 1) == 0.75
+    with pytest.raises(ValueError, match="neighbours=4 needs more than 4 samples, got 4"):
+        precision(samples, reference, 4)
+
+
+def test_a_set_is_perfect_beside_itself():
+    points = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    assert precision(points, points) == recall(points, points) == coverage(points, points) == 1
+    assert not strayed(points, points).any()
+
+
+def test_strayed_by_hand():
+    endpoints = torch.tensor([[0.0], [1.0], [5.0]])
+    assert strayed(torch.tensor([[0.4], [4.0], [5.5]]), endpoints).tolist() == [False, True, False]
 
 
 def test_digits_are_scaled():
