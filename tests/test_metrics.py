@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -43,16 +45,20 @@ def test_kernel_distance_is_torchmetrics_with_one_block():
     first, second = torch.randn(60, 5, generator=generator), torch.randn(60, 5, generator=generator) + 0.5
     identity = torch.nn.Identity()
     identity.num_features = 5
-    metric = KernelInceptionDistance(feature=identity, subsets=1, subset_size=60, normalize=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says how much memory features take
+        metric = KernelInceptionDistance(feature=identity, subsets=1, subset_size=60, normalize=True)
     metric.update(first, real=False)
     metric.update(second, real=True)
     assert kernel_distance(first, second) == pytest.approx(metric.compute()[0].item(), rel=1e-4)
 
 
 def test_precision_recall_and_coverage_by_hand():
-    """Reference at 0, 1, 2, 10; samples at 0.5, 0.6, 4: with one neighbour, balls of radius 1, 1, 1, 8 around the
-    reference hold all samples; balls of radius 0.1, 0.1, 3.4 around samples hold 1 and 2; and three of four balls of the
-    reference hold a sample."""
+    """Reference at 0, 1, 2, 10; samples at 0.5, 0.6, 4; one neighbour.
+
+    Balls of radius 1, 1, 1 and 8 around the reference hold all samples, those of radius 0.1, 0.1 and 3.4 around the
+    samples hold 1 and 2. The nearest samples are 0.5, 0.4, 1.4 and 6 away: within the ball three times of four.
+    """
     reference, samples = torch.tensor([[0.0], [1.0], [2.0], [10.0]]), torch.tensor([[0.5], [0.6], [4.0]])
     assert precision(samples, reference, 1) == 1
     assert precision(torch.tensor([[-3.0], [0.5]]), reference, 1) == 0.5
