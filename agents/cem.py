@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from agents.command import prepare_folder, run
+from agents.command import DEFAULT_REWARD, prepare_folder, run
 from agents.evaluate import report
 from redif_env.envs import ReDiFVectorEnv
 from redif_env.policies import Policy
@@ -33,6 +33,7 @@ class Args:
     seed: int = 0
     out: Path = Path("runs/cem")
     network_calls: int = 480_000
+    reward: tuple[tuple[str, float], ...] = DEFAULT_REWARD
     action: str = "solver"
     solver: str = DEFAULT_SOLVER
     grid: str = DEFAULT_GRID
@@ -94,6 +95,7 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
         action=args.action,
         solver=args.solver,
         grid=args.grid,
+        reward=dict(args.reward),
         group_size=args.population,
     )
     start = time.monotonic()

@@ -11,6 +11,9 @@ import tyro
 
 Settings = TypeVar("Settings")
 
+DEFAULT_REWARD = (("feature", 1.0), ("energy", 0.1))
+"""Reward terms and weights of the training programs: the best of ``experiments.ablate_rewards``."""
+
 
 def run(main: Callable[[Settings], None], settings: type[Settings]) -> None:
     """Parse ``settings`` (a dataclass) from the command line, call ``main``; on bad input say a sentence and exit."""

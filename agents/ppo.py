@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
 from agents.callbacks import AnnealedExploration, HeldOutCallback, linear_to_zero
-from agents.command import prepare_folder, run
+from agents.command import DEFAULT_REWARD, prepare_folder, run
 from agents.evaluate import Evaluator, report
 from redif_env.references import VALIDATION_SEED
 from redif_env.sb3 import GroupRelativeReturns, make_vec_env
@@ -35,7 +35,7 @@ class Args:
     """Network calls a sample at least; below num_steps, the policy chooses how many."""
     prices: tuple[float, float] | None = None
     """Range of what a call costs, which the policy sees; add the reward term "price" to charge it."""
-    reward: tuple[tuple[str, float], ...] = (("endpoint", 1.0),)
+    reward: tuple[tuple[str, float], ...] = DEFAULT_REWARD
     """Reward terms and their weights, as in --reward endpoint 1 feature 0.5."""
     seed: int = 0
     out: Path = Path("runs/ppo")

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents import ppo
-from agents.command import prepare_folder, run
+from agents.command import DEFAULT_REWARD, prepare_folder, run
 from experiments.tasks import Task, finish_all
 from redif_env.files import write_file
 
@@ -58,7 +58,7 @@ def tasks_of(args: Args) -> list[Task]:
             num_steps=args.num_steps,
             min_steps=args.min_steps,
             prices=args.prices,
-            reward=(("endpoint", 1.0), ("price", 1.0)),
+            reward=(*DEFAULT_REWARD, ("price", 1.0)),
             network_calls=args.adaptive_calls,
             seed=seed,
             out=args.out / f"adaptive-{seed}",
