@@ -37,7 +37,6 @@ SETS: dict[str, dict[str, float]] = {
     "energy": {"energy": 1.0},
     "endpoint + feature": {"endpoint": 1.0, "feature": 1.0},
     # A sample's share of a distribution distance varies some ten times as much as its endpoint error.
-    "endpoint + energy": {"endpoint": 1.0, "energy": 0.1},
     "feature + energy": {"feature": 1.0, "energy": 0.1},
 }
 """The rewards compared: terms and weights."""

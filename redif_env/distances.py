@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -56,18 +55,30 @@ def structural_dissimilarity(samples: Tensor, endpoints: Tensor) -> Tensor:
 
 
 def perceptual_distance(network: str = "alex") -> Distance:
-    """LPIPS (Zhang et al. 2018), by torchmetrics, for images of three channels in [-1, 1].
+    """LPIPS (Zhang et al. 2018), by torchmetrics, for images in [-1, 1]; grey ones count as three equal channels.
 
     Args:
-        network: ``"alex"``, ``"vgg"`` or ``"squeeze"``; torchvision fetches its weights when they are not there.
+        network: ``"alex"``, ``"vgg"`` or ``"squeeze"``; torchvision fetches its weights if they are not there.
+
+    Raises:
+        ValueError: if torchvision is not installed, or there is no such network.
     """
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    module = LearnedPerceptualImagePatchSimilarity(net_type=network, reduction="none").eval()  # type: ignore[arg-type]
+    try:
+        metric = LearnedPerceptualImagePatchSimilarity(net_type=network)  # type: ignore[arg-type]
+    except ModuleNotFoundError as error:
+        raise ValueError(f"network={network!r} needs torchvision ({error}): pip install torchvision") from error
+    return Perceptual(metric.net)
 
-    @torch.no_grad()
-    def distance(samples: Tensor, endpoints: Tensor) -> Tensor:
-        placed = module.to(samples.device)
-        return placed.net(samples.clamp(-1, 1), endpoints.clamp(-1, 1)).reshape(len(samples))
 
-    return distance
+class Perceptual:
+    """A network of two batches of images ``(B, 3, H, W)`` in [-1, 1] as a distance."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    def __call__(self, samples: Tensor, endpoints: Tensor) -> Tensor:
+        network = self.network.to(samples.device)
+        first, second = (part.clamp(-1, 1).float().expand(-1, 3, -1, -1) for part in (samples, endpoints))
+        return network(first, second).reshape(len(samples)).to(samples.dtype)

@@ -2,9 +2,17 @@ import math
 
 import pytest
 import torch
+import torchmetrics.image.lpip as lpip
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from redif_env.distances import cosine_distance, root_mean_square, squared_error, structural_dissimilarity
+from redif_env.distances import (
+    Perceptual,
+    cosine_distance,
+    perceptual_distance,
+    root_mean_square,
+    squared_error,
+    structural_dissimilarity,
+)
 
 
 def images(seed, size=8):
@@ -39,3 +47,18 @@ def test_structural_dissimilarity_is_torchmetrics_own_a_sample():
 def test_structural_dissimilarity_needs_images():
     with pytest.raises(ValueError, match=r"structural similarity needs images .* got samples of shape \(2,\)"):
         structural_dissimilarity(torch.zeros(3, 2), torch.zeros(3, 2))
+
+
+def test_perceptual_distance_says_what_it_needs(monkeypatch):
+    """Where torchvision is missing; and grey images become three channels, clipped, a number each."""
+    monkeypatch.setattr(lpip, "_TORCHVISION_AVAILABLE", False)
+    with pytest.raises(ValueError, match=r"network='vgg' needs torchvision .* pip install torchvision"):
+        perceptual_distance("vgg")
+
+    class Network(torch.nn.Module):
+        def forward(self, first, second):
+            assert first.shape[1] == second.shape[1] == 3
+            return (first - second).abs().amax(dim=(1, 2, 3), keepdim=True)
+
+    distance = Perceptual(Network())
+    assert distance(torch.full((2, 1, 4, 4), 3.0), torch.zeros(2, 1, 4, 4)).tolist() == [1.0, 1.0]
