@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.baselines import Baseline, all_baselines
 from agents.evaluate import Evaluator
@@ -181,3 +182,6 @@ def test_an_adaptive_student_is_trained_exported_and_judged(tmp_path):
     assert len(ours) == 5
     assert all(2 <= row["nfe"] <= 3 for row in ours)
     assert result["settings"]["reward"] == [["endpoint", 1.0], ["price", 1.0]]
+    log = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {"rewards/endpoint", "rewards/price", "held_out/nfe"} <= set(log.Tags()["scalars"])
+    assert all(2 <= event.value <= 3 for event in log.Scalars("held_out/nfe"))

@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from redif_env import ReDiFEnv, ReDiFVectorEnv, Student
 from redif_env.sb3 import GroupRelativeReturns, ReDiFVecEnv, make_vec_env
-from redif_env.wrappers import GroupRelativeReward
+from redif_env.wrappers import GroupRelativeReward, StepCost
 
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20}
 
@@ -146,6 +146,19 @@ def test_images_through_sb3():
     env.reset()
     assert len(env.get_images()) == 2
     assert env.render().ndim == 3
+
+
+def test_wrapped_terms_reach_sb3():
+    """Under their names in each finished episode's info, and in its return."""
+    core = ReDiFVectorEnv(4, **TINY, num_steps=2, group_size=2)
+    env = ReDiFVecEnv(GroupRelativeReward(StepCost(core, cost=0.25)))
+    env.reset()
+    for _ in range(2):
+        infos = env.step(np.zeros((4, 5), np.float32))[3]
+    for info in infos:
+        assert info["rewards"]["step_cost"] == -0.5
+        assert info["episode"]["r"] == pytest.approx(info["rewards"]["endpoint"] - 0.5)
+        assert info["nfe"] == info["episode"]["l"] == 2
 
 
 def test_group_relative_returns_are_group_relative_rewards_where_siblings_finish_together():
