@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -121,10 +121,10 @@ class EndpointAlignment:
         mdp: DenoisingMDP,
         reference: ReferenceSet,
         distance: Distance = root_mean_square,
-        name: str = "endpoint",
-    ) -> EndpointAlignment:
+        name: str | None = None,
+    ) -> Self:
         """With the base solver's mean distance over the reference set as scale."""
-        return cls(_base_distance(mdp, reference, distance), distance, name)
+        return cls(_base_distance(mdp, reference, distance), distance, name or cls.name)
 
 
 @dataclass(frozen=True)
@@ -160,20 +160,15 @@ class FeatureAlignment:
 
 
 @dataclass(frozen=True)
-class TrajectoryAlignment:
-    """How much nearer each step brought the predicted clean sample to the endpoint: a dense reward.
+class TrajectoryAlignment(EndpointAlignment):
+    """How much nearer each step brought the predicted clean sample to the endpoint: the endpoint reward made dense.
 
-    Potential-based shaping (Ng et al. 1999) of :class:`EndpointAlignment`: the potential of a state is minus the
-    distance of the network's clean prediction there (of the sample itself, once finished), and 0 before the first step.
-    Undiscounted, an episode's sum is the endpoint reward, so the optimal policy is the same.
+    Potential-based shaping (Ng et al. 1999): the potential of a state is minus the distance of the network's clean
+    prediction there (of the sample itself, once finished), and 0 before the first step. Undiscounted, an episode's sum
+    is the endpoint reward, so the optimal policy is the same.
     """
 
-    scale: float
-    distance: Distance = root_mean_square
     name: str = "trajectory"
-
-    def __post_init__(self) -> None:
-        _check_scale(self.scale)
 
     def __call__(self, transition: Transition) -> Tensor:
         before, after = transition.state, transition.next_state
@@ -182,17 +177,6 @@ class TrajectoryAlignment:
         # The first prediction is the noise's doing, not an action's: where it counted as 0, the sum telescopes.
         potential = torch.where(before.nfe > 1, gone_before, 0.0)
         return (potential - self.distance(reached, transition.endpoint)) / self.scale
-
-    @classmethod
-    def calibrated(
-        cls,
-        mdp: DenoisingMDP,
-        reference: ReferenceSet,
-        distance: Distance = root_mean_square,
-        name: str = "trajectory",
-    ) -> TrajectoryAlignment:
-        """With the base solver's mean distance over the reference set as scale."""
-        return cls(_base_distance(mdp, reference, distance), distance, name)
 
 
 @dataclass(frozen=True)

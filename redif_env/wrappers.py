@@ -155,10 +155,7 @@ def EndpointAlignment(
     env: AnyEnv, distance: Distance = root_mean_square, weight: float = 1.0, name: str = "endpoint_distance"
 ) -> AnyEnv:
     """Add :class:`redif_env.rewards.EndpointAlignment` in any distance of :mod:`redif_env.distances`, or your own."""
-    core = core_of(env)
-    reward = rewards.EndpointAlignment.calibrated(core.mdp, core.reference, distance, name)
-    given = {"weight": weight, "name": name} | ({} if distance is root_mean_square else {"distance": distance})
-    return add_reward(env, reward, weight, Recipe("EndpointAlignment", given))
+    return _add_alignment(env, rewards.EndpointAlignment, distance, weight, name)
 
 
 def FeatureAlignment(
@@ -180,10 +177,7 @@ def TrajectoryAlignment(
     env: AnyEnv, distance: Distance = root_mean_square, weight: float = 1.0, name: str = "trajectory"
 ) -> AnyEnv:
     """Add :class:`redif_env.rewards.TrajectoryAlignment`, the dense form of the endpoint reward."""
-    core = core_of(env)
-    reward = rewards.TrajectoryAlignment.calibrated(core.mdp, core.reference, distance, name)
-    given = {"weight": weight, "name": name} | ({} if distance is root_mean_square else {"distance": distance})
-    return add_reward(env, reward, weight, Recipe("TrajectoryAlignment", given))
+    return _add_alignment(env, rewards.TrajectoryAlignment, distance, weight, name)
 
 
 def ScoreAgreement(env: AnyEnv, weight: float = 1.0, name: str = "score") -> AnyEnv:
@@ -231,6 +225,15 @@ def CallableReward(
     """Add any function of the transition, as :class:`redif_env.rewards.CallableReward`."""
     given = {"fn": fn, "name": name, "weight": weight}
     return add_reward(env, rewards.CallableReward(fn, name), weight, Recipe("CallableReward", given))
+
+
+def _add_alignment(
+    env: AnyEnv, kind: type[rewards.EndpointAlignment], distance: Distance, weight: float, name: str
+) -> AnyEnv:
+    core = core_of(env)
+    given = {"weight": weight, "name": name} | ({} if distance is root_mean_square else {"distance": distance})
+    reward = kind.calibrated(core.mdp, core.reference, distance, name)
+    return add_reward(env, reward, weight, Recipe(kind.__name__, given))
 
 
 class GroupRelativeReward(VectorWrapper):
