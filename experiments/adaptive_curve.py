@@ -37,12 +37,12 @@ class Args:
     num_steps: int = 8
     prices: tuple[float, float] = (0.03, 0.6)
     """In units of the base solver's distance at num_steps calls."""
-    fixed: tuple[int, ...] = (4, 5, 6, 8)
+    fixed: tuple[int, ...] = (4, 6, 8)
     """Numbers of calls of the students to compare with."""
     seeds: int = 3
     network_calls: int = 480_000
     """Training budget of each run, adaptive or fixed."""
-    adaptive_calls: int = 960_000
+    adaptive_calls: int = 640_000
     """Training budget of an adaptive run, which makes students for all prices at once."""
     out: Path = Path("runs/adaptive")
     fixed_out: Path = Path("runs/nfe-curve")
