@@ -133,7 +133,7 @@ def test_reward_ablation(tmp_path):
 
 def test_adaptive_curve(tmp_path):
     """One student, one row a price, beside students of fixed calls."""
-    budget = ["--network-calls", "512", "--adaptive-calls", "1024"]
+    budget = ["--network-calls", "512"]
     places = ["--out", str(tmp_path / "adaptive"), "--fixed-out", str(tmp_path / "fixed")]
     steps = ["--min-steps", "2", "--num-steps", "4", "--fixed", "2", "4"]
     process = run("experiments.adaptive_curve", *RING, *budget, *places, *steps)
