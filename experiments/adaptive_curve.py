@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents import ppo
-from agents.command import prepare_folder, run
+from agents.command import DEFAULT_REWARD, prepare_folder, run
 from experiments.tasks import Task, finish_all
 from redif_env.files import write_file
 
@@ -56,8 +56,7 @@ def tasks_of(args: Args) -> list[Task]:
             num_steps=args.num_steps,
             min_steps=args.min_steps,
             prices=args.prices,
-            # No distribution term: its moving set would mix samples of all prices, and the dear ones make up for the cheap.
-            reward=(("feature", 1.0), ("price", 1.0)),
+            reward=(*DEFAULT_REWARD, ("price", 1.0)),
             network_calls=args.network_calls,
             seed=seed,
             out=args.out / f"adaptive-{seed}",

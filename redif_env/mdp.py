@@ -17,8 +17,12 @@ from redif_env.solvers import Solver, initial_state, predict, step_to
 from redif_env.teachers import Teacher
 from redif_env.types import Decision, State
 
-GIVE_UP_AT = 0.5
-"""Value of the budget number from which all calls are given up that may be: exploration around 0 tries a few."""
+GIVE_UP_FROM, GIVE_UP_TO = 0.1, 0.6
+"""Values of the budget number up to which no call is given up, and from which all are that may be.
+
+Exploration around 0 tries a few. Without the gap it would try too many: the full budget, which the deterministic policy
+then takes, would hardly be met in training.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class DenoisingMDP:
     """Few-step denoising as a decision process (module ``redif_env.envs`` makes environments of it).
 
     With ``min_steps`` below ``num_steps`` the number of calls is a decision too: actions get one more number, the last,
-    which gives up calls of the budget. 0 or less gives up none, 0.5 or more all down to ``min_steps``, and what is
+    which gives up calls of the budget. 0.1 or less gives up none, 0.6 or more all down to ``min_steps``, and what is
     between is rounded. The remaining steps spread over the remaining way; with none left but the pending one, the step
     goes to clean data and the episode ends.
 
@@ -131,5 +135,6 @@ class DenoisingMDP:
         assert self.min_steps is not None
         least = (self.min_steps - state.nfe + 1).clamp(min=1)
         spare = (state.steps_left - least).clamp(min=0)
-        given_up = (spare * (share.double() / GIVE_UP_AT).clamp(0, 1)).round().long()
+        wanted = ((share.double() - GIVE_UP_FROM) / (GIVE_UP_TO - GIVE_UP_FROM)).clamp(0, 1)
+        given_up = (spare * wanted).round().long()
         return replace(state, steps_left=state.steps_left - given_up)

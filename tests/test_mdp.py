@@ -27,7 +27,7 @@ def actions(env, *budget):
 
 
 @pytest.mark.parametrize("name", list(SOLVERS))
-@pytest.mark.parametrize("budget", [0.0, -1.0])
+@pytest.mark.parametrize("budget", [0.0, 0.1, -1.0])
 def test_no_call_given_up_is_the_base_solver(name, budget):
     env = ReDiFVectorEnv(4, **ADAPTIVE, solver=name)
     env.reset(seed=0)
@@ -41,10 +41,10 @@ def test_no_call_given_up_is_the_base_solver(name, budget):
 
 @pytest.mark.parametrize("calls", [2, 3, 4, 5])
 def test_giving_up_calls_at_once_is_the_base_solver_with_fewer(calls):
-    """Half of the range gives up all four spare calls, so each eighth one: the rest is the shorter solver's own run."""
+    """From 0.1 on, half of the range gives up all four spare calls: the rest is the shorter solver's own run."""
     env = ReDiFVectorEnv(3, **ADAPTIVE)
     env.reset(seed=0)
-    terminated = env.step(actions(env, *[(6 - calls) / 8] * 3))[2]
+    terminated = env.step(actions(env, *[0.1 + (6 - calls) / 8] * 3))[2]
     steps = 1
     while not terminated.any():
         terminated = env.step(actions(env, 0, 0, 0))[2]
@@ -74,7 +74,7 @@ def test_episodes_end_at_different_times_and_finished_ones_cost_nothing():
     rows = []
     hook = env.mdp.teacher.network.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     env.reset(seed=0)
-    env.step(actions(env, 1, 0.25, 0))
+    env.step(actions(env, 1, 0.35, 0))
     terminated = env.step(actions(env, 0, 0, 0))[2]
     assert terminated.tolist() == [True, False, False]
     assert env.last_transition.next_state.nfe.tolist() == [2, 3, 3]
@@ -138,7 +138,7 @@ def test_a_student_with_prices_takes_one(tmp_path):
     """A policy that gives up the more, the dearer a call is, through save and load."""
     student = student_of(0.0, min_steps=2, prices=(0.01, 1.0))
     with torch.no_grad():
-        student.policy.linears[0].weight[-1, -1] = 0.5
+        student.policy.linears[0].weight[-1, -1] = 0.6
     student.save_pretrained(tmp_path / "student")
     student = Student.from_pretrained(tmp_path / "student")
     noise = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
