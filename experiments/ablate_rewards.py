@@ -100,25 +100,30 @@ def print_table(args: Args, results: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def draw(path: Path, results: dict[str, list[dict[str, Any]]], title: str) -> None:
-    """Frechet distance, paired error and coverage of each reward: every seed a dot, the median a bar."""
+    """Frechet distances, paired error and recall of each reward: every seed a dot, the median a line."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     names = sorted(results, key=lambda name: -median(row["fd_teacher"] for row in results[name]))
-    panels = ("fd_teacher", "fd_pixels", "mse_teacher", "coverage")
+    panels = ("fd_teacher", "fd_pixels", "mse_teacher", "recall")
     figure, axes = plt.subplots(
         1, len(panels), figsize=(13, 0.34 * len(names) + 1.4), sharey=True, layout="constrained"
     )
     for axis, metric in zip(axes, panels, strict=True):
         values = [[row[metric] for row in results[name]] for name in names]
-        axis.barh(range(len(names)), [median(group) for group in values], color="tab:blue", alpha=0.35)
+        middles = [median(group) for group in values]
+        axis.plot(middles, range(len(names)), "|", color="black", markersize=14, markeredgewidth=2)
         for height, group in enumerate(values):
             axis.plot(group, [height] * len(group), "o", color="tab:blue", markersize=4)
         better = "higher" if metric in HIGHER_IS_BETTER else "lower"
         axis.set_xlabel(f"{METRICS[metric]} ({better} is better)")
-        if metric != "coverage":
+        if metric not in HIGHER_IS_BETTER:
             axis.set_xscale("log")
-        axis.grid(axis="x", alpha=0.3)
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+        axis.grid(alpha=0.3)
     axes[0].set_yticks(range(len(names)), names)
     figure.suptitle(title)
     with write_file(path) as temporary:

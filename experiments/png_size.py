@@ -43,7 +43,7 @@ class Args:
     teacher: str = "digits"
     num_steps: int = 4
     seeds: int = 3
-    network_calls: int = 100_000
+    network_calls: int = 60_000
     weight: float = 0.2
     """Price of a byte, in units of the base solver's distance to the endpoint."""
     num_envs: int = 128
