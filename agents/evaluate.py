@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from agents.baselines import all_baselines
+from agents.baselines import Baseline, all_baselines
 from redif_env.data import load_digits
 from redif_env.features import embed, load_features
 from redif_env.files import write_file
@@ -154,7 +154,7 @@ def print_table(rows: Sequence[Row], title: str) -> None:
 def save_samples(path: Path, student: Student, rows: Sequence[Row], evaluator: Evaluator) -> None:
     """Picture of the same noises down the rows: best solver, student (at its smallest price), teacher."""
     best = min((row for row in rows if (row.method, row.grid) in _names()), key=lambda row: row.fd_teacher)
-    baseline = next(one for one in all_baselines() if (one.method, one.grid) == (best.method, best.grid))
+    baseline = Baseline(best.method, best.grid)
     noise = evaluator.noise[:PICTURED]
     lines = [
         baseline(evaluator.teacher, noise, int(best.nfe)),

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from agents.baselines import all_baselines
+from agents.baselines import Baseline
 from agents.command import prepare_folder, run
 from agents.evaluate import Evaluator, Row
 from experiments.tasks import TRAINERS, Task, finish_all
@@ -80,12 +80,12 @@ def print_sources(args: Args, rows: list[dict[str, Any]]) -> None:
     measures = ("strayed", "fd_strayed", "fd_others", "fd_pixels", "recall", "coverage")
     table = Table("sampler", "NFE", *measures, title="samples nearer to another noise's endpoint, and the rest")
     evaluator = Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32))
-    for nfe in args.nfe:
+    for nfe in (*args.nfe, *args.solvers_only):
         best = solvers_at(args, nfe)[0]
-        baseline = next(one for one in all_baselines() if (one.method, one.grid) == (best.method, best.grid))
+        baseline = Baseline(best.method, best.grid)
         solver = evaluator.set_measures(baseline(evaluator.teacher, evaluator.noise, nfe))
         table.add_row(f"{best.method} {best.grid}", str(nfe), *(f"{solver[name]:.4f}" for name in measures))
-        for method in args.methods:
+        for method in args.methods if nfe in args.nfe else ():
             ours = [row for row in rows if (row["method"], row["nfe"]) == (method, nfe)]
             table.add_row(method, str(nfe), *(f"{median(row[name] for row in ours):.4f}" for name in measures))
     Console(width=150).print(table)

@@ -5,6 +5,7 @@ python -m experiments.train_classifier
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,9 +54,9 @@ def main(args: Args) -> None:
         accuracy = (model(images[held_out]).argmax(1) == labels[held_out]).float().mean().item()
     with write_folder(args.out) as folder:
         save_file(model.state_dict(), folder / "model.safetensors")
+        command = f"python -m experiments.train_classifier --seed {args.seed} --out {os.path.relpath(args.out)}"
         (folder / "README.md").write_text(
-            f"Made by `python -m experiments.train_classifier --seed {args.seed}`; accuracy on the held-out fifth of "
-            f"the 1,797 digits: {accuracy:.4f}.\n"
+            f"Made by `{command}`; accuracy on the held-out fifth of the 1,797 digits: {accuracy:.4f}.\n"
         )
     print(f"held-out accuracy {accuracy:.4f}, saved to {args.out}")
 

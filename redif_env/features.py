@@ -109,7 +109,7 @@ class VisionFeatures(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str) -> VisionFeatures:
-        """Read a folder or hub id; safetensors only, so that nothing is unpickled.
+        """Read a folder or hub id; safetensors only and no code of theirs, so that nothing foreign is run.
 
         Raises:
             ValueError: if transformers is not installed, or there is no such model.
@@ -120,9 +120,9 @@ class VisionFeatures(nn.Module):
         except ImportError as error:
             raise ValueError(f"features={name_or_path!r} needs transformers: pip install transformers") from error
         try:
-            kind = AutoConfig.from_pretrained(name_or_path).model_type
+            kind = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
             family = CLIPVisionModelWithProjection if kind in ("clip", "clip_vision_model") else AutoModel
-            model = family.from_pretrained(name_or_path, use_safetensors=True)
+            model = family.from_pretrained(name_or_path, use_safetensors=True, trust_remote_code=False)
             settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(

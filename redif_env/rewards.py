@@ -112,8 +112,7 @@ class EndpointAlignment:
         _check_scale(self.scale)
 
     def __call__(self, transition: Transition) -> Tensor:
-        error = self.distance(transition.next_state.x, transition.endpoint)
-        return torch.where(transition.terminated, -error / self.scale, 0.0)
+        return -_when_finished(self.name, transition, self.distance) / self.scale
 
     @classmethod
     def calibrated(
@@ -143,12 +142,8 @@ class FeatureAlignment:
         _check_scale(self.scale)
 
     def __call__(self, transition: Transition) -> Tensor:
-        ended = transition.terminated.nonzero()[:, 0]
-        rewards = torch.zeros_like(transition.endpoint.flatten(1)[:, 0])
-        if len(ended):
-            error = _feature_distance(self.features, transition.next_state.x[ended], transition.endpoint[ended])
-            rewards[ended] = -(error / self.scale).to(rewards.dtype)
-        return rewards
+        error = _when_finished(self.name, transition, lambda x, y: _feature_distance(self.features, x, y))
+        return -error / self.scale
 
     @classmethod
     def calibrated(
@@ -242,11 +237,7 @@ class TeacherResidual:
         return torch.stack(errors).mean(dim=0)
 
     def __call__(self, transition: Transition) -> Tensor:
-        ended = transition.terminated.nonzero()[:, 0]
-        rewards = torch.zeros_like(transition.endpoint.flatten(1)[:, 0])
-        if len(ended):
-            rewards[ended] = (self.floor - self.residual(transition.next_state.x[ended])) / self.scale
-        return rewards
+        return _when_finished(self.name, transition, lambda x, _: self.floor - self.residual(x)) / self.scale
 
     @classmethod
     def calibrated(
@@ -311,19 +302,20 @@ class DistributionAlignment:
         self._oldest = 0
 
     def __call__(self, transition: Transition) -> Tensor:
-        ended = transition.terminated.nonzero()[:, 0]
-        rewards = torch.zeros_like(transition.endpoint.flatten(1)[:, 0])
-        if len(ended):
-            finished = self._embed(transition.next_state.x[ended])
-            rewards[ended] = self.shares(finished).to(rewards.dtype)
-            self._remember(finished, self._embed(transition.endpoint[ended]))
-        return rewards
+        return _when_finished(self.name, transition, self._pay)
 
     def shares(self, at: Tensor) -> Tensor:
         """What samples with features ``at`` ``(B, D)`` earn against the moving set, ``(B,)``."""
         kernel, samples, endpoints = self.kernel, self._samples, self._endpoints
         baseline = kernel(endpoints, endpoints).mean() - kernel(samples, samples).mean()
         return -(2 * witness(kernel, at, samples, endpoints) + baseline) / self.scale
+
+    def _pay(self, samples: Tensor, endpoints: Tensor) -> Tensor:
+        """What finished samples earn against the moving set, which they then join."""
+        finished = self._embed(samples)
+        shares = self.shares(finished)
+        self._remember(finished, self._embed(endpoints))
+        return shares
 
     def _embed(self, samples: Tensor) -> Tensor:
         # A good student's samples lie so near their endpoints that single precision would lose the difference.
@@ -424,6 +416,21 @@ def build_terms(weights: Mapping[str, float], mdp: DenoisingMDP, reference: Refe
 def _check_scale(scale: float) -> None:
     if not scale > 0:
         raise ValueError(f"scale must be above 0, got {scale}: the base solver already equals the teacher")
+
+
+def _when_finished(name: str, transition: Transition, of: Distance) -> Tensor:
+    """``of(samples, endpoints)`` of the episodes that ended, 0 for the others, ``(B,)``."""
+    ended = transition.terminated.nonzero()[:, 0]
+    values = torch.zeros_like(transition.endpoint.flatten(1)[:, 0])
+    if len(ended):
+        found = of(transition.next_state.x[ended], transition.endpoint[ended])
+        if found.shape != ended.shape:
+            raise ValueError(
+                f"reward {name!r}: its distance returned shape {tuple(found.shape)} for {len(ended)} samples: return "
+                f"one number a sample"
+            )
+        values[ended] = found.to(values.dtype)
+    return values
 
 
 def _base_pairs(mdp: DenoisingMDP, reference: ReferenceSet) -> tuple[Tensor, Tensor]:

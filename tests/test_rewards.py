@@ -271,6 +271,12 @@ def test_bad_answers_are_named(answer, message):
         env.step(np.zeros(env.action_space.shape, np.float32))
 
 
+def test_a_distance_of_the_wrong_shape_is_named():
+    reward = EndpointAlignment(1.0, lambda samples, endpoints: samples - endpoints, "mine")
+    with pytest.raises(ValueError, match=r"reward 'mine': its distance returned shape \(3, 2\) for 3 samples"):
+        reward(last_transition())
+
+
 def test_what_a_reward_says_of_dead_steps_is_not_asked():
     """NaN where no step was taken, as physics gives it there, is no error and pays nothing."""
     term = Term(CallableReward(lambda t: torch.tensor([1.0, torch.nan, 1.0]), "mine"), 2.0)
