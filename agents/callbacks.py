@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Image
+from stable_baselines3.common.logger import Image, Logger, TensorBoardOutputFormat
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.tensorboard import SummaryWriter
 
-from agents.evaluate import PICTURED, Evaluator
+from agents.evaluate import PICTURED
+from redif_env.evaluation import Evaluator
+from redif_env.mdp import DenoisingMDP
+from redif_env.policies import Policy, PolicyConfig
 from redif_env.rendering import tile, to_pixels
 from redif_env.sb3.export import actor_policy
 from redif_env.students import Student
@@ -23,21 +29,39 @@ class HeldOutCallback(BaseCallback):
     The student's policy is the moving average of the agent's over rollouts (weight ``1 - decay`` for the newest): what
     the last few updates did by chance averages out, and the agent trains on as it would. ``best`` is the student with
     the smallest ``fd_teacher`` so far, ``best_fd`` that distance; with adaptive step counts, where that would be the
-    dearest, it is the last one. A student that knows prices is judged at their geometric mean. Also logs each reward
-    term, the network calls, and the mean timesteps that the student steps to. Training's own random state is not
-    touched.
+    dearest, it is the last one. A student that knows prices is judged at their geometric mean. Prints a line a
+    judgement; logs each reward term, the network calls, and the mean timesteps that the student steps to. Training's
+    own random state is not touched.
     """
 
-    def __init__(self, evaluator: Evaluator, every: int = 10, decay: float = 0.98) -> None:
+    def __init__(self, evaluator: Evaluator, mdp: DenoisingMDP, every: int = 10, decay: float = 0.98) -> None:
         super().__init__()
-        self.evaluator, self.every, self.decay = evaluator, every, decay
+        self.evaluator, self.mdp, self.every, self.decay = evaluator, mdp, every, decay
         self.best: Student | None = None
         self.best_fd = float("inf")
         self._rollouts = 0
         self._terms: dict[str, list[float]] = {}
+        self._average_state: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average, the best student so far and the count of rollouts; taken between two rollouts."""
+        best = self.best and {"config": self.best.policy.config.to_json(), "weights": self.best.policy.state_dict()}
+        average = dict(self._average.state_dict())
+        return {"rollouts": self._rollouts, "best_fd": self.best_fd, "best": best, "average": average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self._rollouts, self.best_fd, self._average_state = state["rollouts"], state["best_fd"], state["average"]
+        if state["best"]:
+            config = state["best"]["config"]
+            policy = Policy(PolicyConfig(**{**config, "sizes": tuple(config["sizes"])}))
+            policy.load_state_dict(state["best"]["weights"])
+            self.best = Student(self.mdp, policy)
 
     def _on_training_start(self) -> None:
         self._average = AveragedModel(self.model.policy, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
+        if self._average_state is not None:
+            self._average.load_state_dict(self._average_state)
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
@@ -63,7 +87,7 @@ class HeldOutCallback(BaseCallback):
 
     def judge(self) -> None:
         """Judge the student as it stands."""
-        student = Student(self.training_env.unwrapped.mdp, actor_policy(self._average.module))
+        student = Student(self.mdp, actor_policy(self._average.module))
         prices = student.mdp.prices
         states = student.trajectory(self.evaluator.noise, math.sqrt(prices[0] * prices[1]) if prices else None)
         row = self.evaluator.row("redif", "learned", states[-1].nfe.double().mean().item(), states[-1].x)
@@ -83,6 +107,39 @@ class HeldOutCallback(BaseCallback):
         if row.fd_teacher < self.best_fd or student.mdp.adaptive:
             self.best_fd, self.best = row.fd_teacher, student
         self.logger.record("held_out/best_fd_teacher", self.best_fd)
+        print(
+            f"{self.num_timesteps:>11,} calls: fd_teacher {row.fd_teacher:.4f} (best {self.best_fd:.4f}), "
+            f"mse_teacher {row.mse_teacher:.5f}"
+        )
+
+
+class Stopwatch(BaseCallback):
+    """Seconds spent in training, whatever interrupted it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before = 0.0
+        self._start: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self._before + (time.monotonic() - self._start if self._start is not None else 0.0)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._before = state["seconds"]
+
+    def _on_training_start(self) -> None:
+        self._start = time.monotonic()
+
+    def _on_training_end(self) -> None:
+        self._before, self._start = self.seconds, None
+
+    def _on_step(self) -> bool:
+        return True
 
 
 class AnnealedExploration(BaseCallback):
@@ -104,6 +161,15 @@ class AnnealedExploration(BaseCallback):
         remaining = self.model._current_progress_remaining
         log_std = self.model.policy.log_std.requires_grad_(False)
         log_std.fill_(remaining * math.log(self.start) + (1 - remaining) * math.log(self.end))
+
+
+def tensorboard_logger(folder: Path, steps_done: int) -> Logger:
+    """A TensorBoard log in ``folder``; what a killed run logged after ``steps_done`` is dropped."""
+    output = TensorBoardOutputFormat(str(folder))
+    if steps_done:
+        output.writer.close()
+        output.writer = SummaryWriter(log_dir=str(folder), purge_step=steps_done + 1)
+    return Logger(str(folder), [output])
 
 
 def linear_to_zero(start: float) -> Any:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from tqdm import tqdm
 
 from agents.command import DEFAULT_REWARD, prepare_folder, run
 from agents.evaluate import report
+from agents.runs import settings_json
 from redif_env.envs import ReDiFVectorEnv
 from redif_env.policies import Policy
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
@@ -75,17 +75,6 @@ def search(args: Args, env: ReDiFVectorEnv) -> NDArray[np.float32]:
     return mean.astype(np.float32)
 
 
-def table_policy(table: NDArray[np.float32], num_features: int) -> Policy:
-    """A policy that looks at nothing but the steps left, which the features give as their leading one-hot numbers."""
-    linear = nn.Linear(num_features, table.shape[1])
-    with torch.no_grad():
-        linear.weight.zero_()
-        linear.bias.zero_()
-        # Step k of n has n - k steps left, number n - k - 1 of the one-hot.
-        linear.weight[:, : len(table)] = torch.from_numpy(table[::-1].copy()).T
-    return Policy.from_linears([linear], "tanh", squash=False)
-
-
 def train(args: Args) -> tuple[Student, dict[str, Any]]:
     """The student of the table found, and what it cost."""
     env = ReDiFVectorEnv(
@@ -102,13 +91,13 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
     table = search(args, env)
     steps = generations(args) * env.num_envs * args.num_steps
     facts = {"train_seconds": round(time.monotonic() - start, 1), "environment_steps": steps}
-    return Student(env.mdp, table_policy(table, env.single_observation_space.shape[0])), facts
+    return Student(env.mdp, Policy.from_table(torch.from_numpy(table), env.mdp.observation_size)), facts
 
 
 def main(args: Args) -> None:
     prepare_folder(args.out)
     student, facts = train(args)
-    report("cem", student, args, facts, args.out)
+    report("cem", student, settings_json(args), facts, args.out)
 
 
 if __name__ == "__main__":

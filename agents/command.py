@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import tyro
+from safetensors import SafetensorError
+
+from agents.runs import CONFIG_FILE, RunStoppedError, read_settings
 
 Settings = TypeVar("Settings")
 
@@ -17,12 +22,25 @@ DEFAULT_REWARD = (("feature", 1.0), ("energy", 0.1))
 
 def run(main: Callable[[Settings], None], settings: type[Settings]) -> None:
     """Parse ``settings`` (a dataclass) from the command line, call ``main``; on bad input say a sentence and exit."""
-    arguments = tyro.cli(settings)
     try:
-        main(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        main(parse(settings))
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        _leave(f"error: {error}", 2)
+    except (OSError, SafetensorError) as error:
+        if "No space left" not in str(error) and getattr(error, "errno", None) != errno.ENOSPC:
+            raise
+        _leave(f"error: the disk is full ({error}): make room, then add --resume; what was written is whole", 1)
+    except RunStoppedError as stopped:
+        _leave(str(stopped), stopped.exit_code)
+
+
+def parse(settings: type[Settings]) -> Settings:
+    """``settings`` from the command line; with ``--resume``, those of the run in ``--out`` where none are given."""
+    arguments = tyro.cli(settings)
+    if not getattr(arguments, "resume", False) or not (arguments.out / CONFIG_FILE).exists():
+        return arguments
+    stored = read_settings(arguments.out, arguments)
+    return tyro.cli(settings, default=replace(stored, out=arguments.out, resume=True))
 
 
 def prepare_folder(out: Path) -> None:
@@ -38,3 +56,8 @@ def prepare_folder(out: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"out='{out}' cannot be written ({error.strerror}): choose another folder") from error
+
+
+def _leave(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)

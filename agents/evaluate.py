@@ -1,154 +1,30 @@
-"""The judge: one evaluator for every sampler, and the table, picture and files that it fills."""
+"""What a training run leaves: the student, its table, a picture and the numbers as JSON."""
 
 from __future__ import annotations
 
 import json
 import math
-import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-from tqdm import tqdm
 
-from agents.baselines import Baseline, all_baselines
-from redif_env.data import load_digits
-from redif_env.features import embed, load_features
+from redif_env.baselines import Baseline, all_baselines
+from redif_env.evaluation import Evaluator, Row, judge
 from redif_env.files import write_file
-from redif_env.metrics import (
-    coverage,
-    frechet_distance,
-    kernel_distance,
-    mean_squared_error,
-    precision,
-    recall,
-    strayed,
-)
-from redif_env.references import TEST_SEED, reference_set
+from redif_env.records import Record, installed_versions
 from redif_env.rendering import tile, to_pixels
 from redif_env.students import Student
-from redif_env.teachers import Teacher
+from redif_env.tables import print_table
 
-TEST_SIZE = 2000
 PICTURED = 12
-FLOOR_SIZE = 4096
-"""The training set's size, so that it is in the cache already."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One sampler's result; lower is better everywhere. ``fd_data`` is missing where the data are unknown.
-
-    ``nfe`` is the mean over samples, where they differ.
-    """
-
-    method: str
-    grid: str
-    nfe: float
-    fd_teacher: float
-    fd_data: float | None
-    mse_teacher: float
-
-
-class Evaluator:
-    """Judges samples made from one fixed set of noises: clipped to [-1, 1], against the teacher's endpoints and data.
-
-    Args:
-        teacher: whose samples are the standard.
-        size, seed: of the noises. The default set takes part in no training and no choice.
-    """
-
-    def __init__(self, teacher: Teacher, size: int = TEST_SIZE, seed: int = TEST_SEED) -> None:
-        reference = reference_set(teacher, size, seed)
-        self.teacher = teacher
-        self.noise = reference.noise.to(teacher.device)
-        self.endpoints = reference.endpoints.clamp(-1, 1).to(teacher.device)
-        known = teacher.sample_shape == (1, 8, 8)
-        self.feature_name = "digits-classifier-64" if known else "pixels"
-        self.features = load_features("digits-judge" if known else "pixels", teacher.sample_shape).to(teacher.device)
-        self.endpoint_features = embed(self.features, self.endpoints)
-        self.data_features: Tensor | None = None
-        if teacher.name == "digits":
-            self.data_features = embed(self.features, load_digits()[0].to(teacher.device))
-
-    def row(self, method: str, grid: str, nfe: float, samples: Tensor) -> Row:
-        """Measure ``samples`` ``(size, *S)``, made from ``noise`` in its order."""
-        samples = samples.clamp(-1, 1)
-        features, data = embed(self.features, samples), self.data_features
-        return Row(
-            method=method,
-            grid=grid,
-            nfe=nfe,
-            fd_teacher=frechet_distance(features, self.endpoint_features),
-            fd_data=None if data is None else frechet_distance(features, data),
-            mse_teacher=mean_squared_error(samples, self.endpoints),
-        )
-
-    def student_row(self, method: str, student: Student, price: float | None = None) -> Row:
-        """Measure a student, at the mean of the network calls that it spends; at a price of one, if it knows prices."""
-        last = student.trajectory(self.noise, price)[-1]
-        spent = last.nfe.double().mean().item()
-        grid = "learned" if price is None else f"price {price:.3g}"
-        return self.row(method, grid, int(spent) if spent.is_integer() else spent, last.x)
-
-    def set_measures(self, samples: Tensor) -> dict[str, float]:
-        """How ``samples`` ``(size, *S)`` compare with the teacher's as a set, beside the Frechet distance of a row.
-
-        ``kd`` is the kernel distance times 1000; ``fd_pixels`` the Frechet distance of the values themselves;
-        ``strayed`` the share of samples that ended nearer to another noise's endpoint; ``fd_strayed`` the Frechet
-        distance if all others were perfect, ``fd_others`` if those were.
-        """
-        features, endpoints = embed(self.features, samples), self.endpoint_features
-        astray = strayed(features, endpoints)[:, None]
-        return {
-            "kd": 1000 * kernel_distance(features, endpoints),
-            "precision": precision(features, endpoints),
-            "recall": recall(features, endpoints),
-            "coverage": coverage(features, endpoints),
-            "fd_pixels": frechet_distance(samples.clamp(-1, 1).flatten(1), self.endpoints.flatten(1)),
-            "strayed": astray.double().mean().item(),
-            "fd_strayed": frechet_distance(torch.where(astray, features, endpoints), endpoints),
-            "fd_others": frechet_distance(torch.where(astray, endpoints, features), endpoints),
-        }
-
-    def baselines(self, nfe: int) -> list[Row]:
-        """Every training-free solver on every grid, best first."""
-        rows = []
-        for baseline in tqdm(all_baselines(), desc=f"solvers at {nfe} NFE"):
-            samples = baseline(self.teacher, self.noise, nfe)
-            rows.append(self.row(baseline.method, baseline.grid, nfe, samples))
-        return sorted(rows, key=lambda row: row.fd_teacher)
-
-    def teacher_row(self, nfe: int = 100) -> Row:
-        """The teacher itself: what a perfect student would score."""
-        return self.row("teacher", "time", nfe, self.endpoints)
-
-    def floor_row(self) -> Row:
-        """The teacher on other noises: what sampling alone makes of two perfect sets of this size."""
-        others = reference_set(self.teacher, FLOOR_SIZE).endpoints[: len(self.noise)]
-        return self.row("teacher, other noises", "time", 100, others.to(self.teacher.device))
-
-
-def print_table(rows: Sequence[Row], title: str) -> None:
-    """Print rows, the first column left, numbers right."""
-    table = Table("method", "grid", title=title)
-    for name in ("NFE", "FD to teacher", "FD to data", "MSE to teacher"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        data = "-" if row.fd_data is None else f"{row.fd_data:.3f}"
-        style = "bold" if row.method.startswith("redif") else None
-        table.add_row(
-            row.method, row.grid, f"{row.nfe:.4g}", f"{row.fd_teacher:.3f}", data, f"{row.mse_teacher:.5f}", style=style
-        )
-    # A fixed width, so that a log file holds the same table as a terminal.
-    Console(width=100).print(table)
+BEST = 3
+"""Solvers that a student's own table names."""
+BUILT_IN = ("digits", "gaussian-ring")
+RESULT = "result.json"
 
 
 def save_samples(path: Path, student: Student, rows: Sequence[Row], evaluator: Evaluator) -> None:
@@ -168,41 +44,36 @@ def save_samples(path: Path, student: Student, rows: Sequence[Row], evaluator: E
         Image.fromarray(tile(to_pixels(samples))).save(temporary, format="PNG")
 
 
-def save_result(path: Path, settings: Any, facts: dict[str, Any], rows: Sequence[Row]) -> None:
-    """``result.json``: settings, versions, facts (seconds, steps) and rows."""
-    packages = ("diffusers", "gymnasium", "numpy", "redif-env", "stable-baselines3", "torch", "torchmetrics")
-    result = {
-        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        **facts,
-        "rows": [asdict(row) for row in rows],
-    }
-    with write_file(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
+def report(method: str, student: Student, settings: dict[str, Any], facts: dict[str, Any], out: Path) -> None:
+    """Export a student, judge it beside every training-free solver at the same NFE, and write down all of it.
 
-
-def report(method: str, student: Student, settings: Any, facts: dict[str, Any], out: Path) -> None:
-    """Export a student, judge it beside every training-free solver at the same NFE, and write down all of it."""
+    ``settings`` are those of the run, JSON values; ``facts`` what it cost.
+    """
+    # Exported before it is judged: whatever happens meanwhile, the student is safe.
     student.save_pretrained(out / "student")
     evaluator = Evaluator(student.mdp.teacher)
-    ours = [evaluator.student_row(method, student, price) for price in prices_of(student)]
-    # Where the student chooses how often to call, solvers get at least as many calls as its dearest samples.
-    nfe = math.ceil(max(row.nfe for row in ours))
-    rows = [evaluator.teacher_row(), evaluator.floor_row(), *ours, *evaluator.baselines(nfe)]
-    count, teacher = len(evaluator.noise), evaluator.teacher.name
-    save_result(out / "result.json", settings, {**facts, "features": evaluator.feature_name, "samples": count}, rows)
+    rows = judge(evaluator, student, method)
+    nfe = math.ceil(max(row.nfe for row in rows if row.method == method))
+    title = f"{student.mdp.teacher.name}, {nfe} NFE, {evaluator.described}"
+    recorded(student, method, settings, rows, title).save_pretrained(out / "student")
     save_samples(out / "samples.png", student, rows, evaluator)
-    print_table(rows, f"{teacher}, {nfe} NFE, {count} held-out noises, {evaluator.feature_name}")
+    described = {"features": evaluator.feature_name, "samples": len(evaluator.noise)}
+    result = {"settings": settings, "versions": installed_versions(), **facts, **described}
+    with write_file(out / RESULT) as temporary:
+        temporary.write_text(json.dumps({**result, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+    print_table(rows, title)
     print(f"Trained in {facts['train_seconds']} s, {facts['environment_steps']} environment steps. Results: {out}")
 
 
-def prices_of(student: Student, count: int = 5) -> list[float | None]:
-    """Prices from the smallest to the largest that a student was trained at, evenly in the logarithm; else None."""
-    if student.mdp.prices is None:
-        return [None]
-    low, high = student.mdp.prices
-    # Rounding must not leave the range.
-    return [min(high, max(low, low * (high / low) ** (index / (count - 1)))) for index in range(count)]
+def recorded(student: Student, method: str, settings: dict[str, Any], rows: Sequence[Row], judged: str) -> Student:
+    """``student`` with its record: how it was trained, and its table, with the best of the solvers alone."""
+    solvers = [row for row in rows if (row.method, row.grid) in _names()][:BEST]
+    shown = [row for row in rows if row.method == method] + solvers
+    shown += [row for row in rows if row not in shown and row.method.startswith("teacher")]
+    training = {key: value for key, value in settings.items() if key not in ("out", "license")}
+    license = settings.get("license") or ("mit" if settings["teacher"] in BUILT_IN else "unknown")
+    record = Record(training, judged, [asdict(row) for row in shown], installed_versions(), license)
+    return Student(student.mdp, student.policy, record)
 
 
 def _names() -> set[tuple[str, str]]:

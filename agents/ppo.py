@@ -1,26 +1,31 @@
 """Train a few-step student with stock Stable-Baselines3 PPO, judge it, export it.
 
 python -m agents.ppo --teacher digits --num-steps 4 --seed 0 --out runs/digits-4
+python -m agents.ppo --resume --out runs/digits-4                               # after whatever stopped it
 """
 
 from __future__ import annotations
 
-import time
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
 
-from agents.callbacks import AnnealedExploration, HeldOutCallback, linear_to_zero
+from agents.callbacks import AnnealedExploration, HeldOutCallback, Stopwatch, linear_to_zero, tensorboard_logger
 from agents.command import DEFAULT_REWARD, prepare_folder, run
-from agents.evaluate import Evaluator, report
+from agents.evaluate import RESULT, report
+from agents.plan import plan, print_plan
+from agents.runs import RunStoppedError, begin, check, settings_json
+from redif_env.evaluation import Evaluator
 from redif_env.references import VALIDATION_SEED
-from redif_env.sb3 import GroupRelativeReturns, make_vec_env
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
+from redif_env.sb3 import Checkpointer, GroupRelativeReturns, make_vec_env
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, parse_device, shared_teacher
 from redif_env.students import Student
+
+PROGRAM = "agents.ppo"
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Args:
     """Reward terms and their weights, as in --reward endpoint 1 feature 0.5."""
     seed: int = 0
     out: Path = Path("runs/ppo")
-    """Folder for student/, result.json, samples.png and TensorBoard logs."""
+    """Folder for config.json, checkpoints/, student/, result.json, samples.png and TensorBoard logs."""
     network_calls: int = 480_000
     """Budget: as many episodes as it pays for."""
     action: str = "solver"
@@ -60,7 +65,15 @@ class Args:
     held_out_size: int = 512
     held_out_every: int = 50
     """Rollouts between two judgements on held-out noise."""
+    checkpoint_every: int = 50_000
+    """Network calls between two checkpoints; SIGINT and SIGTERM leave one too."""
+    license: str | None = None
+    """Of the teacher's weights, for the model card; by default that of a built-in teacher, else unknown."""
     device: str = "cpu"
+    resume: bool = False
+    """Go on with the run in out, with its settings; start it if there is none."""
+    dry_run: bool = False
+    """Print what the run would cost, and stop."""
 
 
 def build(args: Args) -> PPO:
@@ -94,29 +107,60 @@ def build(args: Args) -> PPO:
 
 
 def train(args: Args) -> tuple[Student, dict[str, Any]]:
-    """The best student on held-out noise, and what it cost."""
+    """The best student on held-out noise, and what it cost; ``args.resume`` goes on from the newest checkpoint.
+
+    Raises:
+        RunStoppedError: if the run was asked to stop; it has left a checkpoint.
+    """
     agent = build(args)
-    validation = Evaluator(agent.get_env().unwrapped.mdp.teacher, args.held_out_size, VALIDATION_SEED)
-    callback = HeldOutCallback(validation, args.held_out_every)
-    agent.set_logger(configure(str(args.out / "tensorboard"), ["tensorboard"]))
-    start = time.monotonic()
-    callbacks: list[BaseCallback] = [
-        AnnealedExploration(*(args.exploration or (0.8 / args.num_steps, 0.25 / args.num_steps))),
-        callback,
-    ]
-    if agent.get_env().unwrapped.mdp.adaptive and args.group_size > 1:
-        callbacks.append(GroupRelativeReturns())
-    agent.learn(args.network_calls, callback=callbacks, progress_bar=True)
-    return callback.best, {
-        "train_seconds": round(time.monotonic() - start, 1),
+    begin(args, PROGRAM)
+    mdp = agent.get_env().unwrapped.mdp
+    held_out = HeldOutCallback(Evaluator(mdp.teacher, args.held_out_size, VALIDATION_SEED), mdp, args.held_out_every)
+    exploration = AnnealedExploration(*(args.exploration or (0.8 / args.num_steps, 0.25 / args.num_steps)))
+    companions: dict[str, Any] = {"held_out": held_out, "stopwatch": Stopwatch()}
+    if mdp.adaptive and args.group_size > 1:
+        companions["groups"] = GroupRelativeReturns()
+    checkpointer = Checkpointer(args.out / "checkpoints", args.checkpoint_every, companions)
+    if args.resume:
+        checkpointer.resume(agent)
+    if agent.num_timesteps < args.network_calls:
+        agent.set_logger(tensorboard_logger(args.out / "tensorboard", agent.num_timesteps))
+        with checkpointer.stopping_on_signals():
+            agent.learn(
+                args.network_calls - agent.num_timesteps,
+                callback=[checkpointer, exploration, *companions.values()],
+                reset_num_timesteps=agent.num_timesteps == 0,
+                progress_bar=True,
+            )
+        if checkpointer.stopped_by is not None and agent.num_timesteps < args.network_calls:
+            raise RunStoppedError(
+                f"stopped after {agent.num_timesteps:,} of {args.network_calls:,} network calls: "
+                f"go on with --resume --out {args.out}",
+                checkpointer.stopped_by,
+            )
+        checkpointer.save()
+    return held_out.best, {
+        "train_seconds": round(companions["stopwatch"].seconds, 1),
         "environment_steps": agent.num_timesteps,
     }
 
 
 def main(args: Args) -> None:
+    if args.dry_run:
+        teacher = shared_teacher(args.teacher, parse_device(args.device), torch.float32)
+        rollouts = math.ceil(args.network_calls / (args.num_envs * args.num_steps))
+        judgements = math.ceil(rollouts / args.held_out_every) + 1
+        print_plan(
+            plan(teacher, args.num_steps, args.network_calls, judgements, args.held_out_size), teacher, args.num_envs
+        )
+        return
     prepare_folder(args.out)
+    check(args, PROGRAM)
+    if (args.out / RESULT).exists():
+        print(f"{args.out} is finished: {args.out / RESULT} holds its table, {args.out / 'student'} its student")
+        return
     student, facts = train(args)
-    report("redif-ppo", student, args, facts, args.out)
+    report("redif-ppo", student, settings_json(args), facts, args.out)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from agents.baselines import Baseline
 from agents.command import prepare_folder, run
-from agents.evaluate import Evaluator, Row
 from experiments.tasks import TRAINERS, Task, finish_all
+from redif_env.baselines import Baseline
+from redif_env.evaluation import Evaluator, Row
 from redif_env.files import write_file
 from redif_env.settings import shared_teacher
 

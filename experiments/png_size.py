@@ -25,8 +25,8 @@ from torch import Tensor
 
 from agents.callbacks import AnnealedExploration, linear_to_zero
 from agents.command import prepare_folder, run
-from agents.evaluate import Evaluator
 from redif_env.envs import ReDiFVectorEnv
+from redif_env.evaluation import Evaluator
 from redif_env.files import write_file
 from redif_env.references import VALIDATION_SEED
 from redif_env.rendering import tile, to_pixels

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from agents import cem, ppo
-from agents.evaluate import Evaluator, prices_of
+from redif_env.evaluation import Evaluator, prices_of
 from redif_env.files import write_file
 from redif_env.settings import shared_teacher
 

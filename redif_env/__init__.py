@@ -1,14 +1,16 @@
 """ReDiF: few-step diffusion students by reinforcement learning.
 
-``import redif_env`` registers ``ReDiF-v0`` and loads nothing heavy; the names below are loaded when first used.
+``import redif_env`` registers ``ReDiF-v0`` with Gymnasium, as soon as that is imported too, and loads nothing heavy;
+the names below are loaded when first used.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import gymnasium
+from wrapt import when_imported
 
 if TYPE_CHECKING:
     from redif_env.envs import ReDiFEnv, ReDiFVectorEnv
@@ -28,11 +30,15 @@ _HOMES = {
     "load_teacher": "redif_env.teachers",
 }
 
-gymnasium.register(
-    id="ReDiF-v0",
-    entry_point="redif_env.envs:ReDiFEnv",
-    vector_entry_point="redif_env.envs:ReDiFVectorEnv",
-)
+
+# Whoever only samples from a student never loads Gymnasium.
+@when_imported("gymnasium")
+def _register(gymnasium: ModuleType) -> None:
+    gymnasium.register(
+        id="ReDiF-v0",
+        entry_point="redif_env.envs:ReDiFEnv",
+        vector_entry_point="redif_env.envs:ReDiFVectorEnv",
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -8,15 +8,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from gymnasium.spaces import Box
 from torch import Tensor
 
 from redif_env.bands import split_bands
 from redif_env.grids import Grid, next_position
+from redif_env.predictions import noise_estimate
 from redif_env.schedules import Schedule
-from redif_env.solvers import Solver, noise_estimate
+from redif_env.solvers import Solver
 from redif_env.types import Decision, State, expand
 
 
@@ -39,13 +38,13 @@ class ActionMap(ABC):
     def size(self, sample_shape: tuple[int, ...]) -> int:
         """How many numbers an action has for samples of this shape."""
 
+    def band_gains(self, action: Tensor, state: State, base: BaseSolver) -> Tensor:
+        """What each band of the clean estimate is multiplied by, less 1: ``(B, bands)``; no columns if no bands."""
+        return action[:, :0]
+
     @abstractmethod
     def decode(self, action: Tensor, state: State, base: BaseSolver) -> Decision:
         """The decision that ``action`` ``(B, size)`` stands for in ``state``."""
-
-    def space(self, sample_shape: tuple[int, ...]) -> Box:
-        """The Gymnasium space of one action."""
-        return Box(-1.0, 1.0, (self.size(sample_shape),), np.float32)
 
 
 @dataclass(frozen=True)
@@ -109,12 +108,14 @@ class SolverMap(ActionMap):
         stepped = StepMap(self.max_shift).decode(action[:, :1], state, base)
         x0 = stepped.x0 + self._correction(action[:, 1:4], state, stepped.x0, base)
         if state.x.ndim == 4 and self.bands:
-            sigma = base.schedule.level(state.half_logsnr).sigma[:, None]
-            gains = (self.max_band * sigma * action[:, 5:]).to(x0.dtype)
+            gains = self.band_gains(action, state, base).to(x0.dtype)
             x0 = x0 + torch.einsum("bk,kbchw->bchw", gains, split_bands(x0, self.bands))
         half_logsnr = base.grid.half_logsnr(stepped.position, base.schedule)
         told = half_logsnr + self.max_told * base.schedule.level(half_logsnr).sigma * action[:, 4]
         return replace(stepped, x0=x0, timestep=base.schedule.timestep(told))
+
+    def band_gains(self, action: Tensor, state: State, base: BaseSolver) -> Tensor:
+        return self.max_band * base.schedule.level(state.half_logsnr).sigma[:, None] * action[:, 5:]
 
     def _correction(self, action: Tensor, state: State, x0: Tensor, base: BaseSolver) -> Tensor:
         """What numbers 1 to 3 add to the clean estimate; exactly nothing at zero."""

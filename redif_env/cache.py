@@ -22,15 +22,23 @@ def cached(key: str, compute: Callable[[], Tensor]) -> Tensor:
     Raises:
         CorruptFileError: if a kept file is not what was written.
     """
-    own, users = (folder / f"{key}.safetensors" for folder in (ASSETS / "cache", cache_folder()))
-    for path in (own, users):
-        if path.exists():
-            return read_tensor(path)
+    kept = kept_file(key)
+    if kept is not None:
+        return read_tensor(kept)
     tensor = compute()
     # A read-only home must not stop training; the price is to compute again next time.
     with suppress(OSError):
-        write_tensor(users, tensor)
+        write_tensor(cache_folder() / f"{key}.safetensors", tensor)
     return tensor
+
+
+def kept_file(key: str) -> Path | None:
+    """Where the tensor of ``key`` is kept, if it is."""
+    for folder in (ASSETS / "cache", cache_folder()):
+        path = folder / f"{key}.safetensors"
+        if path.exists():
+            return path
+    return None
 
 
 def write_tensor(path: Path, tensor: Tensor) -> None:

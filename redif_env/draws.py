@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from gymnasium.utils import seeding
@@ -50,6 +51,17 @@ class GroupDraws:
                 self._dial[group] = self.generators[group].random() if self.priced else 0.0
                 self._busy[members] = True
         return self._pair.repeat(self.group_size), self._dial.repeat(self.group_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generators' states and the draws in use: arrays and JSON values."""
+        states = [generator.bit_generator.state for generator in self.generators]
+        return {"generators": states, "busy": self._busy, "pair": self._pair, "dial": self._dial}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        for generator, own in zip(self.generators, state["generators"], strict=True):
+            generator.bit_generator.state = own
+        self._busy, self._pair, self._dial = (state[key].copy() for key in ("busy", "pair", "dial"))
 
     def _members(self, group: int) -> slice:
         return slice(group * self.group_size, (group + 1) * self.group_size)

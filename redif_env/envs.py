@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from redif_env.grids import Grid
 from redif_env.observations import Observation
 from redif_env.references import reference_set
 from redif_env.rendering import Filmstrip
-from redif_env.rewards import Reward, Term, build_terms, restart
+from redif_env.rewards import Reward, Term, build_terms, load_memories, memories, restart
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
 from redif_env.solvers import Solver
+from redif_env.spaces import action_space, observation_space
 from redif_env.teachers import Teacher
 from redif_env.types import State, Transition
 
@@ -86,8 +88,8 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
 
         shape = self.mdp.teacher.sample_shape
-        self.single_action_space = self.mdp.action_space
-        self.single_observation_space = self.mdp.observation_space
+        self.single_action_space = action_space(self.mdp)
+        self.single_observation_space = observation_space(self.mdp)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
@@ -152,6 +154,30 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         """Make rewards with a memory of past episodes forget them, as seeding does."""
         for term in self.terms:
             restart(term.reward)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where every episode stands, what chance will draw, and what rewards remember: tensors and JSON values.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset.
+        """
+        if self._state is None:
+            raise gym.error.ResetNeeded("state_dict() was called before reset(): there is no state yet")
+        return {
+            "state": {field.name: getattr(self._state, field.name) for field in fields(State)},
+            "pair": self._pair,
+            "done": self._done,
+            "draws": self._draws.state_dict(),
+            "rewards": memories(self.terms),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave, in an environment made with the same arguments."""
+        device = self._pair.device
+        self._state = State(**{name: tensor.to(device) for name, tensor in state["state"].items()})
+        self._pair, self._done = state["pair"].to(device), state["done"].copy()
+        self._draws.load_state_dict(state["draws"])
+        load_memories(self.terms, state["rewards"])
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """One frame a sub-environment if ``render_mode`` is ``"rgb_array"`` (:class:`~redif_env.rendering.Filmstrip`).

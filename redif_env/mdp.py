@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from gymnasium.spaces import Box
 from torch import Tensor
 
 from redif_env.actions import ActionMap, BaseSolver
@@ -73,23 +71,23 @@ class DenoisingMDP:
         return self.min_steps is not None and self.min_steps < self.num_steps
 
     @property
-    def action_space(self) -> Box:
-        """The Gymnasium space of one action."""
-        space = self.action_map.space(self.teacher.sample_shape)
-        return Box(-1.0, 1.0, (space.shape[0] + 1,), np.float32) if self.adaptive else space
+    def action_size(self) -> int:
+        """Numbers in one action, each in [-1, 1]."""
+        return self.action_map.size(self.teacher.sample_shape) + self.adaptive
 
     @property
-    def observation_space(self) -> Box:
-        """The Gymnasium space of one observation."""
-        space = self.observation.space(self.teacher.sample_shape, self.num_steps)
-        if self.prices is None:
-            return space
-        return Box(np.append(space.low, np.float32(0)), np.append(space.high, np.float32(1)), dtype=np.float32)
+    def observation_size(self) -> int:
+        """Numbers in one observation."""
+        return self.observation.size(self.teacher.sample_shape, self.num_steps) + (self.prices is not None)
+
+    @property
+    def history(self) -> int:
+        """Past predictions that a state keeps."""
+        return max(self.solver.order, self.action_map.history, self.observation.history)
 
     def initial(self, noise: Tensor, price: Tensor | None = None) -> State:
         """The states of ``noise`` ``(B, *S)``, before their first network call, at ``price`` ``(B,)`` a call."""
-        history = max(self.solver.order, self.action_map.history, self.observation.history)
-        state = initial_state(noise, self.teacher.schedule, self.grid, self.num_steps, history)
+        state = initial_state(noise, self.teacher.schedule, self.grid, self.num_steps, self.history)
         return state if price is None else replace(state, price=price.to(state.price))
 
     def predict(self, state: State, rows: Tensor) -> State:
@@ -130,6 +128,21 @@ class DenoisingMDP:
             return torch.zeros_like(dial)
         low, high = self.prices
         return low * (high / low) ** dial
+
+    def constant_price(self, count: int, price: float | None = None) -> Tensor:
+        """The same price ``(count,)`` for all; the smallest if not given, 0 if there are none.
+
+        Raises:
+            ValueError: if a price is given that no episode had.
+        """
+        prices = self.prices
+        if prices is None and price is not None:
+            raise ValueError(f"price={price} means nothing to this student: it was trained without prices")
+        if prices is not None and price is not None and not prices[0] <= price <= prices[1]:
+            raise ValueError(f"price must be from {prices[0]} to {prices[1]}, as in training, got {price}")
+        smallest = prices[0] if prices is not None else 0.0
+        value = smallest if price is None else price
+        return torch.full((count,), value, dtype=torch.float64, device=self.teacher.device)
 
     def _give_up(self, state: State, share: Tensor) -> State:
         assert self.min_steps is not None

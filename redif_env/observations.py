@@ -5,9 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from gymnasium.spaces import Box
 from torch import Tensor
 
 from redif_env.bands import split_bands
@@ -23,8 +21,8 @@ class Observation(ABC):
     """Past predictions that the observation looks at."""
 
     @abstractmethod
-    def space(self, sample_shape: tuple[int, ...], num_steps: int) -> Box:
-        """The Gymnasium space of one observation."""
+    def size(self, sample_shape: tuple[int, ...], num_steps: int) -> int:
+        """How many numbers an observation has, each in [-10, 10]."""
 
     @abstractmethod
     def observe(self, state: State, num_steps: int) -> Tensor:
@@ -45,9 +43,8 @@ class Features(Observation):
     bands: int = 3
     history = 2
 
-    def space(self, sample_shape: tuple[int, ...], num_steps: int) -> Box:
-        size = num_steps + 10 + (3 * self.bands if len(sample_shape) == 3 else 0)
-        return Box(-BOUND, BOUND, (size,), np.float32)
+    def size(self, sample_shape: tuple[int, ...], num_steps: int) -> int:
+        return num_steps + 10 + (3 * self.bands if len(sample_shape) == 3 else 0)
 
     def observe(self, state: State, num_steps: int) -> Tensor:
         x0, eps = state.x0_history[:, 0], state.eps_history[:, 0]

@@ -51,7 +51,7 @@ class Policy(nn.Module):
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, observations: Tensor) -> Tensor:
-        output: Tensor = self.layers(observations)
+        output: Tensor = self.layers(observations.to(self.linears[0].weight.dtype)).float()
         return output.tanh() if self.config.squash else output.clamp(-1, 1)
 
     @classmethod
@@ -63,6 +63,29 @@ class Policy(nn.Module):
             for own, given in zip(policy.linears, linears, strict=True):
                 own.load_state_dict(given.state_dict())
         return policy
+
+    @classmethod
+    def from_table(cls, table: Tensor, num_features: int) -> Policy:
+        """A policy that looks at nothing but the steps left.
+
+        Args:
+            table: ``(num_steps, A)``, the action of each step.
+            num_features: size of an observation, of which the first ``num_steps`` are the steps left, one-hot.
+        """
+        linear = nn.Linear(num_features, table.shape[1])
+        with torch.no_grad():
+            linear.weight.zero_()
+            linear.bias.zero_()
+            # Step k of n has n - k steps left, number n - k - 1 of the one-hot.
+            linear.weight[:, : len(table)] = table.flip(0).T
+        return cls.from_linears([linear], "tanh", squash=False)
+
+    def table(self, num_steps: int) -> Tensor | None:
+        """The actions ``(num_steps, A)`` of a policy that looks at nothing but the steps left; None for any other."""
+        (first, *others) = self.linears
+        if others or self.config.squash or bool(first.weight[:, num_steps:].any()) or bool(first.bias.any()):
+            return None
+        return first.weight[:, :num_steps].T.flip(0).clamp(-1, 1).detach()
 
     @property
     def linears(self) -> list[nn.Linear]:

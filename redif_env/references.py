@@ -59,16 +59,21 @@ def reference_set(teacher: Teacher, size: int, seed: int = TRAIN_SEED, num_steps
     if size < 1:
         raise ValueError(f"reference size must be at least 1, got {size}")
     noise = draw_noise(size, teacher.sample_shape, seed)
-    # The noise itself is in the key: should torch's generator change, old endpoints no longer belong to it.
-    digest = hashlib.sha256(f"endpoints {teacher.fingerprint} {num_steps}".encode())
-    digest.update(noise.numpy().tobytes())
-    key = digest.hexdigest()
+    key = reference_key(teacher, noise, num_steps)
 
     def compute() -> Tensor:
         with tqdm(total=size, desc="teacher endpoints", disable=size * num_steps < QUIET_BELOW) as bar:
             return teacher.endpoint(noise, num_steps, progress=bar.update).cpu()
 
     return ReferenceSet(noise, cached(key, compute), key)
+
+
+def reference_key(teacher: Teacher, noise: Tensor, num_steps: int) -> str:
+    """Under what the endpoints of ``noise`` are cached."""
+    # The noise itself is in the key: should torch's generator change, old endpoints no longer belong to it.
+    digest = hashlib.sha256(f"endpoints {teacher.fingerprint} {num_steps}".encode())
+    digest.update(noise.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def base_samples(teacher: Teacher, reference: ReferenceSet, solver: Solver, grid: Grid, num_steps: int) -> Tensor:

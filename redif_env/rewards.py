@@ -8,9 +8,9 @@ reward with that scale for a decision process and its reference set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,8 @@ from redif_env.kernels import (
     witness,
 )
 from redif_env.mdp import DenoisingMDP
+from redif_env.predictions import noise_estimate
 from redif_env.references import ReferenceSet, base_samples
-from redif_env.solvers import noise_estimate
 from redif_env.teachers import Teacher
 from redif_env.types import Transition, expand
 
@@ -43,16 +43,37 @@ class Reward(Protocol):
 
 @runtime_checkable
 class Remembering(Protocol):
-    """A reward with a memory of past episodes: environments call ``restart`` when they are seeded."""
+    """A reward with a memory of past episodes: environments call ``restart`` when they are seeded.
+
+    Checkpoints keep the memory: ``state_dict`` gives it, ``load_state_dict`` takes it back.
+    """
 
     def restart(self) -> None:
         """Forget all that was seen since construction."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered: tensors and JSON values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember this instead."""
 
 
 def restart(reward: Reward) -> None:
     """Make a reward with a memory forget; the others have nothing to forget."""
     if isinstance(reward, Remembering):
         reward.restart()
+
+
+def memories(terms: Sequence[Term]) -> dict[str, dict[str, Any]]:
+    """What the rewards of ``terms`` remember, by name."""
+    return {term.name: term.reward.state_dict() for term in terms if isinstance(term.reward, Remembering)}
+
+
+def load_memories(terms: Sequence[Term], state: Mapping[str, dict[str, Any]]) -> None:
+    """Make the rewards of ``terms`` remember what :func:`memories` gave."""
+    for term in terms:
+        if isinstance(term.reward, Remembering):
+            term.reward.load_state_dict(state[term.name])
 
 
 @dataclass(frozen=True)
@@ -303,6 +324,14 @@ class DistributionAlignment:
 
     def __call__(self, transition: Transition) -> Tensor:
         return _when_finished(self.name, transition, self._pay)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"samples": self._samples, "endpoints": self._endpoints, "oldest": self._oldest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        # Copies: the set is updated in place.
+        self._samples, self._endpoints = (state[key].to(self._samples).clone() for key in ("samples", "endpoints"))
+        self._oldest = state["oldest"]
 
     def shares(self, at: Tensor) -> Tensor:
         """What samples with features ``at`` ``(B, D)`` earn against the moving set, ``(B,)``."""

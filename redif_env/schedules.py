@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -57,30 +57,29 @@ class VariancePreservingSchedule(Schedule):
     a sigma into a timestep (``_sigma_to_t``), so continuous grids agree with its schedulers.
 
     Args:
-        knots: ``(T,)`` float64, ``half_logsnr`` at timesteps 0, ..., T-1, strictly decreasing.
+        betas: ``(T,)``, variances of the forward process, each in (0, 1). They are kept, so that a saved schedule comes
+            back bit for bit.
+
+    ``knots`` ``(T,)`` float64 is ``half_logsnr`` at timesteps 0, ..., T-1.
     """
 
-    knots: Tensor
+    betas: Tensor
+    knots: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.knots.ndim != 1 or len(self.knots) < 2 or not bool((self.knots.diff() < 0).all()):
-            raise ValueError(
-                "knots must be one-dimensional and strictly decreasing: each timestep noisier than the last"
-            )
-        if not bool(self.knots.isfinite().all()):
-            raise ValueError(
-                "knots must be finite; a zero-terminal-SNR schedule has -inf at its last timestep: use the schedule "
-                "without rescale_betas_zero_snr"
-            )
-
-    @classmethod
-    def from_betas(cls, betas: Tensor) -> VariancePreservingSchedule:
-        """From the variances ``beta`` of the forward process, ``(T,)``, each in (0, 1)."""
+        betas = self.betas.double()
+        if betas.ndim != 1 or len(betas) < 2:
+            raise ValueError(f"betas must be one-dimensional and at least 2, got shape {tuple(betas.shape)}")
         if not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError(f"betas must lie in (0, 1), got {float(betas.min())} to {float(betas.max())}")
-        log_alphas_cumprod = torch.log1p(-betas.double()).cumsum(0)
+            raise ValueError(
+                f"betas must lie in (0, 1), got {float(betas.min())} to {float(betas.max())}; a beta of 1 comes from "
+                "rescale_betas_zero_snr: use the schedule without it"
+            )
+        log_alphas_cumprod = torch.log1p(-betas).cumsum(0)
         # log(alpha / sigma) = (log abar - log(1 - abar)) / 2, with 1 - abar = -expm1(log abar) exact near both ends.
-        return cls((log_alphas_cumprod - torch.log(-torch.expm1(log_alphas_cumprod))) / 2)
+        knots = (log_alphas_cumprod - torch.log(-torch.expm1(log_alphas_cumprod))) / 2
+        object.__setattr__(self, "betas", betas)
+        object.__setattr__(self, "knots", knots)
 
     @classmethod
     def from_diffusers(
@@ -114,12 +113,7 @@ class VariancePreservingSchedule(Schedule):
             raise ValueError(
                 f"beta_schedule must be 'linear', 'scaled_linear' or 'squaredcos_cap_v2', got {beta_schedule!r}"
             )
-        return cls.from_betas(betas)
-
-    def betas(self) -> Tensor:
-        """The variances ``(T,)`` of the forward process: the inverse of :meth:`from_betas`."""
-        alphas_cumprod = torch.sigmoid(2 * self.knots)
-        return 1 - alphas_cumprod / torch.cat([torch.ones_like(alphas_cumprod[:1]), alphas_cumprod[:-1]])
+        return cls(betas)
 
     @property
     def max_timestep(self) -> float:
@@ -136,7 +130,8 @@ class VariancePreservingSchedule(Schedule):
 
     def timestep(self, half_logsnr: Tensor) -> Tensor:
         half_logsnr = half_logsnr.double().clamp(self.knots[-1], self.knots[0])
-        above = torch.searchsorted(-self.knots, -half_logsnr.detach()).clamp(1, len(self.knots) - 1)
+        # A count, which unlike searchsorted every exporter of traced programs knows.
+        above = (self.knots > half_logsnr.detach()[..., None]).sum(-1).clamp(1, len(self.knots) - 1)
         upper, lower = self.knots[above - 1], self.knots[above]
         return (above - 1) + (upper - half_logsnr) / (upper - lower)
 
@@ -145,4 +140,4 @@ class VariancePreservingSchedule(Schedule):
         return Level(alpha=torch.sigmoid(doubled).sqrt(), sigma=torch.sigmoid(-doubled).sqrt())
 
     def to(self, device: torch.device) -> VariancePreservingSchedule:
-        return VariancePreservingSchedule(self.knots.to(device))
+        return VariancePreservingSchedule(self.betas.to(device))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from redif_env.grids import Grid, next_position
+from redif_env.predictions import clean_estimate
 from redif_env.schedules import Schedule
 from redif_env.types import Level, Prediction, State, expand
 
@@ -159,18 +160,6 @@ SOLVERS: dict[str, Solver] = {
 """The solvers by the names used at the command line and in ``gym.make``."""
 
 
-def clean_estimate(x: Tensor, eps: Tensor, level: Level) -> Tensor:
-    """``x0`` from ``x = alpha * x0 + sigma * eps``."""
-    alpha, sigma = expand(level.alpha, x).to(x.dtype), expand(level.sigma, x).to(x.dtype)
-    return (x - sigma * eps) / alpha
-
-
-def noise_estimate(x: Tensor, x0: Tensor, level: Level) -> Tensor:
-    """``eps`` from ``x = alpha * x0 + sigma * eps``."""
-    alpha, sigma = expand(level.alpha, x).to(x.dtype), expand(level.sigma, x).to(x.dtype)
-    return (x - alpha * x0) / sigma
-
-
 def ddim_step(x: Tensor, x0: Tensor, level: Level, next_level: Level) -> Tensor:
     """DDIM step (Song et al. 2021, Eq. 12, eta = 0), written in the clean estimate: both factors are at most 1."""
     ratio = next_level.sigma / level.sigma
@@ -200,7 +189,11 @@ def initial_state(noise: Tensor, schedule: Schedule, grid: Grid, num_steps: int,
 
 def predict(model: Predictor, state: State) -> State:
     """Call the network once at ``state`` and put its answer at the head of the history."""
-    prediction = model.predict(state.x, state.half_logsnr, state.timestep)
+    return record(state, model.predict(state.x, state.half_logsnr, state.timestep))
+
+
+def record(state: State, prediction: Prediction) -> State:
+    """``state`` with one network call more, whose answer heads the history."""
     return replace(
         state,
         nfe=state.nfe + 1,

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import json
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from redif_env.actions import ACTION_MAPS
-from redif_env.files import CorruptFileError, sha256, write_folder
-from redif_env.grids import GRIDS
 from redif_env.mdp import DenoisingMDP
-from redif_env.observations import OBSERVATIONS
-from redif_env.policies import Policy, PolicyConfig
-from redif_env.settings import look_up, name_of
-from redif_env.solvers import SOLVERS
-from redif_env.teachers import load_teacher
+from redif_env.policies import Policy
+from redif_env.records import Record
+from redif_env.references import VALIDATION_SEED, draw_noise
+from redif_env.sampling import trajectory
 from redif_env.types import State
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.vec_env import VecEnv
+    from torch.export import ExportedProgram
 
-FORMAT = 1
-POLICY_FILE = "policy.safetensors"
-CONFIG_FILE = "config.json"
-TEACHER_FOLDER = "teacher"
+    from redif_env.export import ReDiFPipeline
+    from redif_env.export.steps import Step
+
+MEAN_OVER = 128
+"""Noises over which a policy's mean action at each step is taken."""
 
 
 class Student:
@@ -38,16 +34,18 @@ class Student:
     Args:
         mdp: the decision process that the policy was trained in.
         policy: observation to action, both batched.
+        record: how it was made.
     """
 
-    def __init__(self, mdp: DenoisingMDP, policy: Policy) -> None:
-        expected = (mdp.observation_space.shape[0], mdp.action_space.shape[0])
+    def __init__(self, mdp: DenoisingMDP, policy: Policy, record: Record | None = None) -> None:
+        expected = (mdp.observation_size, mdp.action_size)
         if (policy.config.sizes[0], policy.config.sizes[-1]) != expected:
             raise ValueError(
                 f"policy maps {policy.config.sizes}, but the decision process needs (observation, action) {expected}"
             )
         self.mdp = mdp
         self.policy = policy.to(mdp.teacher.device).eval().requires_grad_(False)
+        self.record = record or Record()
 
     @property
     def network(self) -> nn.Module:
@@ -90,16 +88,88 @@ class Student:
 
         ``nfe`` of the last are the network calls spent on each: samples that are finished early cost no more.
         """
-        mdp, states = self.mdp, []
-        state = mdp.initial(noise, self._prices(len(noise), price))
-        unfinished = state.steps_left > 0
-        while bool(unfinished.any()):
-            state = mdp.predict(state, unfinished)
-            stepped = mdp.advance(state, mdp.decode(state, self.policy(mdp.observe(state))))
-            state = state.merge(unfinished, stepped)
-            unfinished = state.steps_left > 0
-            states.append(state)
-        return states
+        return list(trajectory(self.mdp, self.policy, noise, self.mdp.constant_price(len(noise), price)))
+
+    @cached_property
+    def mean_actions(self) -> Tensor | None:
+        """The policy's mean action at each step ``(num_steps, A)``, over 128 noises.
+
+        None where the policy decides the number of steps.
+        """
+        if self.mdp.adaptive:
+            return None
+        table = self.policy.table(self.num_steps)
+        if table is not None:
+            return table
+        noise = draw_noise(MEAN_OVER, self.sample_shape, VALIDATION_SEED).to(self.mdp.teacher.device)
+        actions: list[Tensor] = []
+
+        def noted(observation: Tensor) -> Tensor:
+            action = self.policy(observation)
+            actions.append(action.mean(dim=0))
+            return action
+
+        with torch.no_grad():
+            list(trajectory(self.mdp, noted, noise, self.mdp.constant_price(len(noise))))
+        return torch.stack(actions)
+
+    def frozen(self) -> Student:
+        """The student that takes the mean action of each step, whatever it sees: what plain exports can hold.
+
+        Raises:
+            ValueError: if this student decides its number of calls.
+        """
+        if self.mean_actions is None:
+            raise ValueError(
+                f"student decides its number of calls ({self.mdp.min_steps} to {self.num_steps}), so it has no mean "
+                "actions: use it as it is"
+            )
+        policy = Policy.from_table(self.mean_actions, self.mdp.observation_size)
+        return Student(self.mdp, policy, self.record)
+
+    def steps(self) -> list[Step]:
+        """The mean steps as plain numbers (:mod:`redif_env.export.steps`).
+
+        Raises:
+            ValueError: if this student decides its number of calls.
+        """
+        from redif_env.export.steps import steps_of
+
+        actions = self.frozen().mean_actions
+        assert actions is not None
+        return steps_of(self.mdp, actions)
+
+    def trace(self, batch_size: int) -> ExportedProgram:
+        """All steps as one ``torch.export`` program, from noise ``(batch_size, *S)`` to samples.
+
+        Raises:
+            ValueError: if this student decides its number of calls.
+        """
+        from redif_env.export.program import trace
+
+        return trace(self.mdp, self.policy, batch_size)
+
+    def write_onnx(self, path: str | Path, batch_size: int) -> None:
+        """Write all steps as one ONNX file: input ``noise`` ``(batch_size, *S)``, output ``samples``.
+
+        Raises:
+            ImportError: without the extra ``redif-env[onnx]``.
+            ValueError: if this student decides its number of calls.
+        """
+        from redif_env.export.program import write_onnx
+
+        write_onnx(self.mdp, self.policy, batch_size, Path(path))
+
+    def pipeline(self) -> ReDiFPipeline:
+        """This student for users of diffusers; it shares the network.
+
+        Raises:
+            ValueError: if the decision process uses a solver, grid, action map or observation that has no name.
+            TypeError: if the network is no diffusers model.
+        """
+        from redif_env.export import ReDiFPipeline
+
+        return ReDiFPipeline.of(self.mdp, self.policy, self.mean_actions, self.record)
 
     @classmethod
     def from_agent(cls, agent: BaseAlgorithm, env: VecEnv | None = None) -> Student:
@@ -117,73 +187,27 @@ class Student:
         return cls(environment_of(agent, env).mdp, actor_policy(agent.policy))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json``, ``policy.safetensors`` and the teacher's folder; whole or not at all.
+        """Write the folder of :meth:`pipeline`: config.json, safetensors, a model card; whole or not at all.
 
         Raises:
-            ValueError: if the decision process uses a solver, grid, action map or observation that has no name.
+            ValueError: if the decision process uses a solver, grid, action map or observation that has no name, or the
+                folder holds something that is not a student's.
+            TypeError: if the network is no diffusers model.
         """
-        mdp = self.mdp
-        config: dict[str, Any] = {
-            "format": FORMAT,
-            "num_steps": mdp.num_steps,
-            "min_steps": mdp.min_steps,
-            "prices": mdp.prices,
-            "solver": name_of(mdp.solver, SOLVERS),
-            "grid": name_of(mdp.grid, GRIDS),
-            "action": name_of(mdp.action_map, ACTION_MAPS),
-            "observation": name_of(mdp.observation, OBSERVATIONS),
-            "teacher": mdp.teacher.name,
-            "policy": self.policy.config.to_json(),
-        }
-        with write_folder(Path(folder)) as half_written:
-            mdp.teacher.save_pretrained(half_written / TEACHER_FOLDER)
-            weights = {name: tensor.cpu().contiguous() for name, tensor in self.policy.state_dict().items()}
-            save_file(weights, half_written / POLICY_FILE)
-            files = sorted(path for path in half_written.rglob("*") if path.is_file())
-            config["sha256"] = {path.relative_to(half_written).as_posix(): sha256(path) for path in files}
-            (half_written / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        self.pipeline().save_pretrained(folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> Student:
-        """Read what :meth:`save_pretrained` wrote.
+        """Read what :meth:`save_pretrained` wrote, from a folder or the hub.
 
         Raises:
             FileNotFoundError: if there is no student in ``folder``.
             CorruptFileError: if a file is missing, or is not what was written.
         """
-        folder = Path(folder)
-        config = _read_config(folder)
-        try:
-            teacher = load_teacher(folder / TEACHER_FOLDER)
-            teacher.name = config["teacher"]
-            mdp = DenoisingMDP(
-                teacher=teacher.to(device),
-                solver=look_up("solver", config["solver"], SOLVERS),
-                grid=look_up("grid", config["grid"], GRIDS),
-                num_steps=config["num_steps"],
-                action_map=look_up("action", config["action"], ACTION_MAPS),
-                observation=look_up("observation", config["observation"], OBSERVATIONS),
-                min_steps=config.get("min_steps"),
-                prices=tuple(config["prices"]) if config.get("prices") else None,
-            )
-            sizes = tuple(config["policy"].pop("sizes"))
-            policy = Policy(PolicyConfig(sizes, **config["policy"]))
-            policy.load_state_dict(load_file(folder / POLICY_FILE))
-        except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise CorruptFileError(
-                f"student folder {folder} does not fit together ({error}): export it again"
-            ) from error
-        return cls(mdp, policy)
+        from redif_env.export import ReDiFPipeline
 
-    def _prices(self, count: int, price: float | None) -> Tensor:
-        prices = self.mdp.prices
-        if prices is None and price is not None:
-            raise ValueError(f"price={price} means nothing to this student: it was trained without prices")
-        if prices is not None and price is not None and not prices[0] <= price <= prices[1]:
-            raise ValueError(f"price must be from {prices[0]} to {prices[1]}, as in training, got {price}")
-        cheapest = prices[0] if prices is not None else 0.0
-        value = cheapest if price is None else price
-        return torch.full((count,), value, dtype=torch.float64, device=self.mdp.teacher.device)
+        pipeline = ReDiFPipeline.from_pretrained(folder).to(device)
+        return cls(pipeline.mdp, pipeline.actor, pipeline.record)
 
     def _initial_noise(
         self, num_samples: int | None, generator: torch.Generator | None, noise: Tensor | None
@@ -198,24 +222,3 @@ class Student:
         if noise.shape[1:] != self.sample_shape:
             raise ValueError(f"noise must have shape (N, {self.sample_shape}), got {tuple(noise.shape)}")
         return noise.to(self.mdp.teacher.device)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """The config of a student folder, once every file's digest is as written."""
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"no student in {folder}: it has no {CONFIG_FILE}")
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-        digests = dict(config["sha256"])
-        known = config["format"] == FORMAT
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFileError(f"{path} is no student's config ({error!r}): export the student again") from error
-    if not known:
-        raise ValueError(f"{path} has format {config['format']}, this version reads {FORMAT}: update redif-env")
-    for name, expected in digests.items():
-        if not (folder / name).is_file():
-            raise CorruptFileError(f"student folder {folder} lacks {name}: export the student again")
-        if sha256(folder / name) != expected:
-            raise CorruptFileError(f"{folder / name} is damaged (its digest differs): export the student again")
-    return config

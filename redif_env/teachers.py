@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from redif_env.files import ASSETS, write_folder
 from redif_env.grids import TimeGrid
 from redif_env.mixtures import GaussianMixture
 from redif_env.pipelines import Pipeline, read_pipeline, write_pipeline
+from redif_env.predictions import read_output
 from redif_env.schedules import Schedule, VariancePreservingSchedule
-from redif_env.solvers import DPMSolverPP, clean_estimate, noise_estimate, sample
-from redif_env.types import Prediction, PredictionType, expand
-
-MIXTURE_FILE = "mixture.safetensors"
+from redif_env.solvers import DPMSolverPP, sample
+from redif_env.types import Prediction, PredictionType
 
 ENDPOINT_BATCH = 512
 """Rows that a teacher's many-step run takes through the network together."""
@@ -101,14 +99,7 @@ class Teacher:
         """
         answer = self.network(x.to(self.dtype), timestep.to(self.dtype))
         output: Tensor = getattr(answer, "sample", answer).to(x.dtype)
-        level = self.schedule.level(half_logsnr)
-        if self.prediction_type is PredictionType.EPSILON:
-            return Prediction(x0=clean_estimate(x, output, level), eps=output)
-        if self.prediction_type is PredictionType.SAMPLE:
-            return Prediction(x0=output, eps=noise_estimate(x, output, level))
-        # v = alpha * eps - sigma * x0 (Salimans and Ho 2022, Appendix D), for alpha**2 + sigma**2 = 1.
-        alpha, sigma = expand(level.alpha, x).to(x.dtype), expand(level.sigma, x).to(x.dtype)
-        return Prediction(x0=alpha * x - sigma * output, eps=alpha * output + sigma * x)
+        return read_output(output, x, self.schedule.level(half_logsnr), self.prediction_type)
 
     @torch.inference_mode()
     def endpoint(self, noise: Tensor, num_steps: int = 100, progress: Callable[[int], object] | None = None) -> Tensor:
@@ -132,7 +123,8 @@ class Teacher:
         """Write a diffusers pipeline folder that :func:`load_teacher` and diffusers read.
 
         Raises:
-            TypeError: if the network is no diffusers model or the schedule no variance-preserving one from betas.
+            TypeError: if the network is no diffusers model and no Gaussian mixture, or the schedule is not
+                variance-preserving.
         """
         pipeline = Pipeline(self.network, self.schedule, self.sample_shape, self.prediction_type)
         with write_folder(Path(folder)) as half_written:
@@ -174,28 +166,14 @@ class GaussianMixtureTeacher(Teacher):
         self.network.schedule = self.schedule
         return self
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the mixture's tensors, and its schedule's knots, as ``mixture.safetensors``."""
-        if not isinstance(self.schedule, VariancePreservingSchedule):
-            raise TypeError(f"teacher {self.name!r} cannot be saved: its schedule is not variance-preserving")
-        tensors = {**self.network.state_dict(), "knots": self.schedule.knots}
-        with write_folder(Path(folder)) as half_written:
-            save_file({key: value.cpu() for key, value in tensors.items()}, half_written / MIXTURE_FILE)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> GaussianMixtureTeacher:
-        """Read what :meth:`save_pretrained` wrote."""
-        tensors = load_file(Path(folder) / MIXTURE_FILE)
-        schedule = VariancePreservingSchedule(tensors["knots"])
-        return cls(tensors["means"], tensors["stds"], tensors["log_weights"].exp(), schedule)
-
 
 def load_teacher(name_or_path: str | Path) -> Teacher:
     """The teacher of a built-in name, or of a diffusers pipeline on disk or on the hub.
 
     Args:
         name_or_path: ``"digits"`` (8x8 images), ``"gaussian-ring"`` (two dimensions, exact), the path of a diffusers
-            folder with an unconditional ``UNet2DModel`` and a variance-preserving scheduler, or such a model's hub id.
+            folder with an unconditional ``UNet2DModel`` and a variance-preserving scheduler, or such a model's hub id;
+            also what :meth:`Teacher.save_pretrained` wrote, and a student's folder (its network).
 
     Raises:
         ValueError: if there is no such teacher, or it is of a kind that cannot be used; the message says which.
@@ -203,8 +181,6 @@ def load_teacher(name_or_path: str | Path) -> Teacher:
     name = str(name_or_path)
     if name == "gaussian-ring":
         return GaussianMixtureTeacher.ring()
-    if (Path(name) / MIXTURE_FILE).exists():
-        return GaussianMixtureTeacher.from_pretrained(name)
     pipeline = read_pipeline(ASSETS / "digits" if name == "digits" else name, name)
     return Teacher(pipeline.network, pipeline.schedule, pipeline.sample_shape, pipeline.prediction_type, name)
 

@@ -104,10 +104,10 @@ def test_bands_add_up_and_hold_their_frequencies():
     assert split_bands(checkers, 2)[1].allclose(checkers, atol=1e-6)
 
 
-def test_action_spaces():
-    assert SolverMap().space((1, 8, 8)).shape == (7,)
-    assert SolverMap().space((2,)).shape == (5,)
-    assert StepMap().space((1, 8, 8)).shape == (1,)
+def test_action_sizes():
+    assert SolverMap().size((1, 8, 8)) == 7
+    assert SolverMap().size((2,)) == 5
+    assert StepMap().size((1, 8, 8)) == 1
 
 
 def test_states_of_different_age_decode_as_they_would_alone(ring):

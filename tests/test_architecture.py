@@ -11,10 +11,14 @@ import redif_env
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    "types", "schedules", "grids", "solvers", "files", "mixtures", "pipelines", "teachers", "bands", "actions",
-    "observations", "mdp", "cache", "distances", "kernels", "features", "references", "rewards", "rendering",
-    "settings", "draws", "envs", "wrappers", "policies", "students", "data", "metrics", "sb3",
+    "types", "schedules", "predictions", "grids", "solvers", "files", "mixtures", "mixture_model", "pipelines",
+    "teachers", "bands", "actions", "observations", "mdp", "cache", "distances", "kernels", "features", "references",
+    "rewards", "rendering", "settings", "spaces", "draws", "envs", "wrappers", "policies", "sampling", "records",
+    "export", "students", "checkpoints", "data", "metrics", "baselines", "evaluation", "tables", "cli", "sb3",
 ]  # fmt: skip
+PACKAGES = ("export", "sb3")
+NO_RL = ("gymnasium", "stable_baselines3", "tensorboard")
+"""What nobody needs who takes a student home."""
 
 
 def imported(path):
@@ -38,13 +42,19 @@ def test_imports_point_one_way(path):
         assert first not in ("agents", "experiments", "tests")
         if first in ("stable_baselines3", "tensorboard"):
             assert own == "sb3"
-        assert first not in ("diffusers", "sklearn", "tyro", "rich", "matplotlib")
-        if first == "redif_env" and own not in ("__init__", "sb3"):
+        if first == "diffusers":  # where the classes are diffusers' own by base class
+            assert own in ("mixture_model", "export", "baselines", "cli")
+        if first in ("tyro", "rich"):
+            assert own in ("tables", "cli")
+        assert first not in ("sklearn", "matplotlib")
+        if first == "redif_env" and own not in ("__init__", *PACKAGES):
             assert ORDER.index(rest[0]) < ORDER.index(own), f"{path.name} imports {name}"
+        if first == "redif_env" and own in PACKAGES:
+            assert ORDER.index(rest[0]) <= ORDER.index(own), f"{path.name} imports {name}"
 
 
 def test_every_file_is_in_the_reading_order():
-    found = {path.stem for path in (ROOT / "redif_env").glob("*.py")} | {"sb3"}
+    found = {path.stem for path in (ROOT / "redif_env").glob("*.py")} | set(PACKAGES)
     assert found == {*ORDER, "__init__"}
 
 
@@ -53,12 +63,25 @@ def test_agents_do_not_import_experiments():
         assert not [name for name in imported(path) if name.startswith("experiments")]
 
 
-def test_importing_the_package_is_light():
-    script = (
-        "import sys, redif_env\nprint([n for n in ('torch', 'diffusers', 'stable_baselines3') if n in sys.modules])"
-    )
+def loaded(statement, names):
+    """Which of ``names`` a fresh interpreter has loaded after ``statement``."""
+    script = f"import sys\n{statement}\nprint([name for name in {names!r} if name in sys.modules])"
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert output.stdout.strip() == "[]"
+    return ast.literal_eval(output.stdout.splitlines()[-1])
+
+
+def test_importing_the_package_is_light():
+    assert loaded("import redif_env", ("torch", "diffusers", *NO_RL)) == []
+
+
+@pytest.mark.parametrize("statement", ["from redif_env import Student", "import redif_env.export, redif_env.cli"])
+def test_a_student_needs_no_rl_library(statement):
+    assert loaded(statement, NO_RL) == []
+
+
+@pytest.mark.parametrize("order", ["import gymnasium, redif_env", "import redif_env, gymnasium"])
+def test_the_environment_is_registered_whatever_is_imported_first(order):
+    assert loaded(f"{order}\nassert 'ReDiF-v0' in gymnasium.registry", ("gymnasium",)) == ["gymnasium"]
 
 
 def test_public_names():

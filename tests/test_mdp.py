@@ -111,7 +111,7 @@ def student_of(budget, **settings):
     parts = ACTION_MAPS["solver"], OBSERVATIONS["features"]
     teacher = ReDiFVectorEnv(1, **RING).mdp.teacher
     mdp = DenoisingMDP(teacher, SOLVERS["dpm++2m"], GRIDS["time"], 6, *parts, **settings)
-    policy = Policy(PolicyConfig((mdp.observation_space.shape[0], mdp.action_space.shape[0])))
+    policy = Policy(PolicyConfig((mdp.observation_size, mdp.action_size)))
     with torch.no_grad():
         policy.linears[0].weight.zero_()
         policy.linears[0].bias.zero_()

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.baselines import Baseline, all_baselines
-from agents.evaluate import Evaluator
 from experiments.png_size import png_bytes
 from redif_env import GaussianMixtureTeacher, Student
+from redif_env.baselines import Baseline, all_baselines
+from redif_env.evaluation import Evaluator
 from redif_env.references import TEST_SEED, draw_noise
 from redif_env.rendering import to_pixels
 
@@ -70,7 +70,9 @@ def test_bad_arguments_are_said_in_one_line(arguments, message, tmp_path):
     """A sentence, not a traceback, before any work is done."""
     (tmp_path / "file").write_text("")
     place = {"file": str(tmp_path / "file")}
-    process = run("agents.ppo", *TRAIN, *[argument.format(**place) for argument in arguments])
+    process = run(
+        "agents.ppo", *TRAIN, "--out", str(tmp_path / "run"), *[argument.format(**place) for argument in arguments]
+    )
     assert process.returncode != 0
     assert message.format(**place) in process.stderr
     assert "Traceback" not in process.stderr

@@ -8,6 +8,7 @@ from torch import nn
 from redif_env import ReDiFVectorEnv
 from redif_env.distances import squared_error
 from redif_env.kernels import EnergyKernel, squared_discrepancy
+from redif_env.predictions import noise_estimate
 from redif_env.references import base_samples
 from redif_env.rewards import (
     REWARDS,
@@ -21,7 +22,6 @@ from redif_env.rewards import (
     Term,
     TrajectoryAlignment,
 )
-from redif_env.solvers import noise_estimate
 
 RING = {"teacher": "gaussian-ring", "reference_size": 64, "teacher_steps": 20}
 TINY = RING | {"num_steps": 2}

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from redif_env import ReDiFVectorEnv, Student
-from redif_env.files import CorruptFileError
+from redif_env.export.pipeline import read_student
+from redif_env.files import CorruptFileError, write_sealed
 from redif_env.policies import Policy, PolicyConfig
 
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 3}
@@ -17,8 +18,7 @@ TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "
 def make_student(teacher="gaussian-ring", seed=0):
     torch.manual_seed(seed)
     mdp = ReDiFVectorEnv(1, **TINY | {"teacher": teacher}).mdp
-    shape = mdp.teacher.sample_shape
-    sizes = (mdp.observation.space(shape, 3).shape[0], 16, mdp.action_map.size(shape))
+    sizes = (mdp.observation_size, 16, mdp.action_size)
     return Student(mdp, Policy(PolicyConfig(sizes)))
 
 
@@ -63,7 +63,7 @@ def test_saved_student_is_the_same(kind, tmp_path, pipeline_folder):
     assert loaded.num_steps == 3
     assert loaded.mdp.teacher.name == student.mdp.teacher.name
     suffixes = {path.suffix for path in (tmp_path / "student").rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".safetensors"}
+    assert suffixes == {".json", ".md", ".safetensors"}
     loaded.save_pretrained(tmp_path / "student")
     assert torch.equal(Student.from_pretrained(tmp_path / "student")(noise=noise), student(noise=noise))
 
@@ -74,24 +74,42 @@ def test_sampling_loads_no_rl_library(tmp_path):
         "import sys\n"
         "from redif_env import Student\n"
         f"print(tuple(Student.from_pretrained({str(tmp_path / 'student')!r})(num_samples=2).shape))\n"
-        "print([name for name in ('stable_baselines3', 'tensorboard') if name in sys.modules])\n"
+        "print([name for name in ('gymnasium', 'stable_baselines3', 'tensorboard') if name in sys.modules])\n"
     )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert output.stdout.split("\n")[:2] == ["(2, 2)", "[]"]
 
 
 def test_every_altered_byte_is_noticed(tmp_path):
-    """One bit changed anywhere in any file but the config's own text: refused, with the file's name."""
+    """One bit changed anywhere in any file that is read: refused, with the file's name."""
     make_student().save_pretrained(tmp_path / "student")
-    files = [path for path in (tmp_path / "student").rglob("*") if path.is_file() and path.name != "config.json"]
-    assert len(files) == 2
+    files = [path for path in (tmp_path / "student").rglob("*") if path.is_file() and path.name != "README.md"]
+    assert len(files) == 8
     for path in files:
         whole = path.read_bytes()
-        for place in (0, len(whole) // 2, len(whole) - 1):
+        for place in (*range(0, len(whole), max(1, len(whole) // 7)), len(whole) - 1):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-            with pytest.raises(CorruptFileError, match=rf"{path.name} is damaged .*: export the student again"):
+            with pytest.raises(CorruptFileError, match=rf"{path.name} .*: export the student again"):
                 Student.from_pretrained(tmp_path / "student")
         path.write_bytes(whole)
+    Student.from_pretrained(tmp_path / "student")
+
+
+def test_every_byte_of_the_record_counts(tmp_path):
+    """The file that holds the digests is covered by its own: any other byte anywhere in it is refused."""
+    make_student().save_pretrained(tmp_path / "student")
+    path = tmp_path / "student" / "config.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="export the student again"):
+            read_student(tmp_path / "student")
+
+
+def test_the_model_card_may_be_edited(tmp_path):
+    make_student().save_pretrained(tmp_path / "student")
+    card = tmp_path / "student" / "README.md"
+    card.write_text(card.read_text() + "\nA word more.\n")
     Student.from_pretrained(tmp_path / "student")
 
 
@@ -102,23 +120,41 @@ def test_incomplete_and_strange_folders_are_refused(tmp_path):
         Student.from_pretrained(tmp_path / "nowhere")
 
     shutil.copytree(student, tmp_path / "lacking")
-    (tmp_path / "lacking" / "policy.safetensors").unlink()
-    with pytest.raises(CorruptFileError, match=r"lacks policy.safetensors"):
+    (tmp_path / "lacking" / "policy" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(CorruptFileError, match=r"lacks policy/diffusion_pytorch_model.safetensors"):
         Student.from_pretrained(tmp_path / "lacking")
 
-    config = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(ValueError, match="has format 99, this version reads 2"):
+        Student.from_pretrained(student)
+    for text in ("{", "[]", '{"format": 2}', "\x00"):
+        (student / "config.json").write_text(text)
+        with pytest.raises(CorruptFileError, match=r"config\.json"):
+            Student.from_pretrained(student)
+
+
+def test_parts_that_do_not_fit_are_refused(tmp_path):
+    """Whole files that belong to different students, sealed anew by somebody, are no student."""
+    student = tmp_path / "student"
+    make_student().save_pretrained(student)
+    config = json.loads((student / "scheduler" / "scheduler_config.json").read_text())
     for change, error, message in (
-        ({"format": 99}, ValueError, "has format 99, this version reads 1"),
         ({"solver": "magic"}, ValueError, "solver='magic' is unknown"),
-        ({"policy": {"sizes": [1, 2]}}, CorruptFileError, "does not fit together"),
-        ({"sha256": 3}, CorruptFileError, "is no student's config"),
+        ({"num_steps": 7}, ValueError, "policy maps"),
+        ({"trained_betas": "linear"}, ValueError, "does not fit together"),
     ):
-        (student / "config.json").write_text(json.dumps(config | change))
+        (student / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | change))
+        content = json.loads((student / "config.json").read_text())
+        write_sealed(student, "config.json", {k: v for k, v in content.items() if k not in ("sha256", "seal")})
         with pytest.raises(error, match=message):
             Student.from_pretrained(student)
-    (student / "config.json").write_text("{")
-    with pytest.raises(CorruptFileError, match="is no student's config"):
-        Student.from_pretrained(student)
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"holds other things \(thesis.tex\): choose a new or empty folder"):
+        make_student().save_pretrained(tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_interrupted_export_keeps_the_old_student(tmp_path, monkeypatch):
@@ -129,7 +165,7 @@ def test_interrupted_export_keeps_the_old_student(tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("redif_env.students.save_file", interrupt)
+    monkeypatch.setattr("redif_env.export.pipeline.model_card", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make_student(seed=1).save_pretrained(tmp_path / "student")
     assert [path.name for path in tmp_path.iterdir()] == ["student"]

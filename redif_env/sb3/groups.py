@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -33,6 +34,14 @@ class GroupRelativeReturns(BaseCallback):
         self._finished: list[Finished] = []
         self._known: dict[tuple[int, int], list[float]] = {}
         self._step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last rollout's returns by noise, which the next one's are compared with."""
+        return {"known": [[list(start), values] for start, values in self._known.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self._known = {(start[0], start[1]): values for start, values in state["known"]}
 
     def _on_training_start(self) -> None:
         self.group_size = self.training_env.unwrapped.group_size

@@ -9,15 +9,16 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from redif_env.envs import ReDiFVectorEnv, info_of
+from redif_env.rewards import Term, load_memories, memories
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.teachers import Teacher
-from redif_env.wrappers import GroupRelativeReward
+from redif_env.wrappers import GroupRelativeReward, VectorRewardTerm
 
 
 class ReDiFVecEnv(VecEnv):
@@ -107,6 +108,30 @@ class ReDiFVecEnv(VecEnv):
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         return [False for _ in self._get_indices(indices)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides how the environments go on, the memories of reward wrappers included."""
+        return {
+            "core": self.unwrapped.state_dict(),
+            "rewards": memories(self._wrapped_terms()),
+            "lengths": self._lengths,
+            "returns": self._returns,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave, around an environment made with the same arguments."""
+        self.unwrapped.load_state_dict(state["core"])
+        load_memories(self._wrapped_terms(), state["rewards"])
+        self._lengths = state["lengths"].copy()
+        self._returns = {name: values.copy() for name, values in state["returns"].items()}
+
+    def _wrapped_terms(self) -> list[Term]:
+        terms, env = [], self.env
+        while isinstance(env, VectorWrapper):
+            if isinstance(env, VectorRewardTerm):
+                terms.append(env.term)
+            env = env.env
+        return terms
 
     def _count(self, infos: dict[str, Any]) -> None:
         self._lengths += 1

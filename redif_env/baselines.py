@@ -10,9 +10,9 @@ from diffusers import DEISMultistepScheduler, SchedulerMixin, UniPCMultistepSche
 from torch import Tensor
 
 from redif_env.grids import GRIDS, Grid
-from redif_env.references import ENDPOINT_BATCH
+from redif_env.pipelines import scheduler_settings
 from redif_env.solvers import SOLVERS, sample
-from redif_env.teachers import Teacher
+from redif_env.teachers import ENDPOINT_BATCH, Teacher
 
 DIFFUSERS_SOLVERS: dict[str, Callable[[list[float]], SchedulerMixin]] = {
     "unipc2": lambda betas: UniPCMultistepScheduler(trained_betas=betas, solver_order=2),
@@ -38,7 +38,9 @@ class Baseline:
         grid = GRIDS[self.grid]
         if self.method in SOLVERS:
             return sample(teacher, SOLVERS[self.method], grid, noise, num_steps)
-        scheduler = DIFFUSERS_SOLVERS[self.method](teacher.schedule.betas().tolist())
+        scheduler = DIFFUSERS_SOLVERS[self.method](
+            scheduler_settings(teacher.schedule, teacher.prediction_type)["trained_betas"]
+        )
         return diffusers_sample(scheduler, teacher, grid, noise, num_steps)
 
 

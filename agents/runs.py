@@ -1,0 +1,138 @@
+"""A run's folder: what it was started with, written once, and held against what it is resumed with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import warnings
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from redif_env.files import remove_debris, write_file
+from redif_env.records import installed_versions
+
+CONFIG_FILE = "config.json"
+NOT_STORED = ("resume", "dry_run")
+"""Settings that say what to do with a run, not what it is."""
+
+Settings = TypeVar("Settings")
+
+
+class RunStoppedError(Exception):
+    """A run was asked to stop, and has left a checkpoint."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def settings_json(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as JSON values."""
+    stored = {item.name: getattr(settings, item.name) for item in fields(settings) if item.name not in NOT_STORED}
+    return json.loads(json.dumps(stored, default=str))
+
+
+def begin(settings: Any, program: str) -> None:
+    """Write ``config.json``, unless the run was begun before; :func:`check` first.
+
+    Called once everything else has accepted the settings, so that no folder is taken by a run that never was.
+    """
+    check(settings, program)
+    path = settings.out / CONFIG_FILE
+    if path.exists():
+        remove_debris(settings.out)
+        return
+    config = {"program": program, "settings": settings_json(settings), **surroundings()}
+    with write_file(path) as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def check(settings: Any, program: str) -> None:
+    """Hold the run in ``settings.out``, if there is one, against ``settings``; other versions are a warning.
+
+    Args:
+        settings: dataclass with ``out`` and ``resume``.
+        program: module that is run.
+
+    Raises:
+        ValueError: if there is a run and ``resume`` is false, or it was started with other settings.
+    """
+    if not (settings.out / CONFIG_FILE).exists():
+        return
+    if not settings.resume:
+        raise ValueError(
+            f"out='{settings.out}' holds a run already: add --resume to go on with it, or choose another folder"
+        )
+    then, now = read_config(settings.out), settings_json(settings)
+    changed = [key for key, value in then["settings"].items() if key != "out" and now.get(key) != value]
+    if changed or then["program"] != program:
+        told = ", ".join(f"{key}={now.get(key)!r} (was {then['settings'][key]!r})" for key in changed)
+        raise ValueError(
+            f"out='{settings.out}' holds a run of {then['program']} with other settings{': ' + told if told else ''}: "
+            "choose another folder, or leave the settings out"
+        )
+    for name, value in surroundings().items():
+        if then[name] != value:
+            warnings.warn(
+                f"{name} have changed since the run was started ({then[name]} to {value}): the result may differ from "
+                "that of an unbroken run",
+                stacklevel=2,
+            )
+
+
+def read_config(out: Path) -> dict[str, Any]:
+    """A run's ``config.json``.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    path = out / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text())
+        known = set(config) == {"program", "settings", "versions", "git"}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): choose another folder") from error
+    if not known:
+        raise ValueError(f"{path} is no run's config, its keys are {sorted(config)}: choose another folder")
+    return config
+
+
+def read_settings(out: Path, defaults: Settings) -> Settings:
+    """The settings that the run in ``out`` was started with.
+
+    Raises:
+        ValueError: if it has settings that this version does not know.
+    """
+    stored = read_config(out)["settings"]
+    known = {item.name: getattr(defaults, item.name) for item in fields(defaults)}  # type: ignore[arg-type]
+    unknown = sorted(set(stored) - set(known))
+    if unknown:
+        raise ValueError(f"{out / CONFIG_FILE} has unknown settings {unknown}: resume it with the version it names")
+    return replace(defaults, **{name: _restored(value, known[name]) for name, value in stored.items()})  # type: ignore[type-var]
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions of the packages, and the commit of this checkout."""
+    return {"versions": installed_versions(), "git": _git_state()}
+
+
+def _git_state() -> dict[str, Any] | None:
+    def ask(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _restored(value: Any, default: Any) -> Any:
+    """A JSON value in the type that the setting's default has."""
+    if isinstance(default, Path):
+        return Path(value)
+    if isinstance(value, list):
+        return tuple(_restored(item, None) for item in value)
+    return value

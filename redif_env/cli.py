@@ -1,0 +1,202 @@
+"""The command ``redif``: sample from a student, look at it, judge it. Needs no RL library."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from redif_env.evaluation import TEST_SIZE, Evaluator, judge
+from redif_env.export.steps import Step
+from redif_env.files import write_file
+from redif_env.grids import next_position
+from redif_env.rendering import tile, to_pixels
+from redif_env.settings import name_of, parse_device
+from redif_env.solvers import SOLVERS
+from redif_env.students import Student
+from redif_env.tables import print_table
+
+WIDTH = 60
+"""Characters of a drawn schedule."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples and save them as one picture."""
+
+    student: Positional[str]
+    """Folder or hub id of a student."""
+    num_samples: Annotated[int, arg(aliases=["-n"])] = 16
+    out: Path = Path("samples.png")
+    """The picture (.png), or the samples themselves as a tensor in [-1, 1] (.safetensors)."""
+    seed: int = 0
+    price: float | None = None
+    """Of a network call, for a student trained at many prices."""
+    device: str = "cpu"
+
+    def run(self) -> None:
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
+        if self.out.suffix not in (".png", ".safetensors"):
+            raise ValueError(f"out='{self.out}' must end in .png or .safetensors")
+        student = load(self.student, self.device)
+        samples = student(self.num_samples, generator=torch.Generator().manual_seed(self.seed), price=self.price)
+        save_samples(samples.cpu(), self.out)
+        print(f"{self.num_samples} samples of {student.num_steps} network calls each, seed {self.seed}: {self.out}")
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say what a student is: teacher, steps, how it was trained, how good it was found."""
+
+    student: Positional[str]
+    """Folder or hub id of a student."""
+
+    def run(self) -> None:
+        student = load(self.student, "cpu")
+        console = Console(width=100, highlight=False)
+        console.print(facts_table(student))
+        for line in schedule_lines(student):
+            console.print(line, markup=False)
+        for title, values in (("training", student.record.training), ("versions", student.record.versions)):
+            if values:
+                table = Table(title, "value", title=title)
+                for key, value in values.items():
+                    table.add_row(key, str(value))
+                console.print(table)
+        if student.record.quality:
+            names = list(student.record.quality[0])
+            table = Table(*names, title=student.record.judged)
+            for row in student.record.quality:
+                table.add_row(*(f"{value:.5g}" if isinstance(value, float) else str(value) for value in row.values()))
+            console.print(table)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Judge a student beside every training-free solver at the same number of network calls."""
+
+    student: Positional[str]
+    """Folder or hub id of a student."""
+    size: int = TEST_SIZE
+    """Held-out noises."""
+    out: Path | None = None
+    """File for the rows, as JSON."""
+    device: str = "cpu"
+
+    def run(self) -> None:
+        if self.size < 2:
+            raise ValueError(f"size must be at least 2, got {self.size}: a distance between sets needs more")
+        student = load(self.student, self.device)
+        evaluator = Evaluator(student.mdp.teacher, self.size)
+        rows = judge(evaluator, student, "student")
+        nfe = max(row.nfe for row in rows if row.method == "student")
+        print_table(rows, f"{student.mdp.teacher.name}, {nfe:.4g} NFE, {evaluator.described}")
+        if self.out is not None:
+            with write_file(self.out) as temporary:
+                temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+
+
+def load(student: str, device: str) -> Student:
+    """The student of a folder or hub id."""
+    parse_device(device)
+    return Student.from_pretrained(student, device)
+
+
+def save_samples(samples: torch.Tensor, out: Path) -> None:
+    """Samples ``(N, *S)`` as one picture, nearly square, or as a tensor; the file is whole or absent."""
+    from safetensors.torch import save_file
+
+    with write_file(out) as temporary:
+        if out.suffix == ".safetensors":
+            save_file({"samples": samples.contiguous()}, temporary)
+            return
+        if samples.ndim != 4:
+            samples = samples.reshape(len(samples), 1, 1, -1)
+        columns = math.ceil(math.sqrt(len(samples)))
+        missing = -len(samples) % columns
+        # Places without a sample stay background.
+        filled = torch.cat([samples, torch.full((missing, *samples.shape[1:]), torch.nan)])
+        grid = filled.reshape(-1, columns, *samples.shape[1:])
+        Image.fromarray(tile(to_pixels(grid))).save(temporary, format="PNG")
+
+
+def facts_table(student: Student) -> Table:
+    """Teacher, decision process and sizes."""
+    mdp = student.mdp
+    calls = f"{mdp.min_steps} to {mdp.num_steps}, decided by the policy" if mdp.adaptive else str(mdp.num_steps)
+    count = sum(parameter.numel() for parameter in mdp.teacher.network.parameters())
+    blind = not mdp.adaptive and student.policy.table(mdp.num_steps) is not None
+    table = Table("student", "", title=None)
+    table.add_row("teacher", f"{mdp.teacher.name}, {mdp.teacher.prediction_type.value}, {count:,} parameters")
+    table.add_row("samples", f"{mdp.teacher.sample_shape} in [-1, 1]")
+    table.add_row("network calls (NFE) a sample", calls)
+    table.add_row("base solver", name_of(mdp.solver, SOLVERS))
+    table.add_row(
+        "policy", "none: the steps are fixed" if blind else f"looks at the state, {student.policy.config.sizes}"
+    )
+    table.add_row("licence", student.record.license)
+    return table
+
+
+def schedule_lines(student: Student) -> list[str]:
+    """The mean steps as a small picture: where in training time the network is called, and what it is told."""
+    if student.mdp.adaptive:
+        return ["The policy decides how many steps there are, so there is no one schedule to draw."]
+    steps = student.steps()
+    last = student.mdp.teacher.schedule.max_timestep
+    lines = [
+        ("level of x", [step.level_timestep for step in steps]),
+        ("told", [step.timestep for step in steps]),
+        ("base solver", base_timesteps(student)),
+    ]
+    header = f"{'training timestep':>17}  {last:<{WIDTH // 2}.0f}{0:>{WIDTH - WIDTH // 2}}"
+    return [header, *(f"{name:>17}  {_marks(places, last)}" for name, places in lines), *_numbers(steps)]
+
+
+def base_timesteps(student: Student) -> list[float]:
+    """Training timesteps at which the base solver would call the network."""
+    mdp = student.mdp
+    position = torch.zeros(1, dtype=torch.float64)
+    schedule, places = mdp.teacher.schedule, []
+    for left in range(mdp.num_steps, 0, -1):
+        places.append(schedule.timestep(mdp.grid.half_logsnr(position, schedule)).item())
+        position = next_position(position, torch.tensor([left]), torch.zeros(1, dtype=torch.float64))
+    return places
+
+
+def _marks(timesteps: list[float], last: float) -> str:
+    line = ["·"] * WIDTH
+    for timestep in timesteps:
+        line[round((1 - timestep / last) * (WIDTH - 1))] = "●"
+    return "".join(line)
+
+
+def _numbers(steps: list[Step]) -> list[str]:
+    told = ", ".join(f"{step.timestep:.1f}" for step in steps)
+    return [
+        f"{'told':>17}  {told}",
+        f"{'sigma / alpha':>17}  " + ", ".join(f"{step.noise_ratio:.3g}" for step in steps),
+    ]
+
+
+def main() -> None:
+    """Parse the command line and do what it says; on bad input say a sentence and exit with code 2."""
+    diffusers_logging.disable_progress_bar()
+    command = tyro.extras.subcommand_cli_from_dict({"sample": Sample, "info": Info, "evaluate": Evaluate}, prog="redif")
+    try:
+        command.run()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,151 @@
+"""The judge: one evaluator for every sampler."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from redif_env.baselines import all_baselines
+from redif_env.data import load_digits
+from redif_env.features import embed, load_features
+from redif_env.metrics import (
+    coverage,
+    frechet_distance,
+    kernel_distance,
+    mean_squared_error,
+    precision,
+    recall,
+    strayed,
+)
+from redif_env.references import TEST_SEED, reference_set
+from redif_env.students import Student
+from redif_env.teachers import Teacher
+
+TEST_SIZE = 2000
+FLOOR_SIZE = 4096
+"""The training set's size, so that it is in the cache already."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sampler's result; lower is better everywhere. ``fd_data`` is missing where the data are unknown.
+
+    ``nfe`` is the mean over samples, where they differ.
+    """
+
+    method: str
+    grid: str
+    nfe: float
+    fd_teacher: float
+    fd_data: float | None
+    mse_teacher: float
+
+
+class Evaluator:
+    """Judges samples made from one fixed set of noises: clipped to [-1, 1], against the teacher's endpoints and data.
+
+    Args:
+        teacher: whose samples are the standard.
+        size, seed: of the noises. The default set takes part in no training and no choice.
+    """
+
+    def __init__(self, teacher: Teacher, size: int = TEST_SIZE, seed: int = TEST_SEED) -> None:
+        reference = reference_set(teacher, size, seed)
+        self.teacher = teacher
+        self.noise = reference.noise.to(teacher.device)
+        self.endpoints = reference.endpoints.clamp(-1, 1).to(teacher.device)
+        known = teacher.sample_shape == (1, 8, 8)
+        self.feature_name = "digits-classifier-64" if known else "pixels"
+        self.features = load_features("digits-judge" if known else "pixels", teacher.sample_shape).to(teacher.device)
+        self.endpoint_features = embed(self.features, self.endpoints)
+        self.data_features: Tensor | None = None
+        # The digits data come with scikit-learn, which sampling and judging can do without.
+        if teacher.name == "digits" and find_spec("sklearn"):
+            self.data_features = embed(self.features, load_digits()[0].to(teacher.device))
+
+    @property
+    def described(self) -> str:
+        """What the numbers are measured on, in words."""
+        return f"{len(self.noise)} held-out noises, {self.feature_name}"
+
+    def row(self, method: str, grid: str, nfe: float, samples: Tensor) -> Row:
+        """Measure ``samples`` ``(size, *S)``, made from ``noise`` in its order."""
+        samples = samples.clamp(-1, 1)
+        features, data = embed(self.features, samples), self.data_features
+        return Row(
+            method=method,
+            grid=grid,
+            nfe=nfe,
+            fd_teacher=frechet_distance(features, self.endpoint_features),
+            fd_data=None if data is None else frechet_distance(features, data),
+            mse_teacher=mean_squared_error(samples, self.endpoints),
+        )
+
+    def student_row(self, method: str, student: Student, price: float | None = None) -> Row:
+        """Measure a student, at the mean of the network calls that it spends; at a price of one, if it knows prices."""
+        last = student.trajectory(self.noise, price)[-1]
+        spent: float = last.nfe.double().mean().item()
+        grid = "learned" if price is None else f"price {price:.3g}"
+        return self.row(method, grid, int(spent) if spent.is_integer() else spent, last.x)
+
+    def set_measures(self, samples: Tensor) -> dict[str, float]:
+        """How ``samples`` ``(size, *S)`` compare with the teacher's as a set, beside the Frechet distance of a row.
+
+        ``kd`` is the kernel distance times 1000; ``fd_pixels`` the Frechet distance of the values themselves;
+        ``strayed`` the share of samples that ended nearer to another noise's endpoint; ``fd_strayed`` the Frechet
+        distance if all others were perfect, ``fd_others`` if those were.
+        """
+        features, endpoints = embed(self.features, samples), self.endpoint_features
+        astray = strayed(features, endpoints)[:, None]
+        return {
+            "kd": 1000 * kernel_distance(features, endpoints),
+            "precision": precision(features, endpoints),
+            "recall": recall(features, endpoints),
+            "coverage": coverage(features, endpoints),
+            "fd_pixels": frechet_distance(samples.clamp(-1, 1).flatten(1), self.endpoints.flatten(1)),
+            "strayed": astray.double().mean().item(),
+            "fd_strayed": frechet_distance(torch.where(astray, features, endpoints), endpoints),
+            "fd_others": frechet_distance(torch.where(astray, endpoints, features), endpoints),
+        }
+
+    def baselines(self, nfe: int) -> list[Row]:
+        """Every training-free solver on every grid, best first."""
+        rows = []
+        for baseline in tqdm(all_baselines(), desc=f"solvers at {nfe} NFE"):
+            samples = baseline(self.teacher, self.noise, nfe)
+            rows.append(self.row(baseline.method, baseline.grid, nfe, samples))
+        return sorted(rows, key=lambda row: row.fd_teacher)
+
+    def teacher_row(self, nfe: int = 100) -> Row:
+        """The teacher itself: what a perfect student would score."""
+        return self.row("teacher", "time", nfe, self.endpoints)
+
+    def floor_row(self) -> Row:
+        """The teacher on other noises: what sampling alone makes of two perfect sets of this size."""
+        others = reference_set(self.teacher, FLOOR_SIZE).endpoints[: len(self.noise)]
+        return self.row("teacher, other noises", "time", 100, others.to(self.teacher.device))
+
+
+def judge(evaluator: Evaluator, student: Student, method: str) -> list[Row]:
+    """The teacher, what chance makes of it, the student, and every training-free solver at the student's calls.
+
+    Where the student decides how often to call, it has a row for each of five prices, and solvers get at least as many
+    calls as its dearest samples.
+    """
+    ours = [evaluator.student_row(method, student, price) for price in prices_of(student)]
+    nfe = math.ceil(max(row.nfe for row in ours))
+    return [evaluator.teacher_row(), evaluator.floor_row(), *ours, *evaluator.baselines(nfe)]
+
+
+def prices_of(student: Student, count: int = 5) -> list[float | None]:
+    """Prices from the smallest to the largest that a student was trained at, evenly in the logarithm; else None."""
+    if student.mdp.prices is None:
+        return [None]
+    low, high = student.mdp.prices
+    # Rounding must not leave the range.
+    return [min(high, max(low, low * (high / low) ** (index / (count - 1)))) for index in range(count)]

@@ -1,0 +1,10 @@
+"""The forms in which a student leaves: a diffusers pipeline, a scheduler, a list of steps, a traced program, a card.
+
+Everything here is diffusers' own by base class, and needs neither Gymnasium nor an RL library.
+"""
+
+from redif_env.export.pipeline import ReDiFPipeline
+from redif_env.export.policy import PolicyModel
+from redif_env.export.scheduler import ReDiFScheduler
+
+__all__ = ["PolicyModel", "ReDiFPipeline", "ReDiFScheduler"]

@@ -1,0 +1,67 @@
+"""The model card that goes with a student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from redif_env.mdp import DenoisingMDP
+from redif_env.records import Record
+from redif_env.settings import name_of
+from redif_env.solvers import SOLVERS
+
+USAGE = """```python
+from redif_env.export import ReDiFPipeline
+
+pipeline = ReDiFPipeline.from_pretrained("path/or/hub-id")  # pip install redif-env; no RL library needed
+images = pipeline(batch_size=4).images
+```"""
+
+
+def model_card(mdp: DenoisingMDP, record: Record) -> str:
+    """The text of ``README.md``: metadata for the hub, then what it is, how it was made, and how good it was found."""
+    data = ModelCardData(
+        license=record.license,
+        library_name="diffusers",
+        tags=["redif", "few-step", "diffusion", "reinforcement-learning"],
+        pipeline_tag="unconditional-image-generation" if len(mdp.teacher.sample_shape) == 3 else None,
+    )
+    calls = f"{mdp.min_steps} to {mdp.num_steps}" if mdp.adaptive else str(mdp.num_steps)
+    sections = [
+        f"---\n{data.to_yaml()}\n---\n",
+        f"# {calls}-step student of {mdp.teacher.name}\n",
+        f"A few-step sampler trained by reinforcement learning (ReDiF): the network is the teacher's, called {calls} "
+        f"times a sample (NFE), and a small policy decides each step. Its base solver is "
+        f"`{name_of(mdp.solver, SOLVERS)}`. Samples have shape {mdp.teacher.sample_shape}, in [-1, 1].\n",
+        f"## Use\n\n{USAGE}\n",
+        f"## Quality\n\n{_quality(record)}\n",
+        f"## Training\n\n{_table(record.training, 'setting') or 'Not recorded.'}\n",
+        f"## Versions\n\n{_table(record.versions, 'package') or 'Not recorded.'}\n",
+        f"## Licence\n\n`{record.license}`: the teacher's weights decide it. The code is MIT.\n",
+    ]
+    return "\n".join(sections)
+
+
+def _quality(record: Record) -> str:
+    if not record.quality:
+        return "Not measured at export: run `redif evaluate` on this folder."
+    names = list(record.quality[0])
+    lines = [_row(names), _row(["---"] * len(names))]
+    lines += [_row([_cell(row.get(name)) for name in names]) for row in record.quality]
+    return f"{record.judged}. Lower is better.\n\n" + "\n".join(lines)
+
+
+def _table(values: Mapping[str, Any], title: str) -> str:
+    if not values:
+        return ""
+    return "\n".join([_row([title, "value"]), _row(["---", "---"]), *(_row([k, f"`{v}`"]) for k, v in values.items())])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else "-" if value is None else str(value)

@@ -1,0 +1,34 @@
+"""The loop of few-step sampling: the decision process, with a policy deciding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+
+from torch import Tensor
+
+from redif_env.mdp import DenoisingMDP
+from redif_env.types import State
+
+
+def trajectory(
+    mdp: DenoisingMDP, policy: Callable[[Tensor], Tensor], noise: Tensor, price: Tensor | None = None
+) -> Generator[State, State | None]:
+    """Yields the state after each step from ``noise`` ``(B, *S)``; the last holds the clean samples, not yet clipped.
+
+    A caller may send a state in the place of the one it was given. Samples that are finished early cost no more calls.
+
+    Args:
+        mdp: what is decided.
+        policy: observations ``(B, F)`` to actions ``(B, A)``.
+        noise: standard normal.
+        price: ``(B,)`` of a network call, where the policy knows prices.
+    """
+    state = mdp.initial(noise, price)
+    unfinished = state.steps_left > 0
+    while bool(unfinished.any()):
+        state = mdp.predict(state, unfinished)
+        stepped = mdp.advance(state, mdp.decode(state, policy(mdp.observe(state))))
+        state = state.merge(unfinished, stepped)
+        unfinished = state.steps_left > 0
+        changed = yield state
+        state = state if changed is None else changed

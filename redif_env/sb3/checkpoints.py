@@ -1,0 +1,181 @@
+"""Checkpoints of a Stable-Baselines3 run: all that decides how it goes on, without a pickle.
+
+SB3's own ``save`` keeps neither the environments, nor the random states, nor what callbacks know, and pickles what it
+keeps. A checkpoint here is a folder with one safetensors and one JSON file, digests included, that is whole or absent.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from redif_env.checkpoints import checkpoints, read_state, remove_checkpoint, write_state
+from redif_env.files import CorruptFileError, remove_debris
+from redif_env.sb3.vec_env import ReDiFVecEnv
+
+
+class Stateful(Protocol):
+    """What a run remembers beside the agent: callbacks, mostly."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Checkpointer(BaseCallback):
+    """Saves a checkpoint at the start of a rollout, every ``every`` environment steps and when asked to stop.
+
+    Between two rollouts an on-policy agent (PPO, A2C) holds nothing but its parameters, its optimizer and where the
+    environments stand; a run continued from there ends as an unbroken one. Put it first in the list of callbacks, so
+    that it saves what the others are about to begin with. A checkpoint that cannot be written is a warning: training
+    goes on, and the last good one stays.
+
+    Args:
+        folder: holds one folder a checkpoint, named by the environment steps made.
+        every: environment steps between two.
+        companions: what else to save, by name.
+        keep: how many to keep.
+    """
+
+    def __init__(self, folder: Path, every: int, companions: Mapping[str, Stateful], keep: int = 2) -> None:
+        super().__init__()
+        if every < 1 or keep < 1:
+            raise ValueError(f"every and keep must be at least 1, got {every} and {keep}")
+        self.folder, self.every, self.companions, self.keep = folder, every, companions, keep
+        self.stopped_by: signal.Signals | None = None
+        self._last = 0
+        self._stopping = False
+
+    def save(self) -> None:
+        """Save the run as it stands, and delete all but the newest ``keep`` checkpoints."""
+        state = {
+            "agent": agent_state(self.model),
+            "companions": {name: companion.state_dict() for name, companion in self.companions.items()},
+        }
+        try:
+            write_state(self.folder / f"{self.model.num_timesteps:012d}", state)
+        except (OSError, SafetensorError) as error:
+            warnings.warn(f"checkpoint in {self.folder} was not written ({error}): training goes on", stacklevel=2)
+            return
+        self._last = self.model.num_timesteps
+        for path in checkpoints(self.folder)[: -self.keep]:
+            remove_checkpoint(path)
+
+    def resume(self, agent: OnPolicyAlgorithm) -> None:
+        """Continue ``agent`` and the companions from the newest checkpoint that is whole; a damaged one is a warning.
+
+        Raises:
+            CorruptFileError: if there are checkpoints, and none of them can be read.
+        """
+        remove_debris(self.folder)
+        found = checkpoints(self.folder)
+        for path in reversed(found):
+            try:
+                state = read_state(path)
+            except (CorruptFileError, FileNotFoundError) as error:
+                warnings.warn(f"a checkpoint is left out: {error}", stacklevel=2)
+                continue
+            for name, companion in self.companions.items():
+                companion.load_state_dict(state["companions"][name])
+            # Last, since it sets the random states, and making a module draws from them.
+            load_agent_state(agent, state["agent"])
+            self._last = agent.num_timesteps
+            return
+        if found:
+            raise CorruptFileError(f"no checkpoint in {self.folder} can be read: delete the folder to start again")
+
+    @contextmanager
+    def stopping_on_signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM stop the run at its next rollout, with a checkpoint; a second one stops it at once."""
+        previous: dict[signal.Signals, Any] = {}
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.stopped_by = signal.Signals(number)
+            print(f"\n{self.stopped_by.name}: stopping with a checkpoint after this rollout; once more to stop at once")
+            restore()
+
+        def restore() -> None:
+            for name, handler in previous.items():
+                signal.signal(name, handler)
+
+        for name in (signal.SIGINT, signal.SIGTERM):
+            previous[name] = signal.signal(name, stop)
+        try:
+            yield
+        finally:
+            restore()
+
+    def _on_rollout_start(self) -> None:
+        self._stopping = self.stopped_by is not None
+        if self._stopping or self.model.num_timesteps - self._last >= self.every:
+            self.save()
+
+    def _on_step(self) -> bool:
+        return not self._stopping
+
+
+def agent_state(agent: OnPolicyAlgorithm) -> dict[str, Any]:
+    """All that an agent between two rollouts will act on: parameters, optimizer, environments, random states, counters.
+
+    Raises:
+        ValueError: if it is of another kind than on-policy, or its environment no ReDiF one.
+    """
+    env = _checked_env(agent)
+    return {
+        "policy": dict(agent.policy.state_dict()),
+        "optimizer": agent.policy.optimizer.state_dict(),
+        "env": env.state_dict(),
+        "last_obs": agent._last_obs,
+        "last_episode_starts": agent._last_episode_starts,
+        "num_timesteps": agent.num_timesteps,
+        "updates": agent._n_updates,
+        "progress": agent._current_progress_remaining,
+        "episodes": list(agent.ep_info_buffer or []),
+        "torch": torch.get_rng_state(),
+        "cuda": list(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else [],
+        "numpy": list(np.random.get_state()),  # noqa: NPY002 -- SB3 shuffles with the global one
+        "python": list(random.getstate()),
+    }
+
+
+def load_agent_state(agent: OnPolicyAlgorithm, state: Mapping[str, Any]) -> None:
+    """Continue from :func:`agent_state`; the agent was made with the same settings."""
+    env = _checked_env(agent)
+    # Sets up the buffers that ``learn`` sets up, which would reset the environment later.
+    agent._setup_learn(total_timesteps=1)
+    agent.policy.load_state_dict(state["policy"])
+    agent.policy.optimizer.load_state_dict(state["optimizer"])
+    env.load_state_dict(state["env"])
+    agent._last_obs, agent._last_episode_starts = state["last_obs"], state["last_episode_starts"]
+    agent.num_timesteps, agent._n_updates = state["num_timesteps"], state["updates"]
+    agent._current_progress_remaining = state["progress"]
+    assert agent.ep_info_buffer is not None
+    agent.ep_info_buffer.extend(state["episodes"])
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.astype(np.uint32), *rest))  # noqa: NPY002
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+
+
+def _checked_env(agent: OnPolicyAlgorithm) -> ReDiFVecEnv:
+    env = agent.get_env()
+    if not isinstance(agent, OnPolicyAlgorithm):
+        raise ValueError(f"agent is a {type(agent).__name__}: only on-policy agents (PPO, A2C) have checkpoints")
+    if not isinstance(env, ReDiFVecEnv):
+        raise ValueError(f"agent's environment is a {type(env).__name__}: make it with make_vec_env, unwrapped")
+    return env

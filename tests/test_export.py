@@ -1,0 +1,397 @@
+"""The forms in which a student leaves, each held against the student itself."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, DiffusionPipeline, UNet2DModel
+from huggingface_hub import ModelCard
+from safetensors.torch import save_file
+
+from redif_env import Student
+from redif_env.export import PolicyModel, ReDiFPipeline, ReDiFScheduler
+from redif_env.export.steps import run_steps, steps_of
+from redif_env.policies import Policy, PolicyConfig
+from redif_env.records import Record
+from redif_env.settings import build_mdp
+from redif_env.solvers import SOLVERS, sample
+from redif_env.teachers import load_teacher
+
+
+def make_student(teacher="gaussian-ring", seed=0, num_steps=3, solver="dpm++3m", action="solver", **options):
+    mdp = build_mdp(str(teacher), num_steps, action, "features", solver, "time^1.5", "cpu", "float32", **options)
+    torch.manual_seed(seed)
+    return Student(mdp, Policy(PolicyConfig((mdp.observation_size, 16, mdp.action_size))))
+
+
+def noise_of(student, rows=4, seed=0):
+    return torch.randn(rows, *student.sample_shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=["gaussian-ring", "pipeline"])
+def student(request, pipeline_folder):
+    """Of the exact teacher in two dimensions, and of a small UNet that predicts v."""
+    return make_student("gaussian-ring" if request.param == "gaussian-ring" else pipeline_folder)
+
+
+@pytest.fixture
+def image_student(pipeline_folder):
+    return make_student(pipeline_folder)
+
+
+# The pipeline
+
+
+def test_student_pipeline_and_what_is_read_back_make_the_same_samples(student, tmp_path):
+    """Bit for bit in float32: the student, its pipeline, and both after saving by either."""
+    noise = noise_of(student)
+    expected = student(noise=noise)
+    pipeline = student.pipeline()
+    assert torch.equal(pipeline(latents=noise, output_type="latent").images, expected)
+    pipeline.save_pretrained(tmp_path / "by-pipeline")
+    student.save_pretrained(tmp_path / "by-student")
+    for folder in (tmp_path / "by-pipeline", tmp_path / "by-student"):
+        again = ReDiFPipeline.from_pretrained(folder)
+        assert torch.equal(again(latents=noise, output_type="latent").images, expected)
+        assert torch.equal(Student.from_pretrained(folder)(noise=noise), expected)
+    for path in (tmp_path / "by-student").rglob("*.safetensors"):
+        twin = tmp_path / "by-pipeline" / path.relative_to(tmp_path / "by-student")
+        assert path.read_bytes() == twin.read_bytes()
+
+
+def test_one_generator_one_set_of_samples(student):
+    pipeline = student.pipeline()
+    samples = pipeline(4, torch.Generator().manual_seed(5), output_type="latent").images
+    assert torch.equal(samples, student(4, generator=torch.Generator().manual_seed(5)))
+    apart = pipeline(2, [torch.Generator().manual_seed(seed) for seed in (6, 7)], output_type="latent").images
+    one = pipeline(1, torch.Generator().manual_seed(7), output_type="latent").images
+    torch.testing.assert_close(apart[1:], one)
+
+
+def test_output_types(image_student):
+    """The same samples as pictures, arrays and tensors in [0, 1], as any pipeline gives them."""
+    pipeline, noise = image_student.pipeline(), noise_of(image_student)
+    unit = image_student(noise=noise) / 2 + 0.5
+    torch.testing.assert_close(pipeline(latents=noise, output_type="pt").images, unit)
+    arrays = pipeline(latents=noise, output_type="np").images
+    np.testing.assert_allclose(arrays, unit.permute(0, 2, 3, 1).numpy(), rtol=0, atol=1e-6)
+    (pictures,) = pipeline(latents=noise, return_dict=False)
+    assert [picture.size for picture in pictures] == [(8, 8)] * 4
+    np.testing.assert_array_equal(np.asarray(pictures[0]), (arrays[0] * 255).round().astype("uint8"))
+
+
+def test_callbacks_see_each_step_and_may_change_it(student):
+    """What the callback gives back is gone on with; giving back what it was given changes nothing."""
+    pipeline, noise, seen = student.pipeline(), noise_of(student), []
+
+    def look(pipe, step, timestep, given):
+        seen.append((step, given["latents"].clone()))
+        return given
+
+    untouched = pipeline(latents=noise, output_type="latent", callback_on_step_end=look).images
+    assert torch.equal(untouched, student(noise=noise))
+    assert [step for step, _ in seen] == [0, 1, 2]
+    for (_, x), state in zip(seen, student.trajectory(noise), strict=True):
+        assert torch.equal(x, state.x)
+
+    def push(pipe, step, timestep, given):
+        return {"latents": given["latents"] + (0.5 if step == 1 else 0.0)}
+
+    pushed = pipeline(latents=noise, output_type="latent", callback_on_step_end=push).images
+    assert not torch.equal(pushed, untouched)
+
+
+def test_exactly_num_steps_calls_a_sample(image_student):
+    rows = []
+    image_student.network.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+    pipeline = image_student.pipeline()
+    rows.clear()
+    pipeline(batch_size=5, output_type="pt")
+    assert rows == [5, 5, 5]
+
+
+def test_half_precision_is_near(image_student, tmp_path):
+    image_student.save_pretrained(tmp_path / "student")
+    pipeline = ReDiFPipeline.from_pretrained(tmp_path / "student", torch_dtype=torch.bfloat16)
+    assert pipeline.unet.dtype == torch.bfloat16
+    noise = noise_of(image_student)
+    near = pipeline(latents=noise, output_type="latent").images
+    assert near.dtype == torch.float32
+    assert (near - image_student(noise=noise)).abs().mean() < 0.05
+    back = pipeline.to(torch.float32)
+    assert back.unet.dtype == torch.float32
+
+
+def test_a_policy_that_sees_nothing_needs_no_policy_component(student, tmp_path):
+    frozen = student.frozen()
+    frozen.save_pretrained(tmp_path / "frozen")
+    assert not (tmp_path / "frozen" / "policy").exists()
+    noise = noise_of(student)
+    pipeline = ReDiFPipeline.from_pretrained(tmp_path / "frozen")
+    assert pipeline.policy is None
+    assert torch.equal(pipeline(latents=noise, output_type="latent").images, frozen(noise=noise))
+    assert torch.equal(Student.from_pretrained(tmp_path / "frozen")(noise=noise), frozen(noise=noise))
+
+
+def test_an_adaptive_student_keeps_its_prices(tmp_path):
+    student = make_student(num_steps=4, min_steps=2, prices=(0.01, 1.0))
+    student.save_pretrained(tmp_path / "student")
+    pipeline, noise = ReDiFPipeline.from_pretrained(tmp_path / "student"), noise_of(student, 64)
+    for price in (0.01, 0.3):
+        samples = pipeline(latents=noise, price=price, output_type="latent").images
+        assert torch.equal(samples, student(noise=noise, price=price))
+    for refused in (student.frozen, student.steps, lambda: student.trace(2)):
+        with pytest.raises(ValueError, match=r"student decides its number of calls \(2 to 4\)"):
+            refused()
+    with pytest.raises(ValueError, match="student decides its number of calls"):
+        pipeline.scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match="price must be from"):
+        pipeline(price=3.0, output_type="latent")
+
+
+def test_bad_requests_are_refused(student, tmp_path):
+    pipeline = student.pipeline()
+    for arguments, message in (
+        ({"num_inference_steps": 50}, "num_inference_steps=50, but this student has learned 3 steps"),
+        ({"output_type": "jpeg"}, "output_type='jpeg' is unknown"),
+        ({"latents": torch.zeros(2, 9)}, "latents must have shape"),
+        ({"price": 0.1}, "price=0.1 means nothing to this student"),
+        ({"callback_on_step_end_tensor_inputs": ["noise_pred"]}, "only 'latents' can be given"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipeline(**{"output_type": "latent"} | arguments)
+    with pytest.raises(ValueError, match="writes pickles, which are never read again"):
+        pipeline.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    assert list(tmp_path.iterdir()) == []
+    scheduler = ReDiFScheduler.of(student.mdp, None)
+    with pytest.raises(ValueError, match="policy is missing"):
+        ReDiFPipeline(pipeline.unet, scheduler)
+
+
+def test_pictures_of_what_is_no_image_are_refused():
+    with pytest.raises(ValueError, match="needs images, and samples have shape"):
+        make_student().pipeline()()
+
+
+def test_pickled_weights_are_not_opened(image_student, tmp_path):
+    """A folder whose weights somebody replaced by a pickle is refused, sealed or not."""
+    image_student.save_pretrained(tmp_path / "student")
+    weights = tmp_path / "student" / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(image_student.network.state_dict(), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"lacks unet/diffusion_pytorch_model\.safetensors"):
+        Student.from_pretrained(tmp_path / "student")
+
+
+def test_the_network_opens_as_a_teacher_and_in_diffusers(image_student, tmp_path):
+    """The folder is a pipeline's: its network serves as a teacher again, on the same schedule."""
+    image_student.save_pretrained(tmp_path / "student")
+    teacher, noise = load_teacher(tmp_path / "student"), noise_of(image_student)
+    assert torch.equal(teacher.endpoint(noise, 4), image_student.mdp.teacher.endpoint(noise, 4))
+    assert isinstance(
+        UNet2DModel.from_pretrained(tmp_path / "student", subfolder="unet", low_cpu_mem_usage=False), UNet2DModel
+    )
+    assert DiffusionPipeline.load_config(tmp_path / "student")["_class_name"] == "ReDiFPipeline"
+
+
+# The hub
+
+
+def test_push_and_fetch(image_student, tmp_path, monkeypatch):
+    """What is uploaded is the folder, model card included; what is fetched holds no pickle."""
+    uploaded = {}
+
+    class Repository:
+        repo_id = "somebody/student"
+
+    def upload(repo_id, folder_path, token, commit_message, create_pr):
+        uploaded["files"] = {path.name: path.read_bytes() for path in folder_path.rglob("*") if path.is_file()}
+        uploaded["repo"] = repo_id
+        return "https://example/commit"
+
+    monkeypatch.setattr("redif_env.export.pipeline.create_repo", lambda *_, **__: Repository())
+    monkeypatch.setattr("redif_env.export.pipeline.upload_folder", upload)
+    assert image_student.pipeline().push_to_hub("student") == "https://example/commit"
+    assert uploaded["repo"] == "somebody/student"
+    assert b"license: unknown" in uploaded["files"]["README.md"]
+
+    image_student.save_pretrained(tmp_path / "hub")
+
+    def fetch(repo_id, allow_patterns, **options):
+        assert (repo_id, options["revision"]) == ("somebody/student", "v1")
+        assert not [pattern for pattern in allow_patterns if pattern.endswith(("bin", "ckpt", "py", "*"))]
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr("redif_env.export.pipeline.snapshot_download", fetch)
+    noise = noise_of(image_student)
+    fetched = ReDiFPipeline.from_pretrained("somebody/student", revision="v1")
+    assert torch.equal(fetched(latents=noise, output_type="latent").images, image_student(noise=noise))
+
+
+# The scheduler
+
+
+def test_the_scheduler_in_a_stock_pipeline_is_the_frozen_student(image_student, tmp_path):
+    """diffusers' own loop with our scheduler: the student that takes its mean actions, bit for bit."""
+    image_student.save_pretrained(tmp_path / "student")
+    scheduler = ReDiFScheduler.from_pretrained(tmp_path / "student", subfolder="scheduler")
+    stock = DDPMPipeline(image_student.network, scheduler)
+    generator = torch.Generator().manual_seed(0)
+    samples = stock(4, generator, num_inference_steps=3, output_type="pt").images
+    frozen = image_student.frozen()(noise=noise_of(image_student)) / 2 + 0.5
+    assert torch.equal(samples, frozen)
+    again = stock(4, torch.Generator().manual_seed(0), num_inference_steps=3, output_type="pt").images
+    assert torch.equal(again, samples), "a second run starts anew"
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ipndm3", "dpm++2m"])
+def test_zero_actions_are_the_base_solver(ring, solver):
+    """A scheduler of zero actions is the solver on its grid, called as diffusers calls schedulers."""
+    student = make_student(solver=solver, num_steps=5)
+    scheduler = ReDiFScheduler.of(student.mdp, torch.zeros(5, student.mdp.action_size))
+    scheduler.set_timesteps(5)
+    x = noise = noise_of(student)
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(ring.network(x, timestep.expand(4)), timestep, x).prev_sample
+    torch.testing.assert_close(x, sample(ring, SOLVERS[solver], student.mdp.grid, noise, 5))
+
+
+def test_the_scheduler_says_what_is_wrong(student):
+    scheduler = student.pipeline().scheduler
+    x = noise_of(student)
+    with pytest.raises(ValueError, match=r"step\(\) was called before set_timesteps\(3\)"):
+        scheduler.step(x, 0, x)
+    with pytest.raises(ValueError, match="num_inference_steps=20, but this student has learned 3 steps"):
+        scheduler.set_timesteps(20)
+    scheduler.set_timesteps(3)
+    for timestep in scheduler.timesteps:
+        (x,) = scheduler.step(x, timestep, x, return_dict=False)
+    with pytest.raises(ValueError, match="all 3 steps were taken"):
+        scheduler.step(x, 0, x)
+    assert len(scheduler) == 1000
+    assert scheduler.init_noise_sigma == 1.0
+
+
+def test_the_scheduler_adds_noise_as_diffusers_does(pipeline_folder, image_student):
+    from diffusers import DDPMScheduler
+
+    ours, theirs = image_student.pipeline().scheduler, DDPMScheduler.from_pretrained(pipeline_folder / "scheduler")
+    x0, noise = noise_of(image_student, seed=1), noise_of(image_student, seed=2)
+    timesteps = torch.tensor([0, 300, 700, 999])
+    torch.testing.assert_close(ours.add_noise(x0, noise, timesteps), theirs.add_noise(x0, noise, timesteps))
+
+
+# The list of steps
+
+
+@pytest.mark.parametrize("solver", ["dpm++3m", "ipndm2", "ddim"])
+def test_the_numbers_alone_make_the_frozen_student(solver, tmp_path):
+    """steps.json, read by the few lines of its own documentation, with nothing else of this library."""
+    student = make_student(solver=solver, num_steps=5)
+    student.save_pretrained(tmp_path / "student")
+    noise = noise_of(student)
+    expected = student.frozen().trajectory(noise)[-1].x
+    torch.testing.assert_close(run_steps(student.steps(), student.network, noise), expected, rtol=1e-4, atol=1e-5)
+    x, x0s, epss = noise.double(), [], []
+    for step in json.loads((tmp_path / "student" / "steps.json").read_text()):
+        eps = student.network(x, torch.full((4,), step["timestep"]))
+        x0s.insert(0, (x - step["sigma"] * eps) / step["alpha"])
+        epss.insert(0, eps)
+        x0 = step["x_weight"] * x
+        x0 = x0 + sum(w * p for w, p in zip(step["x0_weights"], x0s, strict=False))
+        x0 = x0 + sum(w * p for w, p in zip(step["eps_weights"], epss, strict=False))
+        x = step["alpha_next"] * x0 + step["sigma_next"] / step["sigma"] * (x - step["alpha"] * x0)
+    torch.testing.assert_close(x.float(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bands_are_in_the_numbers(tmp_path):
+    """For images, with the band gains it is the frozen student, without them it is not."""
+    student = make_student("digits", num_steps=3)
+    noise = noise_of(student)
+    expected = student.frozen().trajectory(noise)[-1].x
+    torch.testing.assert_close(run_steps(student.steps(), student.network, noise), expected, rtol=1e-3, atol=1e-4)
+    assert (run_steps(student.steps(), student.network, noise, bands=False) - expected).abs().max() > 1e-3
+
+
+def test_weights_of_a_plain_solver_are_its_own():
+    """Zero actions: DDIM's only weight is 1; DPM-Solver++(2M) on equal steps extrapolates by half."""
+    ddim = make_student(solver="ddim", num_steps=3)
+    for step in steps_of(ddim.mdp, torch.zeros(3, ddim.mdp.action_size)):
+        assert step.x_weight == pytest.approx(0, abs=1e-12)
+        assert step.x0_weights == pytest.approx((1, 0, 0))
+        assert step.timestep == pytest.approx(step.level_timestep)
+    mdp = build_mdp("gaussian-ring", 20, "solver", "features", "dpm++2m", "logsnr", "cpu", "float32")
+    steps = steps_of(mdp, torch.zeros(20, mdp.action_size))
+    assert steps[1].x0_weights == pytest.approx((1.5, -0.5, 0), abs=1e-6)
+    assert (steps[-1].alpha_next, steps[-1].sigma_next) == (1.0, 0.0)
+    assert steps[3].sigma_next == pytest.approx(steps[4].sigma)
+    with pytest.raises(ValueError, match="actions must be 20, one a step"):
+        steps_of(mdp, torch.zeros(4, mdp.action_size))
+
+
+# Traced programs
+
+
+def test_a_traced_program_makes_the_student_s_samples(image_student, tmp_path):
+    program = image_student.trace(4)
+    torch.export.save(program, tmp_path / "student.pt2")
+    noise = noise_of(image_student)
+    samples = torch.export.load(tmp_path / "student.pt2").module()(noise)
+    torch.testing.assert_close(samples, image_student(noise=noise), rtol=0, atol=1e-4)
+    # Tracing has left nothing behind that the next run would meet.
+    torch.testing.assert_close(
+        image_student(noise=noise), image_student.pipeline()(latents=noise, output_type="latent").images
+    )
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:copyreg", "ignore::DeprecationWarning")
+def test_an_onnx_file_makes_the_student_s_samples(pipeline_folder, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    image_student = make_student(pipeline_folder, num_steps=2)
+    image_student.write_onnx(tmp_path / "student.onnx", 2)
+    session = runtime.InferenceSession(tmp_path / "student.onnx")
+    noise = noise_of(image_student, 2)
+    (samples,) = session.run(["samples"], {"noise": noise.numpy()})
+    np.testing.assert_allclose(samples, image_student(noise=noise).numpy(), rtol=0, atol=1e-4)
+
+
+# The model card
+
+
+def test_the_card_says_what_the_record_knows(student, tmp_path):
+    quality = [{"method": "redif-ppo", "nfe": 3, "fd_teacher": 0.125, "fd_data": None}]
+    record = Record({"seed": 7, "teacher": "x"}, "100 noises", quality, {"torch": "2.13"}, "apache-2.0")
+    Student(student.mdp, student.policy, record).save_pretrained(tmp_path / "student")
+    card = ModelCard.load(tmp_path / "student" / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.library_name == "diffusers"
+    for said in (
+        "| redif-ppo | 3 | 0.125 | - |",
+        "| seed | `7` |",
+        "| torch | `2.13` |",
+        "100 noises",
+        "3-step student",
+    ):
+        assert said in card.text
+    assert Student.from_pretrained(tmp_path / "student").record == record
+
+
+def test_the_policy_component_is_the_policy(student):
+    model = PolicyModel.of(student.policy)
+    seen = torch.randn(5, student.mdp.observation_size)
+    assert torch.equal(model(seen), student.policy(seen))
+    table = torch.rand(3, student.mdp.action_size) * 2 - 1
+    blind = Policy.from_table(table, student.mdp.observation_size)
+    assert torch.equal(blind.table(3), table)
+    assert student.policy.table(3) is None
+    one_hot = torch.zeros(3, student.mdp.observation_size)
+    one_hot[[0, 1, 2], [2, 1, 0]] = 1
+    assert torch.equal(blind(one_hot), table)
+
+
+def test_a_foreign_file_is_no_student(tmp_path):
+    (tmp_path / "odd").mkdir()
+    save_file({"x": torch.zeros(1)}, tmp_path / "odd" / "model.safetensors")
+    with pytest.raises(FileNotFoundError, match="no student in"):
+        ReDiFPipeline.from_pretrained(tmp_path / "odd")
