@@ -17,11 +17,14 @@ from tqdm import tqdm
 
 from agents.command import DEFAULT_REWARD, prepare_folder, run
 from agents.evaluate import report
-from agents.runs import settings_json
+from agents.runs import begin, check, settings_json
+from redif_env.checkpoints import add_state, newest_state
 from redif_env.envs import ReDiFVectorEnv
 from redif_env.policies import Policy
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.students import Student
+
+PROGRAM = "agents.cem"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class Args:
     std_init: float = 0.3
     smoothing: float = 0.7
     """Weight of the elite's mean and deviation against the last ones."""
+    checkpoint_every: int = 10
+    """Generations between two checkpoints."""
+    license: str | None = None
+    """Of the teacher's weights, for the model card; by default that of a built-in teacher, else unknown."""
+    resume: bool = False
+    """Go on with the run in out, with its settings; start it if there is none."""
 
 
 def generations(args: Args) -> int:
@@ -61,18 +70,51 @@ def returns_of(env: ReDiFVectorEnv, tables: NDArray[np.float32]) -> NDArray[np.f
     return total.reshape(-1, len(tables)).mean(axis=0)
 
 
-def search(args: Args, env: ReDiFVectorEnv) -> NDArray[np.float32]:
-    """The final mean table ``(num_steps, A)`` of the cross-entropy method (Rubinstein 1999)."""
-    rng = np.random.default_rng(args.seed)
-    mean = np.zeros((args.num_steps, env.single_action_space.shape[0]))
-    std = np.full_like(mean, args.std_init)
-    env.reset(seed=args.seed)
-    for _ in tqdm(range(generations(args)), desc="generations"):
-        tables = (mean + std * rng.standard_normal((args.population, *mean.shape))).clip(-1, 1).astype(np.float32)
+@dataclass
+class Search:
+    """Where the cross-entropy method stands: mean and deviation of the tables, chance, and seconds spent."""
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    rng: np.random.Generator
+    generation: int = 0
+    seconds: float = 0.0
+
+    def step(self, args: Args, env: ReDiFVectorEnv) -> None:
+        """One generation (Rubinstein 1999)."""
+        start = time.monotonic()
+        noise = self.rng.standard_normal((args.population, *self.mean.shape))
+        tables = (self.mean + self.std * noise).clip(-1, 1).astype(np.float32)
         best = tables[np.argsort(returns_of(env, tables))[-args.elite :]]
-        mean = args.smoothing * best.mean(axis=0) + (1 - args.smoothing) * mean
-        std = args.smoothing * best.std(axis=0) + (1 - args.smoothing) * std
-    return mean.astype(np.float32)
+        self.mean = args.smoothing * best.mean(axis=0) + (1 - args.smoothing) * self.mean
+        self.std = args.smoothing * best.std(axis=0) + (1 - args.smoothing) * self.std
+        self.generation += 1
+        self.seconds += time.monotonic() - start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**vars(self), "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rng.bit_generator.state = state["rng"]
+        vars(self).update({name: value for name, value in state.items() if name != "rng"})
+
+
+def search(args: Args, env: ReDiFVectorEnv) -> Search:
+    """The search at its end, ``mean`` its result; with ``args.resume`` it goes on from what is kept."""
+    mean = np.zeros((args.num_steps, env.single_action_space.shape[0]))
+    found = Search(mean, np.full_like(mean, args.std_init), np.random.default_rng(args.seed))
+    env.reset(seed=args.seed)
+    folder = args.out / "checkpoints"
+    kept = newest_state(folder) if args.resume else None
+    if kept is not None:
+        found.load_state_dict(kept["search"])
+        env.load_state_dict(kept["env"])
+    for _ in tqdm(range(found.generation, generations(args)), desc="generations"):
+        found.step(args, env)
+        if found.generation % args.checkpoint_every == 0 or found.generation == generations(args):
+            state = {"search": found.state_dict(), "env": env.state_dict()}
+            add_state(folder, found.generation, state, keep=2)
+    return found
 
 
 def train(args: Args) -> tuple[Student, dict[str, Any]]:
@@ -87,15 +129,17 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
         reward=dict(args.reward),
         group_size=args.population,
     )
-    start = time.monotonic()
-    table = search(args, env)
+    begin(args, PROGRAM)
+    found = search(args, env)
     steps = generations(args) * env.num_envs * args.num_steps
-    facts = {"train_seconds": round(time.monotonic() - start, 1), "environment_steps": steps}
-    return Student(env.mdp, Policy.from_table(torch.from_numpy(table), env.mdp.observation_size)), facts
+    facts = {"train_seconds": round(found.seconds, 1), "environment_steps": steps}
+    table = torch.from_numpy(found.mean.astype(np.float32))
+    return Student(env.mdp, Policy.from_table(table, env.mdp.observation_size)), facts
 
 
 def main(args: Args) -> None:
     prepare_folder(args.out)
+    check(args, PROGRAM)
     student, facts = train(args)
     report("cem", student, settings_json(args), facts, args.out)
 

@@ -18,8 +18,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from agents import cem, ppo
 from agents.command import prepare_folder, run
-from experiments.tasks import TRAINERS, Task, finish_all
+from experiments.tasks import Task, finish_all
 from redif_env.baselines import Baseline
 from redif_env.evaluation import Evaluator, Row
 from redif_env.files import write_file
@@ -39,11 +40,24 @@ class Args:
     """Runs at the same time, each with its share of the cores."""
 
 
-def solvers_at(args: Args, nfe: int) -> list[Row]:
-    """All training-free solvers, best first; kept like the runs."""
-    path = args.out / f"solvers-{nfe}.json"
+def ppo_settings(teacher: str, nfe: int, seed: int, out: Path) -> ppo.Args:
+    """The run of one student of the table."""
+    return ppo.Args(teacher=teacher, num_steps=nfe, seed=seed, out=out / f"redif-ppo-{nfe}-{seed}")
+
+
+def cem_settings(teacher: str, nfe: int, seed: int, out: Path) -> cem.Args:
+    """The run of the search that sees no state, with the same budget."""
+    return cem.Args(teacher=teacher, num_steps=nfe, seed=seed, out=out / f"cem-{nfe}-{seed}")
+
+
+SETTINGS = {"redif-ppo": ppo_settings, "cem": cem_settings}
+
+
+def solvers_at(out: Path, teacher_name: str, nfe: int) -> list[Row]:
+    """All training-free solvers, best first; kept in ``out`` like the runs."""
+    path = out / f"solvers-{nfe}.json"
     if not path.exists():
-        teacher = shared_teacher(args.teacher, torch.device("cpu"), torch.float32)
+        teacher = shared_teacher(teacher_name, torch.device("cpu"), torch.float32)
         rows = Evaluator(teacher).baselines(nfe)
         with write_file(path) as temporary:
             temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
@@ -54,7 +68,7 @@ def best_solver(args: Args, nfe: int, distance: float) -> list[str]:
     """Two cells: the best solver at ``nfe`` and how ``distance`` compares; dashes where solvers were not judged."""
     if nfe not in (*args.nfe, *args.solvers_only):
         return ["-", "-"]
-    best = solvers_at(args, nfe)[0]
+    best = solvers_at(args.out, args.teacher, nfe)[0]
     return [f"{best.method} {best.grid}: {best.fd_teacher:.3f}", f"{distance / best.fd_teacher:.2f}"]
 
 
@@ -81,7 +95,7 @@ def print_sources(args: Args, rows: list[dict[str, Any]]) -> None:
     table = Table("sampler", "NFE", *measures, title="samples nearer to another noise's endpoint, and the rest")
     evaluator = Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32))
     for nfe in (*args.nfe, *args.solvers_only):
-        best = solvers_at(args, nfe)[0]
+        best = solvers_at(args.out, args.teacher, nfe)[0]
         baseline = Baseline(best.method, best.grid)
         solver = evaluator.set_measures(baseline(evaluator.teacher, evaluator.noise, nfe))
         table.add_row(f"{best.method} {best.grid}", str(nfe), *(f"{solver[name]:.4f}" for name in measures))
@@ -94,12 +108,7 @@ def print_sources(args: Args, rows: list[dict[str, Any]]) -> None:
 def main(args: Args) -> None:
     prepare_folder(args.out)
     tasks = [
-        Task(
-            method,
-            TRAINERS[method].Args(
-                teacher=args.teacher, num_steps=nfe, seed=seed, out=args.out / f"{method}-{nfe}-{seed}"
-            ),
-        )
+        Task(method, SETTINGS[method](args.teacher, nfe, seed, args.out))
         for nfe, method, seed in product(args.nfe, args.methods, range(args.seeds))
     ]
     rows = [row for rows in finish_all(tasks, args.teacher, args.jobs) for row in rows]

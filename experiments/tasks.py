@@ -7,7 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -30,11 +30,11 @@ class Task:
 
 
 def finish(task: Task, threads: int) -> list[dict[str, Any]]:
-    """Train, export and judge one student, unless that is done already; a row for each price that it knows."""
+    """Train (or go on), export and judge one student, unless that is done; a row for each price that it knows."""
     path = task.settings.out / ROWS
     if not path.exists():
         torch.set_num_threads(threads)
-        student, facts = TRAINERS[task.method].train(task.settings)
+        student, facts = TRAINERS[task.method].train(replace(task.settings, resume=True))
         student.save_pretrained(task.settings.out / "student")
         evaluator = Evaluator(student.mdp.teacher)
         rows = []

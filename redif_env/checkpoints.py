@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from redif_env.files import CorruptFileError, read_sealed, write_folder, write_sealed
+from redif_env.files import CorruptFileError, read_sealed, remove_debris, write_folder, write_sealed
 
 FORMAT = 1
 STATE_FILE, TENSORS_FILE = "state.json", "tensors.safetensors"
@@ -20,6 +21,31 @@ STATE_FILE, TENSORS_FILE = "state.json", "tensors.safetensors"
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
     return sorted(path for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+def newest_state(folder: Path) -> dict[str, Any] | None:
+    """The state of the newest checkpoint that is whole; None if there are none. A damaged one is a warning.
+
+    Raises:
+        CorruptFileError: if there are checkpoints, and none of them can be read.
+    """
+    remove_debris(folder)
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            return read_state(path)
+        except (CorruptFileError, FileNotFoundError) as error:
+            warnings.warn(f"a checkpoint is left out: {error}", stacklevel=3)
+    if found:
+        raise CorruptFileError(f"no checkpoint in {folder} can be read: delete the folder to start again")
+    return None
+
+
+def add_state(folder: Path, number: int, state: dict[str, Any], keep: int) -> None:
+    """Write a checkpoint, named by its number, and remove all but the newest ``keep``."""
+    write_state(folder / f"{number:012d}", state)
+    for path in checkpoints(folder)[:-keep]:
+        remove_checkpoint(path)
 
 
 def remove_checkpoint(path: Path) -> None:

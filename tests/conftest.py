@@ -7,6 +7,11 @@ import torch
 
 from redif_env.teachers import GaussianMixtureTeacher
 
+# Workers beside each other, with as many threads as cores each, would be ten times slower than with one each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):

@@ -1,17 +1,24 @@
 """The programs a user starts, run as a user would, on the smallest settings."""
 
+import errno
 import json
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from agents import cem, command, ppo
+from agents.runs import check, read_settings
 from experiments.png_size import png_bytes
 from redif_env import GaussianMixtureTeacher, Student
 from redif_env.baselines import Baseline, all_baselines
+from redif_env.checkpoints import checkpoints, remove_checkpoint
 from redif_env.evaluation import Evaluator
 from redif_env.references import TEST_SEED, draw_noise
 from redif_env.rendering import to_pixels
@@ -76,6 +83,139 @@ def test_bad_arguments_are_said_in_one_line(arguments, message, tmp_path):
     assert process.returncode != 0
     assert message.format(**place) in process.stderr
     assert "Traceback" not in process.stderr
+
+
+SLOWER = ["--network-calls", "2400", "--checkpoint-every", "96"]
+"""Long enough to be stopped on the way."""
+
+
+def outcome(out):
+    """What a run ends with: every byte of the student, and the table."""
+    files = {path.relative_to(out): path.read_bytes() for path in (out / "student").rglob("*") if path.is_file()}
+    return files, json.loads((out / "result.json").read_text())["rows"]
+
+
+def test_a_stopped_run_goes_on_to_the_same_end(tmp_path):
+    """SIGTERM leaves a checkpoint and says how to go on; going on needs no settings, and ends as an unbroken run."""
+    unbroken = run("agents.ppo", *TRAIN, *SLOWER, "--out", str(tmp_path / "unbroken"))
+    assert unbroken.returncode == 0, unbroken.stderr
+    out = tmp_path / "stopped"
+    command = [sys.executable, "-m", "agents.ppo", *TRAIN, *SLOWER, "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not checkpoints(out / "checkpoints") and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, stderr
+    assert "SIGTERM: stopping with a checkpoint after this rollout" in stdout
+    assert f"go on with --resume --out {out}" in stderr
+    assert not (out / "result.json").exists()
+
+    for arguments, message in (
+        ([], "holds a run already: add --resume"),
+        (["--resume", "--learning-rate", "0.1"], "other settings: learning_rate=0.1 (was 0.003)"),
+    ):
+        refused = run("agents.ppo", *arguments, "--out", str(out))
+        assert refused.returncode == 2
+        assert message in refused.stderr
+
+    resumed = run("agents.ppo", "--resume", "--out", str(out))
+    assert resumed.returncode == 0, resumed.stderr
+    assert outcome(out) == outcome(tmp_path / "unbroken")
+    again = run("agents.ppo", "--resume", "--out", str(out))
+    assert again.returncode == 0
+    assert "is finished" in again.stdout
+
+    log = EventAccumulator(str(out / "tensorboard")).Reload()
+    steps = [event.step for event in log.Scalars("held_out/fd_teacher")]
+    assert steps == sorted(set(steps)), "nothing is logged twice"
+    assert {"schedule/timestep_1", "rewards/feature", "held_out/best_fd_teacher"} <= set(log.Tags()["scalars"])
+
+
+def test_what_a_run_writes_down(tmp_path):
+    """One config with every setting, versions and the git state; a resumed run is held against it."""
+    out = tmp_path / "run"
+    assert run("agents.ppo", *TRAIN, "--out", str(out)).returncode == 0
+    config = json.loads((out / "config.json").read_text())
+    assert set(config) == {"program", "settings", "versions", "git"}
+    assert config["program"] == "agents.ppo"
+    assert set(config["settings"]) == {item.name for item in fields(ppo.Args)} - {"resume", "dry_run"}
+    assert config["settings"]["num_envs"] == 16
+    assert config["git"] is None or len(config["git"]["commit"]) == 40
+    assert read_settings(out, ppo.Args()).reward == ppo.Args().reward
+    student = Student.from_pretrained(out / "student")
+    assert student.record.training["network_calls"] == 384
+    assert student.record.license == "mit"
+    assert [row["method"] for row in student.record.quality].count("redif-ppo") == 1
+
+    config["versions"]["torch"] = "1.0"
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="versions have changed since the run was started"):
+        check(replace(read_settings(out, ppo.Args()), out=out, resume=True), "agents.ppo")
+    with pytest.raises(ValueError, match=r"holds a run of agents\.ppo with other settings"):
+        check(replace(read_settings(out, ppo.Args()), out=out, resume=True), "agents.cem")
+    config["settings"]["colour"] = "blue"
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"has unknown settings \['colour'\]"):
+        read_settings(out, ppo.Args())
+    for text in ("{", "[1]"):
+        (out / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json"):
+            read_settings(out, ppo.Args())
+
+
+def test_a_refused_run_takes_no_folder(tmp_path):
+    """Settings that are refused leave no config behind that would stand in the way of the right ones."""
+    assert run("agents.ppo", *TRAIN, "--solver", "euler", "--out", str(tmp_path / "run")).returncode == 2
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_search_goes_on_to_the_same_end(tmp_path):
+    """The cross-entropy search too: from a checkpoint of half its generations, the same student."""
+    settings = cem.Args(teacher="gaussian-ring", num_steps=3, network_calls=6 * 3072, checkpoint_every=3)
+    whole, _ = cem.train(replace(settings, out=tmp_path / "whole"))
+    cem.train(replace(settings, out=tmp_path / "half"))
+    remove_checkpoint(checkpoints(tmp_path / "half" / "checkpoints")[-1])
+    resumed, facts = cem.train(replace(settings, out=tmp_path / "half", resume=True))
+    assert torch.equal(resumed.mean_actions, whole.mean_actions)
+    assert facts["environment_steps"] == 6 * 3072
+
+
+def test_a_dry_run_says_what_a_run_costs(tmp_path):
+    """Calls, seconds and memory of every part; nothing is trained, nothing written."""
+    process = run("agents.ppo", *TRAIN, "--dry-run", "--out", str(tmp_path / "run"))
+    assert process.returncode == 0, process.stderr
+    for said in ("network calls a second", "training", "384", "judgements of the student", "Memory: network"):
+        assert said in process.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
+def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    """The student cannot be written: one sentence with a remedy, and a finished checkpoint to go on from."""
+    monkeypatch.setattr(sys, "argv", ["ppo", *TRAIN, "--out", str(tmp_path / "run")])
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("redif_env.export.pipeline.write_sealed", full)
+    with pytest.raises(SystemExit) as stopped:
+        command.run(ppo.main, ppo.Args)
+    assert stopped.value.code == 1
+    assert "error: the disk is full" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "student").exists()
+    monkeypatch.undo()
+    resumed = run("agents.ppo", "--resume", "--out", str(tmp_path / "run"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert Student.from_pretrained(tmp_path / "run" / "student").num_steps == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_runs_go_on_to_the_same_end(tmp_path):
+    process = run("experiments.kill_and_resume", "--kills", "20", "--out", str(tmp_path))
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "20 of 20 killed runs ended as the unbroken one" in process.stdout
 
 
 def test_baselines_spend_the_calls_they_claim():

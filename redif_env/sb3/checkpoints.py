@@ -20,9 +20,9 @@ import torch
 from safetensors import SafetensorError
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecNormalize
 
-from redif_env.checkpoints import checkpoints, read_state, remove_checkpoint, write_state
-from redif_env.files import CorruptFileError, remove_debris
+from redif_env.checkpoints import add_state, newest_state
 from redif_env.sb3.vec_env import ReDiFVecEnv
 
 
@@ -65,13 +65,11 @@ class Checkpointer(BaseCallback):
             "companions": {name: companion.state_dict() for name, companion in self.companions.items()},
         }
         try:
-            write_state(self.folder / f"{self.model.num_timesteps:012d}", state)
+            add_state(self.folder, self.model.num_timesteps, state, self.keep)
         except (OSError, SafetensorError) as error:
             warnings.warn(f"checkpoint in {self.folder} was not written ({error}): training goes on", stacklevel=2)
             return
         self._last = self.model.num_timesteps
-        for path in checkpoints(self.folder)[: -self.keep]:
-            remove_checkpoint(path)
 
     def resume(self, agent: OnPolicyAlgorithm) -> None:
         """Continue ``agent`` and the companions from the newest checkpoint that is whole; a damaged one is a warning.
@@ -79,22 +77,14 @@ class Checkpointer(BaseCallback):
         Raises:
             CorruptFileError: if there are checkpoints, and none of them can be read.
         """
-        remove_debris(self.folder)
-        found = checkpoints(self.folder)
-        for path in reversed(found):
-            try:
-                state = read_state(path)
-            except (CorruptFileError, FileNotFoundError) as error:
-                warnings.warn(f"a checkpoint is left out: {error}", stacklevel=2)
-                continue
-            for name, companion in self.companions.items():
-                companion.load_state_dict(state["companions"][name])
-            # Last, since it sets the random states, and making a module draws from them.
-            load_agent_state(agent, state["agent"])
-            self._last = agent.num_timesteps
+        state = newest_state(self.folder)
+        if state is None:
             return
-        if found:
-            raise CorruptFileError(f"no checkpoint in {self.folder} can be read: delete the folder to start again")
+        for name, companion in self.companions.items():
+            companion.load_state_dict(state["companions"][name])
+        # Last, since it sets the random states, and making a module draws from them.
+        load_agent_state(agent, state["agent"])
+        self._last = agent.num_timesteps
 
     @contextmanager
     def stopping_on_signals(self) -> Iterator[None]:
@@ -137,6 +127,7 @@ def agent_state(agent: OnPolicyAlgorithm) -> dict[str, Any]:
         "policy": dict(agent.policy.state_dict()),
         "optimizer": agent.policy.optimizer.state_dict(),
         "env": env.state_dict(),
+        "normaliser": _normaliser_state(agent),
         "last_obs": agent._last_obs,
         "last_episode_starts": agent._last_episode_starts,
         "num_timesteps": agent.num_timesteps,
@@ -158,6 +149,7 @@ def load_agent_state(agent: OnPolicyAlgorithm, state: Mapping[str, Any]) -> None
     agent.policy.load_state_dict(state["policy"])
     agent.policy.optimizer.load_state_dict(state["optimizer"])
     env.load_state_dict(state["env"])
+    _load_normaliser_state(agent, state["normaliser"])
     agent._last_obs, agent._last_episode_starts = state["last_obs"], state["last_episode_starts"]
     agent.num_timesteps, agent._n_updates = state["num_timesteps"], state["updates"]
     agent._current_progress_remaining = state["progress"]
@@ -172,10 +164,30 @@ def load_agent_state(agent: OnPolicyAlgorithm, state: Mapping[str, Any]) -> None
     random.setstate((version, tuple(words), gauss))
 
 
+def _normaliser_state(agent: OnPolicyAlgorithm) -> dict[str, Any] | None:
+    """Running means of ``VecNormalize``, if the agent has one."""
+    normaliser = agent.get_vec_normalize_env()
+    if normaliser is None:
+        return None
+    moments = {name: vars(getattr(normaliser, name)) for name in ("obs_rms", "ret_rms")}
+    return {**moments, "returns": normaliser.returns, "last_original_obs": agent._last_original_obs}
+
+
+def _load_normaliser_state(agent: OnPolicyAlgorithm, state: Mapping[str, Any] | None) -> None:
+    normaliser = agent.get_vec_normalize_env()
+    if normaliser is None or state is None:
+        return
+    for name in ("obs_rms", "ret_rms"):
+        vars(getattr(normaliser, name)).update(state[name])
+    normaliser.returns, agent._last_original_obs = state["returns"].copy(), state["last_original_obs"]
+
+
 def _checked_env(agent: OnPolicyAlgorithm) -> ReDiFVecEnv:
     env = agent.get_env()
+    if isinstance(env, VecNormalize):
+        env = env.venv
     if not isinstance(agent, OnPolicyAlgorithm):
         raise ValueError(f"agent is a {type(agent).__name__}: only on-policy agents (PPO, A2C) have checkpoints")
     if not isinstance(env, ReDiFVecEnv):
-        raise ValueError(f"agent's environment is a {type(env).__name__}: make it with make_vec_env, unwrapped")
+        raise ValueError(f"agent's environment is a {type(env).__name__}: make it with make_vec_env")
     return env

@@ -1,0 +1,156 @@
+"""What each form of a student loses: pipeline, scheduler, plain numbers, a stock scheduler's arguments.
+
+    python -m experiments.export_forms --nfe 4 6 8 --seeds 3 --out runs/nfe-curve
+
+Students are those of ``experiments.nfe_curve`` (trained if they are not there); students of the step size alone, whose
+steps are all that a stock scheduler needs, are trained besides, at ``--step-nfe`` calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from diffusers import DDPMPipeline, DPMSolverMultistepScheduler
+from diffusers.utils import logging
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from agents import ppo
+from agents.command import prepare_folder, run
+from experiments.nfe_curve import ppo_settings, solvers_at
+from experiments.tasks import Task, finish_all
+from redif_env.evaluation import Evaluator
+from redif_env.export import ReDiFPipeline
+from redif_env.export.steps import run_steps
+from redif_env.pipelines import scheduler_settings
+from redif_env.references import ENDPOINT_BATCH
+from redif_env.settings import shared_teacher
+from redif_env.students import Student
+
+
+@dataclass(frozen=True)
+class Args:
+    teacher: str = "digits"
+    nfe: tuple[int, ...] = (4, 6, 8)
+    step_nfe: tuple[int, ...] = (4,)
+    """Step counts at which a student of the step size alone is trained too."""
+    step_calls: int = 200_000
+    seeds: int = 3
+    out: Path = Path("runs/nfe-curve")
+    jobs: int = 2
+
+
+Form = Callable[[Student, Tensor], Tensor]
+
+
+def by_pipeline(student: Student, noise: Tensor) -> Tensor:
+    pipeline: ReDiFPipeline = student.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(latents=noise, output_type="latent").images
+
+
+def by_scheduler(student: Student, noise: Tensor) -> Tensor:
+    """diffusers' own loop, as in ``DDPMPipeline``, with the learned scheduler in it."""
+    stock = DDPMPipeline(student.pipeline().unet, student.pipeline().scheduler)
+    return _loop(stock, noise)
+
+
+def by_numbers(student: Student, noise: Tensor) -> Tensor:
+    return run_steps(student.steps(), student.network, noise)
+
+
+def by_weights(student: Student, noise: Tensor) -> Tensor:
+    """The numbers without the band gains: multistep weights alone."""
+    return run_steps(student.steps(), student.network, noise, bands=False)
+
+
+def by_stock_scheduler(student: Student, noise: Tensor) -> Tensor:
+    """diffusers' DPM-Solver++(3M), the base solver, told the learned timesteps, which it takes as whole numbers."""
+    teacher = student.mdp.teacher
+    settings = scheduler_settings(teacher.schedule, teacher.prediction_type)
+    scheduler = DPMSolverMultistepScheduler(**settings, solver_order=3)
+    scheduler.set_timesteps(timesteps=[round(step.level_timestep) for step in student.steps()])
+    return _loop(DDPMPipeline(student.pipeline().unet, scheduler), noise)
+
+
+FORMS: dict[str, Form] = {
+    "ReDiFPipeline, Student": by_pipeline,
+    "ReDiFScheduler in DDPMPipeline": by_scheduler,
+    "steps.json, all numbers": by_numbers,
+    "steps.json, multistep weights alone": by_weights,
+    "stock DPM++ 3M, timesteps=": by_stock_scheduler,
+}
+
+
+@torch.inference_mode()
+def judged(form: Form, student: Student, evaluator: Evaluator) -> float:
+    """Frechet distance to the teacher of what a form makes of the held-out noises."""
+    samples = torch.cat([form(student, part) for part in evaluator.noise.split(ENDPOINT_BATCH)])
+    return evaluator.row("", "", student.num_steps, samples).fd_teacher
+
+
+def tasks_of(args: Args) -> dict[str, list[Task]]:
+    """The training runs of each row of the table, by name."""
+    found = {
+        f"{nfe} NFE": [Task("redif-ppo", ppo_settings(args.teacher, nfe, seed, args.out)) for seed in range(args.seeds)]
+        for nfe in args.nfe
+    }
+    for nfe in args.step_nfe:
+        runs = [
+            ppo.Args(
+                teacher=args.teacher,
+                num_steps=nfe,
+                seed=seed,
+                action="step",
+                network_calls=args.step_calls,
+                out=args.out / f"step-{nfe}-{seed}",
+            )
+            for seed in range(args.seeds)
+        ]
+        found[f"{nfe} NFE, steps alone"] = [Task("redif-ppo", settings) for settings in runs]
+    return found
+
+
+def main(args: Args) -> None:
+    prepare_folder(args.out)
+    logging.disable_progress_bar()
+    tasks = tasks_of(args)
+    finish_all([task for group in tasks.values() for task in group], args.teacher, args.jobs)
+    evaluator = Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32))
+    table = Table("form", title=f"fd_teacher, median of {args.seeds} seeds, {evaluator.described}")
+    for name in tasks:
+        table.add_column(name, justify="right")
+    students = {
+        name: [Student.from_pretrained(task.settings.out / "student") for task in group]
+        for name, group in tasks.items()
+    }
+    for form_name, form in FORMS.items():
+        cells = []
+        for group in students.values():
+            distances = [judged(form, student, evaluator) for student in group]
+            cells.append(f"{median(distances):.3f} ({min(distances):.3f} to {max(distances):.3f})")
+        table.add_row(form_name, *cells)
+    best = [solvers_at(args.out, args.teacher, group[0].num_steps)[0] for group in students.values()]
+    table.add_row("best stock solver and grid", *(f"{row.fd_teacher:.3f}, {row.method} {row.grid}" for row in best))
+    Console(width=150).print(table)
+
+
+def _loop(pipeline: DDPMPipeline, noise: Tensor) -> Tensor:
+    """``DDPMPipeline``'s loop from given noise, since it draws its own."""
+    x = noise
+    if not isinstance(pipeline.scheduler, DPMSolverMultistepScheduler):
+        pipeline.scheduler.set_timesteps(pipeline.scheduler.num_inference_steps)
+    else:
+        pipeline.scheduler.set_timesteps(timesteps=pipeline.scheduler.timesteps.tolist())
+    for timestep in pipeline.scheduler.timesteps:
+        x = pipeline.scheduler.step(pipeline.unet(x, timestep).sample, timestep, x).prev_sample
+    return x
+
+
+if __name__ == "__main__":
+    run(main, Args)

@@ -1,0 +1,135 @@
+"""The command ``redif``, typed."""
+
+import json
+import sys
+from dataclasses import asdict
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from redif_env import Student
+from redif_env.cli import base_timesteps, main
+from redif_env.policies import Policy, PolicyConfig
+from redif_env.records import Record
+from redif_env.settings import build_mdp
+
+
+@pytest.fixture
+def type_in(monkeypatch, capsys):
+    """Run the command with arguments; its exit code, output and errors."""
+
+    def typed(*arguments):
+        monkeypatch.setattr(sys, "argv", ["redif", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stopped:
+            code = stopped.code
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return typed
+
+
+def make_student(folder, teacher="gaussian-ring", **options):
+    mdp = build_mdp(str(teacher), 3, "solver", "features", "dpm++3m", "time^1.5", "cpu", "float32", **options)
+    torch.manual_seed(0)
+    quality = [{"method": "redif-ppo", "nfe": 3, "fd_teacher": 0.1234567}]
+    record = Record({"seed": 11}, "50 held-out noises", quality, {"torch": "2.13"}, "mit")
+    student = Student(mdp, Policy(PolicyConfig((mdp.observation_size, 16, mdp.action_size))), record)
+    student.save_pretrained(folder)
+    return student
+
+
+def test_sample(type_in, tmp_path, pipeline_folder):
+    """The picture holds the samples of the seed; the tensor file holds them exactly."""
+    student = make_student(tmp_path / "student", pipeline_folder)
+    code, said, _ = type_in("sample", tmp_path / "student", "-n", 5, "--seed", 3, "--out", tmp_path / "grid.png")
+    assert code == 0
+    assert "5 samples of 3 network calls each, seed 3" in said
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.mode == "RGB"
+        assert picture.size[0] > picture.size[1], "three columns, two rows"
+    file = tmp_path / "samples.safetensors"
+    assert type_in("sample", tmp_path / "student", "-n", 5, "--seed", 3, "--out", file)[0] == 0
+    expected = student(5, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(load_file(file)["samples"], expected)
+
+
+def test_samples_that_are_no_images_are_drawn_too(type_in, tmp_path):
+    make_student(tmp_path / "student")
+    assert type_in("sample", tmp_path / "student", "-n", 7, "--out", tmp_path / "points.png")[0] == 0
+    with Image.open(tmp_path / "points.png") as picture:
+        assert picture.size[0] > 100
+
+
+def test_info(type_in, tmp_path):
+    """Teacher, calls, the schedule drawn, settings, versions and the quality measured at export."""
+    student = make_student(tmp_path / "student")
+    code, said, _ = type_in("info", tmp_path / "student")
+    assert code == 0
+    for wanted in (
+        "gaussian-ring",
+        "dpm++3m",
+        "looks at the state",
+        "seed",
+        "11",
+        "2.13",
+        "0.12346",
+        "held-out",
+        "mit",
+    ):
+        assert wanted in said, wanted
+    (drawn,) = [line for line in said.splitlines() if line.strip().startswith("level of x")]
+    assert drawn.count("●") == 3
+    assert drawn.index("●") == drawn.index(" ●") + 1, "the first call is at the noisiest level"
+    assert f"{student.steps()[1].timestep:.1f}" in said
+    assert base_timesteps(student) == pytest.approx([999, 999 * (2 / 3) ** 1.5, 999 * (1 / 3) ** 1.5])
+
+
+def test_info_of_fixed_and_of_adaptive_steps(type_in, tmp_path):
+    student = make_student(tmp_path / "student")
+    student.frozen().save_pretrained(tmp_path / "frozen")
+    assert "none: the steps are fixed" in type_in("info", tmp_path / "frozen")[1]
+    make_student(tmp_path / "adaptive", min_steps=2, prices=(0.1, 1.0))
+    said = type_in("info", tmp_path / "adaptive")[1]
+    assert "2 to 3, decided by the policy" in said
+    assert "no one schedule to draw" in said
+
+
+def test_evaluate(type_in, tmp_path):
+    """The table of the student beside every solver, and the same numbers as JSON."""
+    student = make_student(tmp_path / "student")
+    code, said, _ = type_in("evaluate", tmp_path / "student", "--size", 40, "--out", tmp_path / "rows.json")
+    assert code == 0
+    assert "40 held-out noises, pixels" in said
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    methods = [row["method"] for row in rows]
+    assert methods[:3] == ["teacher", "teacher, other noises", "student"]
+    assert {"unipc3", "ipndm2", "deis2"} <= set(methods)
+    from redif_env.evaluation import Evaluator
+
+    assert rows[2] == asdict(Evaluator(student.mdp.teacher, 40).student_row("student", student))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sample", "{nowhere}"), "no student in"),
+        (("sample", "{student}", "-n", "0"), "num_samples must be at least 1, got 0"),
+        (("sample", "{student}", "--out", "grid.bmp"), "must end in .png or .safetensors"),
+        (("sample", "{student}", "--price", "0.5"), "price=0.5 means nothing to this student"),
+        (("sample", "{student}", "--device", "abacus"), "device='abacus' cannot be used here"),
+        (("evaluate", "{student}", "--size", "1"), "size must be at least 2, got 1"),
+        (("info", "{nowhere}"), "no student in"),
+    ],
+)
+def test_bad_arguments_are_said_in_one_line(type_in, tmp_path, arguments, message):
+    make_student(tmp_path / "student")
+    places = {"student": tmp_path / "student", "nowhere": tmp_path / "nowhere"}
+    code, _, errors = type_in(*(argument.format(**places) for argument in arguments))
+    assert code == 2
+    assert errors.startswith("error: ")
+    assert message in errors
