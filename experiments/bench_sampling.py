@@ -23,6 +23,7 @@ from agents.command import run
 from redif_env.export import ReDiFPipeline
 from redif_env.pipelines import scheduler_settings
 from redif_env.settings import parse_device
+from redif_env.students import Student
 
 
 @dataclass(frozen=True)
@@ -67,38 +68,59 @@ def stock_pipeline(pipeline: ReDiFPipeline) -> DDPMPipeline:
     return stock
 
 
-def ratios(args: Args, pipeline: ReDiFPipeline, batch: int, calls: int) -> tuple[list[float], list[float]]:
-    """Student's images a second, and their ratio to the stock pipeline's with ``calls`` calls, a round each.
+def contenders(args: Args, pipeline: ReDiFPipeline, batch: int) -> dict[str, Callable[[], object]]:
+    """Every way to ``batch`` images, by name; the last two are the stock pipeline's."""
+    nfe, stock = pipeline.mdp.num_steps, stock_pipeline(pipeline)
+    fixed = DDPMPipeline(pipeline.unet, pipeline.scheduler)
+    fixed.set_progress_bar_config(disable=True)
+    program = Student(pipeline.mdp, pipeline.actor).trace(batch).module()
+    shape = (batch, *pipeline.mdp.teacher.sample_shape)
 
-    The two take turns, so that a machine whose speed drifts is fair to both.
-    """
-    device, stock = parse_device(args.device), stock_pipeline(pipeline)
-    speeds, found = [], []
-    for number in range(args.rounds + 1):
-        ours = seconds(lambda: pipeline(batch, output_type="np"), device)
-        theirs = seconds(lambda: stock(batch, num_inference_steps=calls, output_type="np"), device)
-        if number:  # the first round warms up
-            speeds.append(batch / ours)
-            found.append(theirs / ours)
-    return speeds, found
+    @torch.inference_mode()
+    def traced() -> object:
+        return (program(torch.randn(shape, device=args.device)) / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()
+
+    return {
+        "ReDiFPipeline": lambda: pipeline(batch, output_type="np"),
+        "traced program": traced,
+        "ReDiFScheduler, mean steps": lambda: fixed(batch, num_inference_steps=nfe, output_type="np"),
+        f"UniPC, {nfe} NFE": lambda: stock(batch, num_inference_steps=nfe, output_type="np"),
+        f"UniPC, {nfe + args.more_calls} NFE": lambda: stock(
+            batch, num_inference_steps=nfe + args.more_calls, output_type="np"
+        ),
+    }
+
+
+def timed(actions: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each in every round; they take turns, so that a machine whose speed drifts is fair to all."""
+    found: dict[str, list[float]] = {name: [] for name in actions}
+    for number in range(rounds + 1):
+        for name, action in actions.items():
+            took = seconds(action, device)
+            if number:  # the first round warms up
+                found[name].append(took)
+    return found
 
 
 def main(args: Args) -> None:
     logging.disable_progress_bar()
-    pipeline = ReDiFPipeline.from_pretrained(args.student).to(parse_device(args.device))
+    device = parse_device(args.device)
+    pipeline = ReDiFPipeline.from_pretrained(args.student).to(device)
     pipeline.set_progress_bar_config(disable=True)
-    nfe = pipeline.mdp.num_steps
-    table = Table("batch", title=f"{pipeline.mdp.teacher.name}, {nfe} NFE, {args.device}, {args.rounds} rounds")
-    table.add_column("student, images a second", justify="right")
-    for calls in (nfe, nfe + args.more_calls):
-        table.add_column(f"over UniPC with {calls} NFE", justify="right")
+    nfe, name = pipeline.mdp.num_steps, pipeline.mdp.teacher.name
     for batch in args.batches:
-        cells = []
-        for calls in (nfe, nfe + args.more_calls):
-            speeds, found = ratios(args, pipeline, batch, calls)
-            cells.append(f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f})")
-        table.add_row(str(batch), f"{median(speeds):.0f}", *cells)
-    Console(width=110).print(table)
+        found = timed(contenders(args, pipeline, batch), args.rounds, device)
+        *ours, same, more = found
+        table = Table(f"batch {batch}", title=f"{name}, {nfe} NFE, {args.device}, {args.rounds} rounds")
+        for column in ("images a second", f"over {same}", f"over {more}"):
+            table.add_column(column, justify="right")
+        for contender in ours:
+            cells = [f"{batch / median(found[contender]):.0f}"]
+            for rival in (same, more):
+                ratios = [theirs / mine for theirs, mine in zip(found[rival], found[contender], strict=True)]
+                cells.append(f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+            table.add_row(contender, *cells)
+        Console(width=110).print(table)
 
 
 if __name__ == "__main__":

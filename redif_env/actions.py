@@ -6,7 +6,7 @@ Every map is a flat float32 ``Box`` in [-1, 1] whose zero is the base solver, ex
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from redif_env.grids import Grid, next_position
 from redif_env.predictions import noise_estimate
 from redif_env.schedules import Schedule
 from redif_env.solvers import Solver
-from redif_env.types import Decision, State, expand
+from redif_env.types import Decision, Level, State, expand
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,7 @@ class StepMap(ActionMap):
         position = next_position(state.position, state.steps_left, shift)
         half_logsnr = base.grid.half_logsnr(position, base.schedule)
         x0 = base.solver.estimate(state, half_logsnr, base.schedule.level(state.half_logsnr))
-        return Decision(
-            position=position, x0=x0, timestep=base.schedule.timestep(half_logsnr), steps_left=state.steps_left
-        )
+        return Decision(position, half_logsnr, x0, base.schedule.timestep(half_logsnr), state.steps_left)
 
 
 @dataclass(frozen=True)
@@ -105,24 +103,28 @@ class SolverMap(ActionMap):
         return 5 + (self.bands if len(sample_shape) == 3 else 0)
 
     def decode(self, action: Tensor, state: State, base: BaseSolver) -> Decision:
-        stepped = StepMap(self.max_shift).decode(action[:, :1], state, base)
-        x0 = stepped.x0 + self._correction(action[:, 1:4], state, stepped.x0, base)
+        position = next_position(state.position, state.steps_left, self.max_shift * action[:, 0].double())
+        half_logsnr = base.grid.half_logsnr(position, base.schedule)
+        level = base.schedule.level(state.half_logsnr)
+        x0 = base.solver.estimate(state, half_logsnr, level)
+        x0 = x0 + self._correction(action[:, 1:4], state, x0, level)
         if state.x.ndim == 4 and self.bands:
-            gains = self.band_gains(action, state, base).to(x0.dtype)
+            gains = self._gains(action, level).to(x0.dtype)
             x0 = x0 + torch.einsum("bk,kbchw->bchw", gains, split_bands(x0, self.bands))
-        half_logsnr = base.grid.half_logsnr(stepped.position, base.schedule)
         told = half_logsnr + self.max_told * base.schedule.level(half_logsnr).sigma * action[:, 4]
-        return replace(stepped, x0=x0, timestep=base.schedule.timestep(told))
+        return Decision(position, half_logsnr, x0, base.schedule.timestep(told), state.steps_left)
 
     def band_gains(self, action: Tensor, state: State, base: BaseSolver) -> Tensor:
-        return self.max_band * base.schedule.level(state.half_logsnr).sigma[:, None] * action[:, 5:]
+        return self._gains(action, base.schedule.level(state.half_logsnr))
 
-    def _correction(self, action: Tensor, state: State, x0: Tensor, base: BaseSolver) -> Tensor:
+    def _gains(self, action: Tensor, level: Level) -> Tensor:
+        return self.max_band * level.sigma[:, None] * action[:, 5:]
+
+    def _correction(self, action: Tensor, state: State, x0: Tensor, level: Level) -> Tensor:
         """What numbers 1 to 3 add to the clean estimate; exactly nothing at zero."""
         newest, older, oldest = state.x0_history[:, :3].unbind(dim=1)
         first = torch.where(expand(state.nfe >= 2, newest), newest - older, 0.0)
         second = torch.where(expand(state.nfe >= 3, newest), newest - 2 * older + oldest, 0.0)
-        level = base.schedule.level(state.half_logsnr)
         sigma = expand(level.sigma, x0).to(x0.dtype)
         noise = sigma * noise_estimate(state.x, x0, level)
         parts = ((self.max_first, first), (self.max_second, second), (-self.max_gain, noise))

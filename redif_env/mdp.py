@@ -110,8 +110,7 @@ class DenoisingMDP:
 
     def advance(self, state: State, decision: Decision) -> State:
         """The deterministic solver step; no network call. Rows that are already clean come out as NaN."""
-        shortened = replace(state, steps_left=decision.steps_left)
-        return step_to(shortened, decision.position, decision.x0, decision.timestep, self.teacher.schedule, self.grid)
+        return step_to(state, decision, self.teacher.schedule)
 
     def observe(self, state: State) -> Tensor:
         """Observations ``(B, F)`` float32."""

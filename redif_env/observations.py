@@ -51,32 +51,35 @@ class Features(Observation):
         changed = expand(state.nfe >= 2, x0)
         x0_change = torch.where(changed, x0 - state.x0_history[:, 1], 0.0)
         eps_change = torch.where(changed, eps - state.eps_history[:, 1], 0.0)
-        steps = torch.arange(1, num_steps + 1, device=x0.device)
+        # All at once: a dozen small operations would cost as much as the step itself.
+        parts = torch.stack([state.x, x0, (x0.abs() - 1).clamp(min=0), eps, x0_change, eps_change])
+        mean_x, mean_x0 = _mean(parts[:2])
+        x_rms, x0_rms, beyond, eps_rms, x0_moved, eps_moved = _rms(parts)
         columns = [
             state.position,
             state.half_logsnr / 5,
-            _mean(state.x),
-            _rms(state.x),
-            _mean(x0),
-            _rms(x0),
-            _rms((x0.abs() - 1).clamp(min=0)),
-            _rms(eps),
-            _rms(x0_change),
-            _rms(eps_change),
+            mean_x,
+            x_rms,
+            mean_x0,
+            x0_rms,
+            beyond,
+            eps_rms,
+            x0_moved,
+            eps_moved,
         ]
         if x0.ndim == 4 and self.bands:
             columns += self._band_columns(x0, x0_change)
         numbers = torch.stack([column.float() for column in columns], dim=1)
+        steps = torch.arange(1, num_steps + 1, device=x0.device)
         one_hot = (state.steps_left[:, None] == steps).float()
         return torch.cat([one_hot, numbers], dim=1).clamp(-BOUND, BOUND)
 
     def _band_columns(self, x0: Tensor, x0_change: Tensor) -> list[Tensor]:
-        columns = []
-        # One transform for both: many small ones would cost more than the rest of the step.
-        for band, change in (both.chunk(2) for both in split_bands(torch.cat([x0, x0_change]), self.bands)):
-            size, moved = _rms(band), _rms(change)
-            columns += [size, moved, _mean(band * change) / (size * moved + 1e-6)]
-        return columns
+        both = split_bands(torch.cat([x0, x0_change]), self.bands)
+        band, change = both.chunk(2, dim=1)
+        size, moved = _rms(both).chunk(2, dim=1)
+        together = _mean(band * change) / (size * moved + 1e-6)
+        return list(torch.stack([size, moved, together], dim=1).flatten(0, 1))
 
 
 OBSERVATIONS: dict[str, Observation] = {"features": Features()}
@@ -84,8 +87,10 @@ OBSERVATIONS: dict[str, Observation] = {"features": Features()}
 
 
 def _mean(values: Tensor) -> Tensor:
-    return values.flatten(1).mean(dim=1)
+    """Over all but the first two dimensions."""
+    return values.flatten(2).mean(dim=2)
 
 
 def _rms(values: Tensor) -> Tensor:
-    return values.flatten(1).square().mean(dim=1).sqrt()
+    """Root mean square over all but the first two dimensions."""
+    return values.flatten(2).square().mean(dim=2).sqrt()

@@ -130,8 +130,12 @@ class VariancePreservingSchedule(Schedule):
 
     def timestep(self, half_logsnr: Tensor) -> Tensor:
         half_logsnr = half_logsnr.double().clamp(self.knots[-1], self.knots[0])
-        # A count, which unlike searchsorted every exporter of traced programs knows.
-        above = (self.knots > half_logsnr.detach()[..., None]).sum(-1).clamp(1, len(self.knots) - 1)
+        if torch.compiler.is_compiling():
+            # The same as below, as a count: not every exporter of traced programs knows searchsorted.
+            above = (self.knots > half_logsnr.detach()[..., None]).sum(-1)
+        else:
+            above = torch.searchsorted(-self.knots, -half_logsnr.detach())
+        above = above.clamp(1, len(self.knots) - 1)
         upper, lower = self.knots[above - 1], self.knots[above]
         return (above - 1) + (upper - half_logsnr) / (upper - lower)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from redif_env.grids import Grid, next_position
 from redif_env.predictions import clean_estimate
 from redif_env.schedules import Schedule
-from redif_env.types import Level, Prediction, State, expand
+from redif_env.types import Decision, Level, Prediction, State, expand
 
 
 class Predictor(Protocol):
@@ -208,12 +208,16 @@ def push(newest: Tensor, history: Tensor) -> Tensor:
     return torch.cat([newest[:, None], history[:, :-1]], dim=1)
 
 
-def step_to(state: State, position: Tensor, x0: Tensor, timestep: Tensor, schedule: Schedule, grid: Grid) -> State:
-    """Step to a grid position with a clean estimate; the network is not called."""
-    half_logsnr = grid.half_logsnr(position, schedule)
-    x = ddim_step(state.x, x0, schedule.level(state.half_logsnr), schedule.level(half_logsnr))
+def step_to(state: State, decision: Decision, schedule: Schedule) -> State:
+    """Step where a decision says, with its clean estimate; the network is not called."""
+    x = ddim_step(state.x, decision.x0, schedule.level(state.half_logsnr), schedule.level(decision.half_logsnr))
     return replace(
-        state, x=x, position=position, half_logsnr=half_logsnr, timestep=timestep, steps_left=state.steps_left - 1
+        state,
+        x=x,
+        position=decision.position,
+        half_logsnr=decision.half_logsnr,
+        timestep=decision.timestep,
+        steps_left=decision.steps_left - 1,
     )
 
 
@@ -234,7 +238,8 @@ def trajectory(model: Predictor, solver: Solver, grid: Grid, noise: Tensor, num_
         position = next_position(state.position, state.steps_left, torch.zeros_like(state.position))
         half_logsnr = grid.half_logsnr(position, schedule)
         x0 = solver.estimate(state, half_logsnr, schedule.level(state.half_logsnr))
-        state = step_to(state, position, x0, schedule.timestep(half_logsnr), schedule, grid)
+        decision = Decision(position, half_logsnr, x0, schedule.timestep(half_logsnr), state.steps_left)
+        state = step_to(state, decision, schedule)
         yield state
 
 

@@ -86,12 +86,13 @@ class State:
 class Decision:
     """What an action means once its units are known.
 
-    ``position``: grid position to step to, ``(B,)``; ``x0``: clean estimate to step with, ``(B, *S)``;
-    ``timestep``: what the network is told there, ``(B,)``; ``steps_left``: steps that the episode still takes, this
-    one included, ``(B,)`` int64.
+    ``position`` and ``half_logsnr``: grid position to step to and its level, both ``(B,)``; ``x0``: clean estimate to
+    step with, ``(B, *S)``; ``timestep``: what the network is told there, ``(B,)``; ``steps_left``: steps that the
+    episode still takes, this one included, ``(B,)`` int64.
     """
 
     position: Tensor
+    half_logsnr: Tensor
     x0: Tensor
     timestep: Tensor
     steps_left: Tensor

@@ -59,6 +59,7 @@ class ReDiFPipeline(DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler, policy=policy)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
         self.record = Record()
+        self._built: tuple[tuple[Any, ...], DenoisingMDP, Policy] | None = None
 
     @classmethod
     def of(cls, mdp: DenoisingMDP, policy: Policy, actions: Tensor | None, record: Record) -> ReDiFPipeline:
@@ -84,15 +85,12 @@ class ReDiFPipeline(DiffusionPipeline):
     @property
     def mdp(self) -> DenoisingMDP:
         """The decision process that the pipeline runs, with ``unet`` as its network."""
-        return self.scheduler.decision_process(self.unet)
+        return self._parts()[0]
 
     @property
     def actor(self) -> Policy:
         """What decides each step."""
-        if self.policy is not None:
-            return self.policy.policy
-        table = torch.tensor(self.scheduler.config.actions)
-        return Policy.from_table(table, self.mdp.observation_size).to(self.device)
+        return self._parts()[1]
 
     @torch.no_grad()
     def __call__(
@@ -126,15 +124,16 @@ class ReDiFPipeline(DiffusionPipeline):
         Raises:
             ValueError: if an argument is not among these.
         """
-        mdp = self.mdp
+        mdp, actor = self._parts()
+        device = self._execution_device
         self._check(mdp, num_inference_steps, output_type, callback_on_step_end_tensor_inputs)
         noise = latents
         if noise is None:
-            noise = randn_tensor((batch_size, *mdp.teacher.sample_shape), generator=generator, device=self.device)
+            noise = randn_tensor((batch_size, *mdp.teacher.sample_shape), generator=generator, device=device)
         elif noise.shape[1:] != mdp.teacher.sample_shape:
             raise ValueError(f"latents must have shape (N, {mdp.teacher.sample_shape}), got {tuple(noise.shape)}")
-        noise = noise.to(self.device)
-        run = trajectory(mdp, self.actor, noise, mdp.constant_price(len(noise), price))
+        noise = noise.to(device)
+        run = trajectory(mdp, actor, noise, mdp.constant_price(len(noise), price))
         x, changed = noise, None
         with self.progress_bar(total=mdp.num_steps) as bar:
             for step in range(mdp.num_steps):
@@ -253,6 +252,20 @@ class ReDiFPipeline(DiffusionPipeline):
                     create_pr=create_pr,
                 )
             )
+
+    def _parts(self) -> tuple[DenoisingMDP, Policy]:
+        """The process and the policy, put together once for each network, scheduler, policy and device."""
+        device = self._execution_device
+        key = (id(self.unet), id(self.scheduler), id(self.policy), device)
+        if self._built is None or self._built[0] != key:
+            mdp = self.scheduler.decision_process(self.unet, device)
+            if self.policy is not None:
+                policy = self.policy.policy
+            else:
+                table = torch.tensor(self.scheduler.config.actions)
+                policy = Policy.from_table(table, mdp.observation_size).to(device)
+            self._built = (key, mdp, policy)
+        return self._built[1], self._built[2]
 
     def _write_steps(self, folder: Path) -> None:
         if self.scheduler.config.actions is None:

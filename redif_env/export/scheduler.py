@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
@@ -12,16 +11,16 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from redif_env.actions import ACTION_MAPS
-from redif_env.export.steps import steps_of
+from redif_env.export.steps import Step, steps_of, take_step
 from redif_env.grids import GRIDS
 from redif_env.mdp import DenoisingMDP
 from redif_env.observations import OBSERVATIONS
 from redif_env.pipelines import sample_shape_of, schedule_of, scheduler_settings
 from redif_env.predictions import read_output
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, look_up, name_of
-from redif_env.solvers import SOLVERS, record, step_to
+from redif_env.solvers import SOLVERS
 from redif_env.teachers import Teacher
-from redif_env.types import PredictionType, State, expand
+from redif_env.types import Level, PredictionType, expand
 
 
 class ReDiFScheduler(SchedulerMixin, ConfigMixin):
@@ -59,7 +58,9 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         self.schedule = schedule_of(self.config, teacher)
         self.timesteps = torch.empty(0)
-        self._state: State | None = None
+        self._steps: list[Step] = []
+        self._x0s: list[Tensor] = []
+        self._epss: list[Tensor] = []
 
     @classmethod
     def of(cls, mdp: DenoisingMDP, actions: Tensor | None) -> ReDiFScheduler:
@@ -82,12 +83,12 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             teacher=mdp.teacher.name,
         )
 
-    def decision_process(self, network: ModelMixin) -> DenoisingMDP:
-        """The process with ``network`` called at each step."""
+    def decision_process(self, network: ModelMixin, device: torch.device) -> DenoisingMDP:
+        """The process on ``device``, with ``network`` called at each step."""
         return self._mdp(
             Teacher(
                 network,
-                self.schedule.to(network.device),
+                self.schedule.to(device),
                 sample_shape_of(network, self.config.teacher),
                 PredictionType(self.config.prediction_type),
                 self.config.teacher,
@@ -115,10 +116,11 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
                 f"num_inference_steps={num_inference_steps}, but this student has learned {self.config.num_steps} "
                 f"steps: pass num_inference_steps={self.config.num_steps}"
             )
-        process = self._mdp(Teacher(torch.nn.Identity(), self.schedule, ()))
-        steps = steps_of(process, self._actions())
-        self.timesteps = torch.tensor([step.timestep for step in steps], device=device)
-        self._state = None
+        if not self._steps:  # they are the same for every run
+            process = self._mdp(Teacher(torch.nn.Identity(), self.schedule, ()))
+            self._steps = steps_of(process, torch.tensor(self.config.actions or []))
+        self.timesteps = torch.tensor([step.timestep for step in self._steps], device=device)
+        self._x0s, self._epss = [], []
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
         """``sample`` as it is: variance-preserving networks take their input unscaled."""
@@ -143,17 +145,19 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: if no run was begun, or it is over.
         """
+        if not self._steps:
+            raise ValueError(f"step() was called before set_timesteps({self.config.num_steps}): call that first")
+        if len(self._x0s) == len(self._steps):
+            raise ValueError(
+                f"all {self.config.num_steps} steps were taken: call set_timesteps() to begin the next run"
+            )
+        step = self._steps[len(self._x0s)]
         x = sample.float() if sample.dtype in (torch.float16, torch.bfloat16) else sample
-        process = self._mdp(Teacher(torch.nn.Identity(), self.schedule.to(x.device), x.shape[1:]))
-        state = self._at(process, x)
-        schedule = process.teacher.schedule
-        level = schedule.level(state.half_logsnr)
+        level = Level(*torch.tensor([[step.alpha], [step.sigma]], dtype=torch.float64, device=x.device))
         answer = read_output(model_output.to(x.dtype), x, level, PredictionType(self.config.prediction_type))
-        state = record(state, answer)
-        action = self._actions()[int(state.nfe[0]) - 1].to(x.device).expand(len(x), -1)
-        decision = process.decode(state, action)
-        self._state = step_to(state, decision.position, decision.x0, decision.timestep, schedule, process.grid)
-        reached = self._state.x.to(sample.dtype)
+        self._x0s.insert(0, answer.x0)
+        self._epss.insert(0, answer.eps)
+        reached = take_step(step, x, self._x0s, self._epss).to(sample.dtype)
         return SchedulerOutput(prev_sample=reached) if return_dict else (reached,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -178,19 +182,3 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             min_steps=config.min_steps,
             prices=None if config.prices is None else (config.prices[0], config.prices[1]),
         )
-
-    def _actions(self) -> Tensor:
-        """The mean actions ``(num_steps, A)``; none where the policy decides the number of steps."""
-        return torch.tensor(self.config.actions or [])
-
-    def _at(self, process: DenoisingMDP, x: Tensor) -> State:
-        """Where the run stands, with ``x`` as its sample."""
-        if not len(self.timesteps):
-            raise ValueError(f"step() was called before set_timesteps({self.config.num_steps}): call that first")
-        if self._state is None:
-            return replace(process.initial(x), x=x)
-        if not bool((self._state.steps_left > 0).all()):
-            raise ValueError(
-                f"all {self.config.num_steps} steps were taken: call set_timesteps() to begin the next run"
-            )
-        return replace(self._state, x=x)

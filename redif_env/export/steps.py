@@ -17,7 +17,7 @@ from torch import Tensor
 
 from redif_env.bands import split_bands
 from redif_env.mdp import DenoisingMDP
-from redif_env.solvers import initial_state, record, step_to
+from redif_env.solvers import initial_state, record
 from redif_env.types import Prediction
 
 
@@ -73,7 +73,7 @@ def steps_of(mdp: DenoisingMDP, actions: Tensor) -> list[Step]:
         decision = mdp.decode(probe, action)
         weights = decision.x0[0].tolist()
         level = schedule.level(state.half_logsnr)
-        state = step_to(called, decision.position, called.x, decision.timestep, schedule, mdp.grid)
+        state = mdp.advance(called, decision)
         reached = schedule.level(state.half_logsnr)
         steps.append(
             Step(
@@ -107,12 +107,30 @@ def check_fixed(mdp: DenoisingMDP, actions: Tensor) -> None:
         raise ValueError(f"actions must be {mdp.num_steps}, one a step, got shape {tuple(actions.shape)}")
 
 
-def run_steps(steps: Sequence[Step], network: torch.nn.Module, noise: Tensor, bands: bool = True) -> Tensor:
-    """Clean samples ``(B, *S)`` from standard normal ``noise``, by the numbers alone, of a network that predicts noise.
+def take_step(step: Step, x: Tensor, x0s: Sequence[Tensor], epss: Sequence[Tensor], bands: bool = True) -> Tensor:
+    """The next sample ``(B, *S)``, by the numbers alone.
 
-    The reference for whoever writes the list's reader elsewhere. ``bands=False`` leaves the band gains out, as a reader
-    that knows multistep weights only would.
+    Args:
+        step: the numbers.
+        x: sample ``(B, *S)`` at the step's level.
+        x0s, epss: predictions so far, each ``(B, *S)``, the newest first; there may be fewer than weights, whose others
+            are 0.
+        bands: whether to use the band gains; without them it is what a reader that knows multistep weights would do.
     """
+    x0 = step.x_weight * x
+    for weights, past in ((step.x0_weights, x0s), (step.eps_weights, epss)):
+        for weight, prediction in zip(weights, past, strict=False):
+            if weight:
+                x0 = x0 + weight * prediction
+    if bands and step.band_gains and x.ndim == 4:
+        gains = torch.tensor(step.band_gains, dtype=x.dtype, device=x.device)
+        x0 = x0 + torch.einsum("k,kbchw->bchw", gains, split_bands(x0, len(gains)))
+    ratio = step.sigma_next / step.sigma
+    return ratio * x + (step.alpha_next - ratio * step.alpha) * x0
+
+
+def run_steps(steps: Sequence[Step], network: torch.nn.Module, noise: Tensor, bands: bool = True) -> Tensor:
+    """Clean samples ``(B, *S)`` from standard normal ``noise``, of a network that predicts noise."""
     x = noise
     x0s: list[Tensor] = []
     epss: list[Tensor] = []
@@ -121,12 +139,5 @@ def run_steps(steps: Sequence[Step], network: torch.nn.Module, noise: Tensor, ba
         eps = getattr(answer, "sample", answer)
         epss.insert(0, eps)
         x0s.insert(0, (x - step.sigma * eps) / step.alpha)
-        x0 = step.x_weight * x
-        # Weights reach further back than the first steps have predictions: those are 0.
-        for weights, past in ((step.x0_weights, x0s), (step.eps_weights, epss)):
-            x0 = x0 + sum(weight * prediction for weight, prediction in zip(weights, past, strict=False))
-        if bands and step.band_gains and x.ndim == 4:
-            gains = torch.tensor(step.band_gains, dtype=x.dtype, device=x.device)
-            x0 = x0 + torch.einsum("k,kbchw->bchw", gains, split_bands(x0, len(gains)))
-        x = step.alpha_next * x0 + step.sigma_next / step.sigma * (x - step.alpha * x0)
+        x = take_step(step, x, x0s, epss, bands)
     return x
