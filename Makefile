@@ -5,7 +5,7 @@ RUN := .venv/bin/python
 .PHONY: demo test check clean
 
 demo: .venv/ready
-	$(RUN) -m agents.ppo --teacher digits --num-steps 4 --seed 0 --out runs/digits-4
+	$(RUN) -m agents.ppo --teacher digits --num-steps 4 --seed 0 --out runs/digits-4 --resume
 
 test: .venv/ready
 	$(RUN) -m pytest

@@ -1,6 +1,7 @@
 """How fast a student samples as a diffusers pipeline, beside the stock pipeline with UniPC: ratios from one run.
 
 python -m experiments.bench_sampling --student runs/digits-4/student
+python -m experiments.bench_sampling --student runs/digits-4/student --cifar-sized --batches 1 8 --rounds 5
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from diffusers import DDPMPipeline, UniPCMultistepScheduler
+from diffusers import DDPMPipeline, UNet2DModel, UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils import logging
 from rich.console import Console
@@ -33,6 +34,8 @@ class Args:
     more_calls: int = 2
     """Calls that the solver has besides, where it is as good as the student (``experiments.nfe_curve`` says where)."""
     rounds: int = 15
+    cifar_sized: bool = False
+    """Time the student's policy around a network of the size of google/ddpm-cifar10-32 instead, with random weights."""
     device: str = "cpu"
 
 
@@ -102,12 +105,26 @@ def timed(actions: dict[str, Callable[[], object]], rounds: int, device: torch.d
     return found
 
 
+def cifar_sized() -> UNet2DModel:
+    """An untrained network of 35.7 million parameters for 32x32 images, as that of Ho et al. (2020)."""
+    return UNet2DModel(
+        sample_size=32,
+        block_out_channels=(128, 256, 256, 256),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=None,
+    )
+
+
 def main(args: Args) -> None:
     logging.disable_progress_bar()
     device = parse_device(args.device)
-    pipeline = ReDiFPipeline.from_pretrained(args.student).to(device)
-    pipeline.set_progress_bar_config(disable=True)
-    nfe, name = pipeline.mdp.num_steps, pipeline.mdp.teacher.name
+    pipeline = ReDiFPipeline.from_pretrained(args.student)
+    if args.cifar_sized:
+        pipeline = ReDiFPipeline(cifar_sized().eval(), pipeline.scheduler, pipeline.policy)
+    pipeline.to(device).set_progress_bar_config(disable=True)
+    count = sum(parameter.numel() for parameter in pipeline.unet.parameters())
+    nfe, name = pipeline.mdp.num_steps, f"network of {count / 1e6:.2f} million parameters"
     for batch in args.batches:
         found = timed(contenders(args, pipeline, batch), args.rounds, device)
         *ours, same, more = found

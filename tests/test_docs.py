@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/rewards.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/rewards.md", "docs/export.md"])
 def test_examples_run(page, tmp_path, monkeypatch):
     """Every Python block, from the top in one session; those that need a long training run before them are left out."""
     monkeypatch.chdir(tmp_path)
@@ -19,7 +19,7 @@ def test_examples_run(page, tmp_path, monkeypatch):
     assert len(run) >= 4
     for block in run:
         exec(compile(block.replace("20_000", "2_000"), page, "exec"), names)
-    for name in ("env", "envs"):
+    for name in {"env", "envs"} & names.keys():
         environment = names[name]
         environment.reset()
         environment.step(environment.action_space.sample() if name == "envs" else sample_for(environment))

@@ -229,6 +229,13 @@ def test_push_and_fetch(image_student, tmp_path, monkeypatch):
     assert torch.equal(fetched(latents=noise, output_type="latent").images, image_student(noise=noise))
 
 
+@pytest.mark.parametrize("name", ["runs/nowhere", "odd name/student"])
+def test_what_is_neither_folder_nor_hub_id_is_refused(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match=f"no student in {name}: no folder of that name, and no hub id"):
+        ReDiFPipeline.from_pretrained(name)
+
+
 # The scheduler
 
 

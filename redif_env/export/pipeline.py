@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import create_repo, snapshot_download, upload_folder
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
 
 # diffusers opens components of those modules alone that were imported before: this one may be a network's.
@@ -205,16 +206,7 @@ class ReDiFPipeline(DiffusionPipeline):
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir() and len(folder.parts) == 2 and not folder.is_absolute():
-            folder = Path(
-                snapshot_download(
-                    str(pretrained_model_name_or_path),
-                    revision=revision,
-                    token=token,
-                    cache_dir=cache_dir,
-                    local_files_only=local_files_only,
-                    allow_patterns=["*.json", "*.safetensors", CARD_FILE],
-                )
-            )
+            folder = _fetch(str(pretrained_model_name_or_path), revision, token, cache_dir, local_files_only)
         content = read_student(folder)
         try:
             pipeline = super().from_pretrained(folder, variant=variant, use_safetensors=True, low_cpu_mem_usage=False)
@@ -291,6 +283,29 @@ class ReDiFPipeline(DiffusionPipeline):
         unknown = sorted(set(tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs={unknown} are unknown: only 'latents' can be given")
+
+
+def _fetch(
+    repo_id: str, revision: str | None, token: str | None, cache_dir: str | Path | None, local_files_only: bool
+) -> Path:
+    """The local copy of a student on the hub; neither pickles nor code are fetched.
+
+    Raises:
+        FileNotFoundError: if it is not there, or the hub cannot be reached.
+    """
+    try:
+        return Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                allow_patterns=["*.json", "*.safetensors", CARD_FILE],
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise FileNotFoundError(f"no student in {repo_id}: no folder of that name, and no hub id ({error})") from error
 
 
 def read_student(folder: Path) -> dict[str, Any]:
