@@ -17,7 +17,7 @@ from redif_env.evaluation import Evaluator, prices_of
 from redif_env.files import write_file
 from redif_env.settings import shared_teacher
 
-TRAINERS = {"redif-ppo": ppo, "cem": cem}
+TRAINERS = {"redif-ppo": ppo, "redif-ppo-large": ppo, "cem": cem}
 ROWS = "rows.json"
 
 
