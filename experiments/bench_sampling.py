@@ -132,7 +132,7 @@ def main(args: Args) -> None:
         for column in ("images a second", f"over {same}", f"over {more}"):
             table.add_column(column, justify="right")
         for contender in ours:
-            cells = [f"{batch / median(found[contender]):.0f}"]
+            cells = [f"{batch / median(found[contender]):.3g}"]
             for rival in (same, more):
                 ratios = [theirs / mine for theirs, mine in zip(found[rival], found[contender], strict=True)]
                 cells.append(f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")

@@ -73,7 +73,9 @@ def test_output_types(image_student):
     """The same samples as pictures, arrays and tensors in [0, 1], as any pipeline gives them."""
     pipeline, noise = image_student.pipeline(), noise_of(image_student)
     unit = image_student(noise=noise) / 2 + 0.5
-    torch.testing.assert_close(pipeline(latents=noise, output_type="pt").images, unit)
+    images = pipeline(latents=noise, output_type="pt").images
+    torch.testing.assert_close(images, unit)
+    assert not images.is_inference(), "what is given back may be trained on"
     arrays = pipeline(latents=noise, output_type="np").images
     np.testing.assert_allclose(arrays, unit.permute(0, 2, 3, 1).numpy(), rtol=0, atol=1e-6)
     (pictures,) = pipeline(latents=noise, return_dict=False)

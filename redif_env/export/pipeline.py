@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -86,12 +87,12 @@ class ReDiFPipeline(DiffusionPipeline):
     @property
     def mdp(self) -> DenoisingMDP:
         """The decision process that the pipeline runs, with ``unet`` as its network."""
-        return self._parts()[0]
+        return self._parts(self._execution_device)[0]
 
     @property
     def actor(self) -> Policy:
         """What decides each step."""
-        return self._parts()[1]
+        return self._parts(self._execution_device)[1]
 
     @torch.no_grad()
     def __call__(
@@ -125,8 +126,8 @@ class ReDiFPipeline(DiffusionPipeline):
         Raises:
             ValueError: if an argument is not among these.
         """
-        mdp, actor = self._parts()
         device = self._execution_device
+        mdp, actor = self._parts(device)
         self._check(mdp, num_inference_steps, output_type, callback_on_step_end_tensor_inputs)
         noise = latents
         if noise is None:
@@ -136,7 +137,9 @@ class ReDiFPipeline(DiffusionPipeline):
         noise = noise.to(device)
         run = trajectory(mdp, actor, noise, mdp.constant_price(len(noise), price))
         x, changed = noise, None
-        with self.progress_bar(total=mdp.num_steps) as bar:
+        # Cheaper than no_grad, but what it makes may not enter a graph: a callback is given ordinary tensors.
+        mode = torch.inference_mode() if callback_on_step_end is None else nullcontext()
+        with mode, self.progress_bar(total=mdp.num_steps) as bar:
             for step in range(mdp.num_steps):
                 try:
                     state = run.send(changed)
@@ -149,7 +152,7 @@ class ReDiFPipeline(DiffusionPipeline):
                     answer = callback_on_step_end(self, step, state.timestep, given)
                     x = answer.get("latents", x)
                     changed = replace(state, x=x)
-        images = x.clamp(-1, 1)
+        images = x.clone().clamp_(-1, 1)
         if output_type != "latent":
             images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()
@@ -245,9 +248,8 @@ class ReDiFPipeline(DiffusionPipeline):
                 )
             )
 
-    def _parts(self) -> tuple[DenoisingMDP, Policy]:
+    def _parts(self, device: torch.device) -> tuple[DenoisingMDP, Policy]:
         """The process and the policy, put together once for each network, scheduler, policy and device."""
-        device = self._execution_device
         key = (id(self.unet), id(self.scheduler), id(self.policy), device)
         if self._built is None or self._built[0] != key:
             mdp = self.scheduler.decision_process(self.unet, device)
