@@ -13,7 +13,7 @@ from rich.table import Table
 
 from redif_env.baselines import all_baselines
 from redif_env.cache import kept_file
-from redif_env.evaluation import FLOOR_SIZE, TEST_SIZE
+from redif_env.evaluation import TEST_SIZE
 from redif_env.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_noise, reference_key
 from redif_env.teachers import Teacher
 
@@ -64,7 +64,7 @@ def calls_per_second(teacher: Teacher, batch_size: int) -> float:
     return calls / (time.perf_counter() - start)
 
 
-def print_plan(items: list[Item], teacher: Teacher, batch_size: int) -> None:
+def print_plan(items: list[Item], teacher: Teacher, batch_size: int, held_out_size: int) -> None:
     """The plan with its network calls, its time on this machine, and its memory."""
     speed = calls_per_second(teacher, batch_size)
     table = Table("part", title=f"{teacher.name}: {speed:,.0f} network calls a second, batches of {batch_size}")
@@ -74,7 +74,7 @@ def print_plan(items: list[Item], teacher: Teacher, batch_size: int) -> None:
         table.add_row(item.name, f"{item.calls:,}" if item.calls else "cached", _minutes(item.calls / speed))
     Console(width=100).print(table)
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in teacher.network.parameters())
-    pairs = 2 * (REFERENCE_SIZE + FLOOR_SIZE + TEST_SIZE) * torch.Size(teacher.sample_shape).numel() * 4
+    pairs = 2 * (REFERENCE_SIZE + held_out_size + TEST_SIZE) * torch.Size(teacher.sample_shape).numel() * 4
     # Linux counts in kilobytes, macOS in bytes.
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(

@@ -150,9 +150,8 @@ def main(args: Args) -> None:
         teacher = shared_teacher(args.teacher, parse_device(args.device), torch.float32)
         rollouts = math.ceil(args.network_calls / (args.num_envs * args.num_steps))
         judgements = math.ceil(rollouts / args.held_out_every) + 1
-        print_plan(
-            plan(teacher, args.num_steps, args.network_calls, judgements, args.held_out_size), teacher, args.num_envs
-        )
+        items = plan(teacher, args.num_steps, args.network_calls, judgements, args.held_out_size)
+        print_plan(items, teacher, args.num_envs, args.held_out_size)
         return
     prepare_folder(args.out)
     check(args, PROGRAM)

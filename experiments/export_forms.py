@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from diffusers import DDPMPipeline, DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, ModelMixin, SchedulerMixin
 from diffusers.utils import logging
 from rich.console import Console
 from rich.table import Table
@@ -56,8 +56,9 @@ def by_pipeline(student: Student, noise: Tensor) -> Tensor:
 
 def by_scheduler(student: Student, noise: Tensor) -> Tensor:
     """diffusers' own loop, as in ``DDPMPipeline``, with the learned scheduler in it."""
-    stock = DDPMPipeline(student.pipeline().unet, student.pipeline().scheduler)
-    return _loop(stock, noise)
+    pipeline = student.pipeline()
+    pipeline.scheduler.set_timesteps(student.num_steps)
+    return _loop(pipeline.unet, pipeline.scheduler, noise)
 
 
 def by_numbers(student: Student, noise: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ def by_stock_scheduler(student: Student, noise: Tensor) -> Tensor:
     settings = scheduler_settings(teacher.schedule, teacher.prediction_type)
     scheduler = DPMSolverMultistepScheduler(**settings, solver_order=3)
     scheduler.set_timesteps(timesteps=[round(step.level_timestep) for step in student.steps()])
-    return _loop(DDPMPipeline(student.pipeline().unet, scheduler), noise)
+    return _loop(student.pipeline().unet, scheduler, noise)
 
 
 FORMS: dict[str, Form] = {
@@ -140,15 +141,11 @@ def main(args: Args) -> None:
     Console(width=150).print(table)
 
 
-def _loop(pipeline: DDPMPipeline, noise: Tensor) -> Tensor:
-    """``DDPMPipeline``'s loop from given noise, since it draws its own."""
+def _loop(network: ModelMixin, scheduler: SchedulerMixin, noise: Tensor) -> Tensor:
+    """``DDPMPipeline``'s loop from given noise, since it draws its own; the scheduler's timesteps are set."""
     x = noise
-    if not isinstance(pipeline.scheduler, DPMSolverMultistepScheduler):
-        pipeline.scheduler.set_timesteps(pipeline.scheduler.num_inference_steps)
-    else:
-        pipeline.scheduler.set_timesteps(timesteps=pipeline.scheduler.timesteps.tolist())
-    for timestep in pipeline.scheduler.timesteps:
-        x = pipeline.scheduler.step(pipeline.unet(x, timestep).sample, timestep, x).prev_sample
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(network(x, timestep).sample, timestep, x).prev_sample
     return x
 
 

@@ -137,14 +137,13 @@ def facts_table(student: Student) -> Table:
     mdp = student.mdp
     calls = f"{mdp.min_steps} to {mdp.num_steps}, decided by the policy" if mdp.adaptive else str(mdp.num_steps)
     count = sum(parameter.numel() for parameter in mdp.teacher.network.parameters())
-    blind = not mdp.adaptive and student.policy.table(mdp.num_steps) is not None
     table = Table("student", "", title=None)
     table.add_row("teacher", f"{mdp.teacher.name}, {mdp.teacher.prediction_type.value}, {count:,} parameters")
     table.add_row("samples", f"{mdp.teacher.sample_shape} in [-1, 1]")
     table.add_row("network calls (NFE) a sample", calls)
     table.add_row("base solver", name_of(mdp.solver, SOLVERS))
     table.add_row(
-        "policy", "none: the steps are fixed" if blind else f"looks at the state, {student.policy.config.sizes}"
+        "policy", "none: the steps are fixed" if student.fixed else f"looks at the state, {student.policy.config.sizes}"
     )
     table.add_row("licence", student.record.license)
     return table

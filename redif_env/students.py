@@ -62,6 +62,11 @@ class Student:
         """Shape S of one sample."""
         return self.mdp.teacher.sample_shape
 
+    @property
+    def fixed(self) -> bool:
+        """Whether every sample takes the same steps: the policy looks at nothing but the steps left."""
+        return not self.mdp.adaptive and self.policy.table(self.num_steps) is not None
+
     @torch.inference_mode()
     def __call__(
         self,
@@ -169,7 +174,7 @@ class Student:
         """
         from redif_env.export import ReDiFPipeline
 
-        return ReDiFPipeline.of(self.mdp, self.policy, self.mean_actions, self.record)
+        return ReDiFPipeline.of(self.mdp, None if self.fixed else self.policy, self.mean_actions, self.record)
 
     @classmethod
     def from_agent(cls, agent: BaseAlgorithm, env: VecEnv | None = None) -> Student:

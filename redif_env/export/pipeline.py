@@ -64,22 +64,22 @@ class ReDiFPipeline(DiffusionPipeline):
         self._built: tuple[tuple[Any, ...], DenoisingMDP, Policy] | None = None
 
     @classmethod
-    def of(cls, mdp: DenoisingMDP, policy: Policy, actions: Tensor | None, record: Record) -> ReDiFPipeline:
+    def of(cls, mdp: DenoisingMDP, policy: Policy | None, actions: Tensor | None, record: Record) -> ReDiFPipeline:
         """The pipeline of a decision process and a policy.
 
         Args:
-            mdp, policy: of the student.
+            mdp: of the student.
+            policy: what decides; None where the steps are fixed.
             actions: mean action of each step ``(num_steps, A)``; None where the number of steps is decided.
             record: how it was made.
 
         Raises:
             ValueError, TypeError: if a part of the process has no name or no folder format.
         """
-        blind = not mdp.adaptive and policy.table(mdp.num_steps) is not None
         pipeline = cls(
             as_model(mdp.teacher.network),
             ReDiFScheduler.of(mdp, actions),
-            None if blind else PolicyModel.of(policy),
+            None if policy is None else PolicyModel.of(policy),
         )
         pipeline.record = record
         return pipeline
