@@ -89,7 +89,8 @@ class HeldOutCallback(BaseCallback):
         """Judge the student as it stands."""
         student = Student(self.mdp, actor_policy(self._average.module))
         prices = student.mdp.prices
-        states = student.trajectory(self.evaluator.noise, math.sqrt(prices[0] * prices[1]) if prices else None)
+        price = math.sqrt(prices[0] * prices[1]) if prices else None
+        states = student.trajectory(self.evaluator.noise, price, self.evaluator.condition)
         row = self.evaluator.row("redif", "learned", states[-1].nfe.double().mean().item(), states[-1].x)
         self.logger.record("held_out/nfe", row.nfe)
         self.logger.record("held_out/fd_teacher", row.fd_teacher)
@@ -100,7 +101,8 @@ class HeldOutCallback(BaseCallback):
             level = student.mdp.teacher.schedule.timestep(state.half_logsnr[state.half_logsnr.isfinite()])
             self.logger.record(f"schedule/timestep_{index + 1}", float(level.mean()))
         if states[-1].x.ndim == 4:
-            pictures = torch.stack([states[-1].x[:PICTURED], self.evaluator.endpoints[:PICTURED]])
+            shown = [states[-1].x[:PICTURED], self.evaluator.endpoints[:PICTURED]]
+            pictures = torch.stack([self.evaluator.teacher.images(samples) for samples in shown])
             self.logger.record(
                 "held_out/samples", Image(tile(to_pixels(pictures)), "HWC"), exclude=("stdout", "json", "csv")
             )

@@ -20,6 +20,7 @@ from agents.evaluate import report
 from agents.runs import begin, check, settings_json
 from redif_env.checkpoints import add_state, newest_state
 from redif_env.envs import ReDiFVectorEnv
+from redif_env.evaluation import Evaluator
 from redif_env.policies import Policy
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.students import Student
@@ -141,7 +142,7 @@ def main(args: Args) -> None:
     prepare_folder(args.out)
     check(args, PROGRAM)
     student, facts = train(args)
-    report("cem", student, settings_json(args), facts, args.out)
+    report("cem", student, settings_json(args), facts, args.out, Evaluator(student.mdp.teacher))
 
 
 if __name__ == "__main__":

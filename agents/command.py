@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -41,6 +41,14 @@ def parse(settings: type[Settings]) -> Settings:
         return arguments
     stored = read_settings(arguments.out, arguments)
     return tyro.cli(settings, default=replace(stored, out=arguments.out, resume=True))
+
+
+def wanted(conditions: Sequence[str] | None) -> list[int] | list[str] | None:
+    """Conditions as the command line gives them: class labels if all are whole numbers, else prompts."""
+    if conditions is None:
+        return None
+    labels = [int(word) for word in conditions if word.isdigit()]
+    return labels if len(labels) == len(conditions) else list(conditions)
 
 
 def prepare_folder(out: Path) -> None:

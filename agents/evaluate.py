@@ -31,27 +31,28 @@ def save_samples(path: Path, student: Student, rows: Sequence[Row], evaluator: E
     """Picture of the same noises down the rows: best solver, student (at its smallest price), teacher."""
     best = min((row for row in rows if (row.method, row.grid) in _names()), key=lambda row: row.fd_teacher)
     baseline = Baseline(best.method, best.grid)
-    noise = evaluator.noise[:PICTURED]
+    teacher, noise, condition = evaluator.teacher, evaluator.noise[:PICTURED], evaluator.condition[:PICTURED]
     lines = [
-        baseline(evaluator.teacher, noise, int(best.nfe)),
-        student(noise=noise),
+        baseline(teacher, noise, int(best.nfe) // teacher.calls, condition),
+        student.trajectory(noise, condition=condition)[-1].x,
         evaluator.endpoints[:PICTURED],
     ]
-    samples = torch.stack(lines)
+    samples = torch.stack([teacher.images(line) for line in lines])
     if samples.ndim != 5:
         samples = samples.reshape(*samples.shape[:2], 1, 1, -1)
     with write_file(path) as temporary:
         Image.fromarray(tile(to_pixels(samples))).save(temporary, format="PNG")
 
 
-def report(method: str, student: Student, settings: dict[str, Any], facts: dict[str, Any], out: Path) -> None:
+def report(
+    method: str, student: Student, settings: dict[str, Any], facts: dict[str, Any], out: Path, evaluator: Evaluator
+) -> None:
     """Export a student, judge it beside every training-free solver at the same NFE, and write down all of it.
 
     ``settings`` are those of the run, JSON values; ``facts`` what it cost.
     """
     # Exported before it is judged: whatever happens meanwhile, the student is safe.
     student.save_pretrained(out / "student")
-    evaluator = Evaluator(student.mdp.teacher)
     rows = judge(evaluator, student, method)
     nfe = math.ceil(max(row.nfe for row in rows if row.method == method))
     title = f"{student.mdp.teacher.name}, {nfe} NFE, {evaluator.described}"

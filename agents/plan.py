@@ -13,13 +13,20 @@ from rich.table import Table
 
 from redif_env.baselines import all_baselines
 from redif_env.cache import kept_file
-from redif_env.evaluation import TEST_SIZE
-from redif_env.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_noise, reference_key
+from redif_env.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_key
 from redif_env.teachers import Teacher
 
-TEACHER_STEPS = 100
-REFERENCE_SIZE = 4096
 TIMED_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Noises to train on, to choose by and to report on, and the predictions that the teacher spends on each."""
+
+    reference: int
+    held_out: int
+    test: int
+    teacher_steps: int
 
 
 @dataclass(frozen=True)
@@ -30,41 +37,43 @@ class Item:
     calls: int
 
 
-def plan(teacher: Teacher, num_steps: int, network_calls: int, judgements: int, held_out_size: int) -> list[Item]:
+def plan(teacher: Teacher, num_steps: int, network_calls: int, judgements: int, sizes: Sizes) -> list[Item]:
     """The parts of a training run, in the order in which they come."""
     references = (
-        ("reference set", REFERENCE_SIZE, TRAIN_SEED),
-        ("held-out endpoints, to choose the best student", held_out_size, VALIDATION_SEED),
-        ("held-out endpoints, for the report", TEST_SIZE, TEST_SEED),
+        ("reference set", sizes.reference, TRAIN_SEED),
+        ("held-out endpoints, to choose the best student", sizes.held_out, VALIDATION_SEED),
+        ("held-out endpoints, for the report", sizes.test, TEST_SEED),
     )
-    sets = [Item(name, _reference_calls(teacher, size, seed)) for name, size, seed in references]
+    nfe = num_steps * teacher.calls
+    sets = [Item(name, _reference_calls(teacher, size, seed, sizes.teacher_steps)) for name, size, seed in references]
     return [
         *sets[:2],
         Item("training", network_calls),
-        Item(f"{judgements} judgements of the student", judgements * held_out_size * num_steps),
+        Item(f"{judgements} judgements of the student", judgements * sizes.held_out * nfe),
         sets[2],
-        Item(f"report: student and {len(all_baselines())} rivals", TEST_SIZE * num_steps * (1 + len(all_baselines()))),
+        Item(f"report: student and {len(all_baselines())} rivals", sizes.test * nfe * (1 + len(all_baselines()))),
     ]
 
 
 def calls_per_second(teacher: Teacher, batch_size: int) -> float:
     """Network calls a second, as batches of ``batch_size`` go through: measured, for about a second."""
     x = torch.zeros(batch_size, *teacher.sample_shape, device=teacher.device)
-    timestep = torch.full((batch_size,), teacher.schedule.max_timestep / 2, device=teacher.device)
-    half_logsnr = teacher.schedule.half_logsnr(timestep)
+    middle = torch.full((batch_size,), 0.5, dtype=torch.float64, device=teacher.device)
+    half_logsnr = teacher.schedule.half_logsnr_at(middle)
+    timestep = teacher.schedule.timestep(half_logsnr)
     calls, start = -batch_size, time.perf_counter()
     with torch.inference_mode():
         while calls <= 0 or time.perf_counter() - start < TIMED_SECONDS:
             teacher.predict(x, half_logsnr, timestep)
             if calls < 0:  # the first batch warms up
                 start = time.perf_counter()
-            calls += batch_size
+            calls += batch_size if calls < 0 else batch_size * teacher.calls
     if teacher.device.type == "cuda":
         torch.cuda.synchronize()
     return calls / (time.perf_counter() - start)
 
 
-def print_plan(items: list[Item], teacher: Teacher, batch_size: int, held_out_size: int) -> None:
+def print_plan(items: list[Item], teacher: Teacher, batch_size: int, sizes: Sizes) -> None:
     """The plan with its network calls, its time on this machine, and its memory."""
     speed = calls_per_second(teacher, batch_size)
     table = Table("part", title=f"{teacher.name}: {speed:,.0f} network calls a second, batches of {batch_size}")
@@ -74,7 +83,7 @@ def print_plan(items: list[Item], teacher: Teacher, batch_size: int, held_out_si
         table.add_row(item.name, f"{item.calls:,}" if item.calls else "cached", _minutes(item.calls / speed))
     Console(width=100).print(table)
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in teacher.network.parameters())
-    pairs = 2 * (REFERENCE_SIZE + held_out_size + TEST_SIZE) * torch.Size(teacher.sample_shape).numel() * 4
+    pairs = 2 * (sizes.reference + sizes.held_out + sizes.test) * torch.Size(teacher.sample_shape).numel() * 4
     # Linux counts in kilobytes, macOS in bytes.
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(
@@ -83,9 +92,9 @@ def print_plan(items: list[Item], teacher: Teacher, batch_size: int, held_out_si
     )
 
 
-def _reference_calls(teacher: Teacher, size: int, seed: int) -> int:
-    key = reference_key(teacher, draw_noise(size, teacher.sample_shape, seed), TEACHER_STEPS)
-    return 0 if kept_file(key) else size * TEACHER_STEPS
+def _reference_calls(teacher: Teacher, size: int, seed: int, num_steps: int) -> int:
+    key = reference_key(teacher, *draw_starts(teacher, size, seed), num_steps)
+    return 0 if kept_file(key) else size * num_steps * teacher.calls
 
 
 def _minutes(seconds: float) -> str:

@@ -15,11 +15,12 @@ import torch
 from stable_baselines3 import PPO
 
 from agents.callbacks import AnnealedExploration, HeldOutCallback, Stopwatch, linear_to_zero, tensorboard_logger
-from agents.command import DEFAULT_REWARD, prepare_folder, run
+from agents.command import DEFAULT_REWARD, prepare_folder, run, wanted
 from agents.evaluate import RESULT, report
-from agents.plan import plan, print_plan
+from agents.plan import Sizes, plan, print_plan
 from agents.runs import RunStoppedError, begin, check, settings_json
 from redif_env.evaluation import Evaluator
+from redif_env.mdp import DenoisingMDP
 from redif_env.references import VALIDATION_SEED
 from redif_env.sb3 import Checkpointer, GroupRelativeReturns, make_vec_env
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, parse_device, shared_teacher
@@ -34,10 +35,18 @@ class Args:
 
     teacher: str = "digits"
     """A built-in name, a diffusers folder, or a hub id."""
+    conditions: tuple[str, ...] | None = None
+    """Class labels or prompts to train for; all labels if not given."""
+    null_label: int | None = None
+    """The label that a class-conditional UNet2DModel was trained with for none."""
+    guidance_scale: float | None = None
+    """Of classifier-free guidance, which makes each prediction two network calls."""
+    learn_guidance: bool = False
+    """Let the policy choose the guidance scale."""
     num_steps: int = 4
-    """Network calls a sample."""
+    """Steps a sample: as many network calls, or twice as many with guidance."""
     min_steps: int | None = None
-    """Network calls a sample at least; below num_steps, the policy chooses how many."""
+    """Steps a sample at least; below num_steps, the policy chooses how many."""
     prices: tuple[float, float] | None = None
     """Range of what a call costs, which the policy sees; add the reward term "price" to charge it."""
     reward: tuple[tuple[str, float], ...] = DEFAULT_REWARD
@@ -48,6 +57,8 @@ class Args:
     network_calls: int = 480_000
     """Budget: as many episodes as it pays for."""
     action: str = "solver"
+    observation: str = "features"
+    """Or "features+condition": the policy sees what it is asked for."""
     solver: str = DEFAULT_SOLVER
     """Base solver, which the zero action reproduces."""
     grid: str = DEFAULT_GRID
@@ -62,6 +73,12 @@ class Args:
     exploration: tuple[float, float] | None = None
     """Standard deviation of the actions at the start and at the end. By default 0.8 and 0.25, divided by the number of
     steps: with more steps the base solver is nearer the teacher, and each action should stray less from it."""
+    reference_size: int = 4096
+    """Noises to train on, of each of which the teacher makes an endpoint first."""
+    teacher_steps: int = 100
+    """Predictions that the teacher spends on an endpoint."""
+    test_size: int = 2000
+    """Noises that the report is made on."""
     held_out_size: int = 512
     held_out_every: int = 50
     """Rollouts between two judgements on held-out noise."""
@@ -76,6 +93,11 @@ class Args:
     """Print what the run would cost, and stop."""
 
 
+def judge_of(args: Args, mdp: DenoisingMDP) -> Evaluator:
+    """By whom the best student is chosen."""
+    return Evaluator(mdp.teacher, args.held_out_size, VALIDATION_SEED, args.teacher_steps)
+
+
 def build(args: Args) -> PPO:
     """The agent with its environment."""
     env = make_vec_env(
@@ -83,12 +105,19 @@ def build(args: Args) -> PPO:
         teacher=args.teacher,
         num_steps=args.num_steps,
         action=args.action,
+        observation=args.observation,
+        conditions=wanted(args.conditions),
+        null_label=args.null_label,
+        guidance_scale=args.guidance_scale,
+        learn_guidance=args.learn_guidance,
         solver=args.solver,
         grid=args.grid,
         reward=dict(args.reward),
         min_steps=args.min_steps,
         prices=args.prices,
         group_size=args.group_size,
+        reference_size=args.reference_size,
+        teacher_steps=args.teacher_steps,
         device=args.device,
     )
     return PPO(
@@ -115,7 +144,8 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
     agent = build(args)
     begin(args, PROGRAM)
     mdp = agent.get_env().unwrapped.mdp
-    held_out = HeldOutCallback(Evaluator(mdp.teacher, args.held_out_size, VALIDATION_SEED), mdp, args.held_out_every)
+    steps = args.network_calls // mdp.teacher.calls
+    held_out = HeldOutCallback(judge_of(args, mdp), mdp, args.held_out_every)
     exploration = AnnealedExploration(*(args.exploration or (0.8 / args.num_steps, 0.25 / args.num_steps)))
     companions: dict[str, Any] = {"held_out": held_out, "stopwatch": Stopwatch()}
     if mdp.adaptive and args.group_size > 1:
@@ -123,19 +153,18 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
     checkpointer = Checkpointer(args.out / "checkpoints", args.checkpoint_every, companions)
     if args.resume:
         checkpointer.resume(agent)
-    if agent.num_timesteps < args.network_calls:
+    if agent.num_timesteps < steps:
         agent.set_logger(tensorboard_logger(args.out / "tensorboard", agent.num_timesteps))
         with checkpointer.stopping_on_signals():
             agent.learn(
-                args.network_calls - agent.num_timesteps,
+                steps - agent.num_timesteps,
                 callback=[checkpointer, exploration, *companions.values()],
                 reset_num_timesteps=agent.num_timesteps == 0,
                 progress_bar=True,
             )
-        if checkpointer.stopped_by is not None and agent.num_timesteps < args.network_calls:
+        if checkpointer.stopped_by is not None and agent.num_timesteps < steps:
             raise RunStoppedError(
-                f"stopped after {agent.num_timesteps:,} of {args.network_calls:,} network calls: "
-                f"go on with --resume --out {args.out}",
+                f"stopped after {agent.num_timesteps:,} of {steps:,} steps: go on with --resume --out {args.out}",
                 checkpointer.stopped_by,
             )
         checkpointer.save()
@@ -147,11 +176,19 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
 
 def main(args: Args) -> None:
     if args.dry_run:
-        teacher = shared_teacher(args.teacher, parse_device(args.device), torch.float32)
-        rollouts = math.ceil(args.network_calls / (args.num_envs * args.num_steps))
+        teacher = shared_teacher(
+            args.teacher,
+            parse_device(args.device),
+            torch.float32,
+            conditions=wanted(args.conditions),
+            null_label=args.null_label,
+            guidance_scale=args.guidance_scale,
+        )
+        rollouts = math.ceil(args.network_calls / (args.num_envs * args.num_steps * teacher.calls))
         judgements = math.ceil(rollouts / args.held_out_every) + 1
-        items = plan(teacher, args.num_steps, args.network_calls, judgements, args.held_out_size)
-        print_plan(items, teacher, args.num_envs, args.held_out_size)
+        sizes = Sizes(args.reference_size, args.held_out_size, args.test_size, args.teacher_steps)
+        items = plan(teacher, args.num_steps, args.network_calls, judgements, sizes)
+        print_plan(items, teacher, args.num_envs, sizes)
         return
     prepare_folder(args.out)
     check(args, PROGRAM)
@@ -159,7 +196,10 @@ def main(args: Args) -> None:
         print(f"{args.out} is finished: {args.out / RESULT} holds its table, {args.out / 'student'} its student")
         return
     student, facts = train(args)
-    report("redif-ppo", student, settings_json(args), facts, args.out)
+    evaluator = Evaluator(
+        student.mdp.teacher, args.test_size, teacher_steps=args.teacher_steps, train_size=args.reference_size
+    )
+    report("redif-ppo", student, settings_json(args), facts, args.out, evaluator)
 
 
 if __name__ == "__main__":

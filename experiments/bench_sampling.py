@@ -22,7 +22,7 @@ from torch import Tensor
 
 from agents.command import run
 from redif_env.export import ReDiFPipeline
-from redif_env.pipelines import scheduler_settings
+from redif_env.noise_schedulers import scheduler_config
 from redif_env.settings import parse_device
 from redif_env.students import Student
 
@@ -65,7 +65,8 @@ class UniPC(UniPCMultistepScheduler):
 def stock_pipeline(pipeline: ReDiFPipeline) -> DDPMPipeline:
     """diffusers' own pipeline of the same network, with UniPC of order 2, its default."""
     teacher = pipeline.mdp.teacher
-    settings = scheduler_settings(teacher.schedule, teacher.prediction_type)
+    settings = scheduler_config(teacher.reading)
+    del settings["_class_name"]
     stock = DDPMPipeline(pipeline.unet, UniPC(**settings))
     stock.set_progress_bar_config(disable=True)
     return stock

@@ -27,7 +27,7 @@ from experiments.tasks import Task, finish_all
 from redif_env.evaluation import Evaluator
 from redif_env.export import ReDiFPipeline
 from redif_env.export.steps import run_steps
-from redif_env.pipelines import scheduler_settings
+from redif_env.noise_schedulers import scheduler_config
 from redif_env.references import ENDPOINT_BATCH
 from redif_env.settings import shared_teacher
 from redif_env.students import Student
@@ -73,7 +73,8 @@ def by_weights(student: Student, noise: Tensor) -> Tensor:
 def by_stock_scheduler(student: Student, noise: Tensor) -> Tensor:
     """diffusers' DPM-Solver++(3M), the base solver, told the learned timesteps, which it takes as whole numbers."""
     teacher = student.mdp.teacher
-    settings = scheduler_settings(teacher.schedule, teacher.prediction_type)
+    settings = scheduler_config(teacher.reading)
+    del settings["_class_name"]
     scheduler = DPMSolverMultistepScheduler(**settings, solver_order=3)
     scheduler.set_timesteps(timesteps=[round(step.level_timestep) for step in student.steps()])
     return _loop(student.pipeline().unet, scheduler, noise)

@@ -113,7 +113,7 @@ def print_sources(args: Args, rows: list[dict[str, Any]]) -> None:
     for nfe in (*args.nfe, *args.solvers_only):
         best = solvers_at(args.out, args.teacher, nfe)[0]
         baseline = Baseline(best.method, best.grid)
-        solver = evaluator.set_measures(baseline(evaluator.teacher, evaluator.noise, nfe))
+        solver = evaluator.set_measures(baseline(evaluator.teacher, evaluator.noise, nfe, evaluator.condition))
         table.add_row(f"{best.method} {best.grid}", str(nfe), *(f"{solver[name]:.4f}" for name in measures))
         for method in args.methods if nfe in args.nfe else ():
             ours = [row for row in rows if (row["method"], row["nfe"]) == (method, nfe)]

@@ -39,10 +39,10 @@ def finish(task: Task, threads: int) -> list[dict[str, Any]]:
         evaluator = Evaluator(student.mdp.teacher)
         rows = []
         for price in prices_of(student):
-            last = student.trajectory(evaluator.noise, price)[-1]
+            last = student.trajectory(evaluator.noise, price, evaluator.condition)[-1]
             row = evaluator.row(task.method, "learned", last.nfe.double().mean().item(), last.x)
             facts_of_row = {"price": price, "seed": task.settings.seed, "budget": student.num_steps, **facts}
-            rows.append({**asdict(row), **evaluator.set_measures(last.x.clamp(-1, 1)), **facts_of_row})
+            rows.append({**asdict(row), **evaluator.set_measures(evaluator.teacher.clip(last.x)), **facts_of_row})
         with write_file(path) as temporary:
             temporary.write_text(json.dumps(rows, indent=2) + "\n")
     found: list[dict[str, Any]] = json.loads(path.read_text())

@@ -14,7 +14,7 @@ from torch import Tensor
 from redif_env.bands import split_bands
 from redif_env.grids import Grid, next_position
 from redif_env.predictions import noise_estimate
-from redif_env.schedules import Schedule
+from redif_env.schedules import Schedule, noise_share
 from redif_env.solvers import Solver
 from redif_env.types import Decision, Level, State, expand
 
@@ -79,15 +79,15 @@ class SolverMap(ActionMap):
     1   weight of the first difference of predictions (in the clean coordinate), +-``max_first``
     2   weight of their second difference, +-``max_second``
     3   gain of the combined noise prediction, +-``max_gain`` (in the ``v`` coordinate: the clean estimate moves by
-        ``-gain * sigma * eps``, which stays small at high noise, where ``-gain * (sigma / alpha) * eps`` would not)
-    4   time told to the network at its next call: the level's own, shifted by +-``max_told * sigma`` in
-        ``half_logsnr``, with the next level's ``sigma``
-    5.. gain of each spatial frequency band of the predicted clean sample, +-``max_band * sigma`` (images only)
+        ``-gain * share * eps``, which stays small at high noise, where ``-gain * (sigma / alpha) * eps`` would not)
+    4   time told to the network at its next call: the level's own, shifted by +-``max_told * share`` in
+        ``half_logsnr``, with the next level's ``share``
+    5.. gain of each spatial frequency band of the predicted clean sample, +-``max_band * share`` (images only)
     ==  =======================================================================================================
 
-    Differences that lack a past prediction count as zero. The factors ``sigma`` (1 at pure noise, 0 at clean data for
-    variance-preserving schedules) let one exploration noise serve all levels: what is harmless in the first step would
-    ruin the last.
+    Differences that lack a past prediction count as zero. The factors ``share``, the noise's part of the sample
+    (``sigma / sqrt(alpha**2 + sigma**2)``: 1 at pure noise, 0 at clean data, on any schedule), let one exploration
+    noise serve all levels: what is harmless in the first step would ruin the last.
     """
 
     max_shift: float = 2.0
@@ -107,26 +107,26 @@ class SolverMap(ActionMap):
         half_logsnr = base.grid.half_logsnr(position, base.schedule)
         level = base.schedule.level(state.half_logsnr)
         x0 = base.solver.estimate(state, half_logsnr, level)
-        x0 = x0 + self._correction(action[:, 1:4], state, x0, level)
+        share = noise_share(state.half_logsnr)
+        x0 = x0 + self._correction(action[:, 1:4], state, x0, level, share)
         if state.x.ndim == 4 and self.bands:
-            gains = self._gains(action, level).to(x0.dtype)
+            gains = self._gains(action, share).to(x0.dtype)
             x0 = x0 + torch.einsum("bk,kbchw->bchw", gains, split_bands(x0, self.bands))
-        told = half_logsnr + self.max_told * base.schedule.level(half_logsnr).sigma * action[:, 4]
+        told = half_logsnr + self.max_told * noise_share(half_logsnr) * action[:, 4]
         return Decision(position, half_logsnr, x0, base.schedule.timestep(told), state.steps_left)
 
     def band_gains(self, action: Tensor, state: State, base: BaseSolver) -> Tensor:
-        return self._gains(action, base.schedule.level(state.half_logsnr))
+        return self._gains(action, noise_share(state.half_logsnr))
 
-    def _gains(self, action: Tensor, level: Level) -> Tensor:
-        return self.max_band * level.sigma[:, None] * action[:, 5:]
+    def _gains(self, action: Tensor, share: Tensor) -> Tensor:
+        return self.max_band * share[:, None] * action[:, 5:]
 
-    def _correction(self, action: Tensor, state: State, x0: Tensor, level: Level) -> Tensor:
+    def _correction(self, action: Tensor, state: State, x0: Tensor, level: Level, share: Tensor) -> Tensor:
         """What numbers 1 to 3 add to the clean estimate; exactly nothing at zero."""
         newest, older, oldest = state.x0_history[:, :3].unbind(dim=1)
-        first = torch.where(expand(state.nfe >= 2, newest), newest - older, 0.0)
-        second = torch.where(expand(state.nfe >= 3, newest), newest - 2 * older + oldest, 0.0)
-        sigma = expand(level.sigma, x0).to(x0.dtype)
-        noise = sigma * noise_estimate(state.x, x0, level)
+        first = torch.where(expand(state.predictions >= 2, newest), newest - older, 0.0)
+        second = torch.where(expand(state.predictions >= 3, newest), newest - 2 * older + oldest, 0.0)
+        noise = expand(share, x0).to(x0.dtype) * noise_estimate(state.x, x0, level)
         parts = ((self.max_first, first), (self.max_second, second), (-self.max_gain, noise))
         weights = action.to(x0.dtype)
         return sum(

@@ -10,11 +10,11 @@ from diffusers import DEISMultistepScheduler, SchedulerMixin, UniPCMultistepSche
 from torch import Tensor
 
 from redif_env.grids import GRIDS, Grid
-from redif_env.pipelines import scheduler_settings
+from redif_env.schedules import VariancePreservingSchedule
 from redif_env.solvers import SOLVERS, sample
 from redif_env.teachers import ENDPOINT_BATCH, Teacher
 
-DIFFUSERS_SOLVERS: dict[str, Callable[[list[float]], SchedulerMixin]] = {
+DIFFUSERS_SOLVERS: dict[str, Callable[[list[float] | None], SchedulerMixin]] = {
     "unipc2": lambda betas: UniPCMultistepScheduler(trained_betas=betas, solver_order=2),
     "unipc3": lambda betas: UniPCMultistepScheduler(trained_betas=betas, solver_order=3),
     "deis2": lambda betas: DEISMultistepScheduler(trained_betas=betas, solver_order=2),
@@ -30,18 +30,23 @@ class Baseline:
     grid: str
 
     @torch.inference_mode()
-    def __call__(self, teacher: Teacher, noise: Tensor, num_steps: int) -> Tensor:
-        """Samples ``(B, *S)`` from ``noise``, with ``num_steps`` network calls each."""
-        return torch.cat([self._run(teacher, part, num_steps) for part in noise.split(ENDPOINT_BATCH)])
+    def __call__(self, teacher: Teacher, noise: Tensor, num_steps: int, condition: Tensor | None = None) -> Tensor:
+        """Samples ``(B, *S)`` from ``noise``, with ``num_steps`` predictions each.
 
-    def _run(self, teacher: Teacher, noise: Tensor, num_steps: int) -> Tensor:
+        ``condition`` ``(B,)`` are rows of the teacher's conditions; the first if not given.
+        """
+        rows = torch.zeros(len(noise), dtype=torch.int64, device=noise.device) if condition is None else condition
+        parts = zip(noise.split(ENDPOINT_BATCH), rows.split(ENDPOINT_BATCH), strict=True)
+        return torch.cat([self._run(teacher, part, num_steps, asked) for part, asked in parts])
+
+    def _run(self, teacher: Teacher, noise: Tensor, num_steps: int, condition: Tensor) -> Tensor:
         grid = GRIDS[self.grid]
         if self.method in SOLVERS:
-            return sample(teacher, SOLVERS[self.method], grid, noise, num_steps)
-        scheduler = DIFFUSERS_SOLVERS[self.method](
-            scheduler_settings(teacher.schedule, teacher.prediction_type)["trained_betas"]
-        )
-        return diffusers_sample(scheduler, teacher, grid, noise, num_steps)
+            scale = teacher.guidance_scale or 1.0
+            return sample(teacher, SOLVERS[self.method], grid, noise, num_steps, condition, scale)
+        schedule = teacher.schedule
+        betas = schedule.betas.tolist() if isinstance(schedule, VariancePreservingSchedule) else None
+        return diffusers_sample(DIFFUSERS_SOLVERS[self.method](betas), teacher, grid, noise, num_steps, condition)
 
 
 def all_baselines() -> list[Baseline]:
@@ -50,21 +55,33 @@ def all_baselines() -> list[Baseline]:
     return [Baseline(method, grid) for method in methods for grid in GRIDS]
 
 
-def diffusers_sample(scheduler: SchedulerMixin, teacher: Teacher, grid: Grid, noise: Tensor, num_steps: int) -> Tensor:
-    """Run a diffusers multistep scheduler on one of our grids; its own last sigma is kept.
+def diffusers_sample(
+    scheduler: SchedulerMixin,
+    teacher: Teacher,
+    grid: Grid,
+    noise: Tensor,
+    num_steps: int,
+    condition: Tensor | None = None,
+) -> Tensor:
+    """Run a variance-preserving multistep scheduler of diffusers on one of our grids; its own last sigma is kept.
 
     Its public arguments round timesteps to integers and know few grids, so the two tables that it steps through are
-    set directly.
+    set directly. Samples on other schedules differ from variance-preserving ones by a factor alone
+    (:meth:`redif_env.schedules.Schedule.normalised`), and both solvers are linear: it is given what they would be.
     """
     schedule = teacher.schedule
     scheduler.set_timesteps(num_steps)
     position = torch.arange(num_steps, dtype=torch.float64, device=noise.device) / num_steps
-    half_logsnr = grid.half_logsnr(position, schedule)
+    # Where a schedule starts without any signal it cannot be stepped from: diffusers too starts a little later.
+    half_logsnr = grid.half_logsnr(position, schedule).clamp(min=schedule.ends(noise.device)[0])
     scheduler.timesteps = schedule.timestep(half_logsnr)
     scheduler.sigmas = torch.cat([torch.exp(-half_logsnr).float().cpu(), scheduler.sigmas[-1:].cpu()])
-    x = noise * schedule.init_noise_sigma
+    rows = torch.ones(len(noise), dtype=torch.float64, device=noise.device)
+    first = half_logsnr[0] * rows
+    x = schedule.normalised(noise * schedule.init_noise_sigma, first)
     for index, timestep in enumerate(scheduler.timesteps):
-        rows = torch.ones(len(x), dtype=torch.float64, device=x.device)
-        eps = teacher.predict(x, half_logsnr[index] * rows, timestep * rows).eps
+        here = half_logsnr[index] * rows
+        size = schedule.normalised(torch.ones_like(x), here)
+        eps = teacher.predict(x / size, here, timestep * rows, condition).eps
         x = scheduler.step(eps, timestep, x).prev_sample
     return x

@@ -43,6 +43,8 @@ class Sample:
     seed: int = 0
     price: float | None = None
     """Of a network call, for a student trained at many prices."""
+    condition: str | None = None
+    """Class label or prompt that all samples are to show; drawn as in training if not given."""
     device: str = "cpu"
 
     def run(self) -> None:
@@ -51,9 +53,12 @@ class Sample:
         if self.out.suffix not in (".png", ".safetensors"):
             raise ValueError(f"out='{self.out}' must end in .png or .safetensors")
         student = load(self.student, self.device)
-        samples = student(self.num_samples, generator=torch.Generator().manual_seed(self.seed), price=self.price)
+        generator = torch.Generator().manual_seed(self.seed)
+        condition = None if self.condition is None else as_condition(self.condition)
+        samples = student(self.num_samples, generator=generator, price=self.price, condition=condition)
         save_samples(samples.cpu(), self.out)
-        print(f"{self.num_samples} samples of {student.num_steps} network calls each, seed {self.seed}: {self.out}")
+        nfe = student.num_steps * student.mdp.teacher.calls
+        print(f"{self.num_samples} samples of {nfe} network calls each, seed {self.seed}: {self.out}")
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,11 @@ class Evaluate:
                 temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
 
 
+def as_condition(word: str) -> int | str:
+    """A class label if it is a whole number, else a prompt."""
+    return int(word) if word.isdigit() else word
+
+
 def load(student: str, device: str) -> Student:
     """The student of a folder or hub id."""
     parse_device(device)
@@ -135,11 +145,19 @@ def save_samples(samples: torch.Tensor, out: Path) -> None:
 def facts_table(student: Student) -> Table:
     """Teacher, decision process and sizes."""
     mdp = student.mdp
-    calls = f"{mdp.min_steps} to {mdp.num_steps}, decided by the policy" if mdp.adaptive else str(mdp.num_steps)
+    each = mdp.teacher.calls
+    least, most = (mdp.min_steps or mdp.num_steps) * each, mdp.num_steps * each
+    calls = f"{least} to {most}, decided by the policy" if mdp.adaptive else str(most)
     count = sum(parameter.numel() for parameter in mdp.teacher.network.parameters())
     table = Table("student", "", title=None)
     table.add_row("teacher", f"{mdp.teacher.name}, {mdp.teacher.prediction_type.value}, {count:,} parameters")
-    table.add_row("samples", f"{mdp.teacher.sample_shape} in [-1, 1]")
+    decoded = f", decoded to {mdp.teacher.image_shape}" if mdp.teacher.decoder is not None else " in [-1, 1]"
+    table.add_row("samples", f"{mdp.teacher.sample_shape}{decoded}")
+    if mdp.teacher.conditions.inputs:
+        table.add_row("conditions", ", ".join(mdp.teacher.conditions.names))
+    if mdp.teacher.guidance_scale is not None:
+        scale = f"{mdp.teacher.guidance_scale:g}, two calls a prediction"
+        table.add_row("guidance scale", f"{scale}; later ones decided by the policy" if mdp.learn_guidance else scale)
     table.add_row("network calls (NFE) a sample", calls)
     table.add_row("base solver", name_of(mdp.solver, SOLVERS))
     table.add_row(
@@ -154,14 +172,15 @@ def schedule_lines(student: Student) -> list[str]:
     if student.mdp.adaptive:
         return ["The policy decides how many steps there are, so there is no one schedule to draw."]
     steps = student.steps()
-    last = student.mdp.teacher.schedule.max_timestep
+    schedule = student.mdp.teacher.schedule
+    first, last = schedule.timestep(schedule.half_logsnr_at(torch.tensor([1.0, 0.0], dtype=torch.float64))).tolist()
     lines = [
         ("level of x", [step.level_timestep for step in steps]),
         ("told", [step.timestep for step in steps]),
         ("base solver", base_timesteps(student)),
     ]
-    header = f"{'training timestep':>17}  {last:<{WIDTH // 2}.0f}{0:>{WIDTH - WIDTH // 2}}"
-    return [header, *(f"{name:>17}  {_marks(places, last)}" for name, places in lines), *_numbers(steps)]
+    header = f"{'training timestep':>17}  {first:<{WIDTH // 2}.4g}{last:>{WIDTH - WIDTH // 2}.4g}"
+    return [header, *(f"{name:>17}  {_marks(places, first, last)}" for name, places in lines), *_numbers(steps)]
 
 
 def base_timesteps(student: Student) -> list[float]:
@@ -175,10 +194,10 @@ def base_timesteps(student: Student) -> list[float]:
     return places
 
 
-def _marks(timesteps: list[float], last: float) -> str:
+def _marks(timesteps: list[float], first: float, last: float) -> str:
     line = ["·"] * WIDTH
     for timestep in timesteps:
-        line[round((1 - timestep / last) * (WIDTH - 1))] = "●"
+        line[round((first - timestep) / (first - last) * (WIDTH - 1))] = "●"
     return "".join(line)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from redif_env.actions import ActionMap
+from redif_env.conditions import Wanted
 from redif_env.draws import GroupDraws
 from redif_env.grids import Grid
 from redif_env.observations import Observation
@@ -41,8 +42,9 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         group_size: sub-environments in groups of this many start each episode from the same noise (those of one
             group are seeded like its first); what a group-relative baseline needs.
         autoreset_mode: ``SAME_STEP`` (default), ``NEXT_STEP`` or ``DISABLED``, as enum or as its value.
-        teacher, num_steps, action, observation, solver, grid, reward, min_steps, prices, reference_size,
-            teacher_steps, device, dtype, render_mode: as in :class:`ReDiFEnv`.
+        teacher, num_steps, action, observation, solver, grid, reward, min_steps, prices, conditions, null_label,
+            guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, render_mode: as in
+            :class:`ReDiFEnv`.
 
     ``last_transition`` holds all that the last step did, as torch tensors, before any reset: what reward wrappers read.
     """
@@ -66,6 +68,10 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         reward: str | Reward | Mapping[str, float] = "endpoint",
         min_steps: int | None = None,
         prices: tuple[float, float] | None = None,
+        conditions: Wanted | None = None,
+        null_label: int | None = None,
+        guidance_scale: float | None = None,
+        learn_guidance: bool = False,
         reference_size: int = 4096,
         teacher_steps: int = 100,
         group_size: int = 1,
@@ -81,13 +87,25 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode={render_mode!r} is unknown: choose None or 'rgb_array'")
         self.mdp = build_mdp(
-            teacher, num_steps, action, observation, solver, grid, device, dtype, min_steps=min_steps, prices=prices
+            teacher,
+            num_steps,
+            action,
+            observation,
+            solver,
+            grid,
+            device,
+            dtype,
+            min_steps=min_steps,
+            prices=prices,
+            conditions=conditions,
+            null_label=null_label,
+            guidance_scale=guidance_scale,
+            learn_guidance=learn_guidance,
         )
         self.num_envs, self.group_size, self.render_mode = num_envs, group_size, render_mode
         self.autoreset_mode = _parse_autoreset_mode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
 
-        shape = self.mdp.teacher.sample_shape
         self.single_action_space = action_space(self.mdp)
         self.single_observation_space = observation_space(self.mdp)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -101,7 +119,7 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         self._state: State | None = None
         self._pair = torch.zeros(num_envs, dtype=torch.int64, device=self.reference.noise.device)
         self._done = np.zeros(num_envs, dtype=np.bool_)
-        self._film = Filmstrip(num_envs, num_steps, shape) if render_mode else None
+        self._film = Filmstrip(num_envs, num_steps, self.mdp.teacher.image_shape) if render_mode else None
 
     @property  # type: ignore[override]
     def np_random(self) -> tuple[np.random.Generator, ...]:
@@ -242,7 +260,8 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         device = self._pair.device
         pair, dial = (torch.from_numpy(drawn).to(device) for drawn in self._draws.next(rows.cpu().numpy()))
         self._pair = torch.where(rows, pair, self._pair)
-        initial = self.mdp.initial(self.reference.noise[self._pair], self.mdp.price(dial))
+        start = (self.reference.noise[self._pair], self.mdp.price(dial), self.reference.condition[self._pair])
+        initial = self.mdp.initial(*start)
         self._state = initial if self._state is None else self._state.merge(rows, initial)
 
     def _predict(self, rows: Tensor) -> None:
@@ -270,6 +289,7 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         columns = {
             "nfe": state.nfe.cpu().numpy().copy(),
             "pair": self._pair.cpu().numpy().copy(),
+            "condition": state.condition.cpu().numpy().copy(),
             "half_logsnr": state.half_logsnr.cpu().numpy().copy(),
         }
         info: dict[str, Any] = {}
@@ -335,14 +355,19 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
     def _record_initial(self, rows: Tensor, state: State) -> None:
         if self._film:
             self._film.clear(rows)
-            self._film.record(rows, torch.zeros_like(self._pair), state.x, state.x0_history[:, 0])
+            self._film.record(rows, torch.zeros_like(self._pair), *self._shown(state, state.x0_history[:, 0]))
 
     def _record_step(self, transition: Transition) -> None:
         if not self._film:
             return
-        self._record_initial(transition.live & (transition.state.nfe == 1), transition.state)
+        self._record_initial(transition.live & (transition.state.predictions == 1), transition.state)
         column = self.mdp.num_steps - transition.next_state.steps_left
-        self._film.record(transition.live, column, transition.next_state.x, transition.decision.x0)
+        self._film.record(transition.live, column, *self._shown(transition.next_state, transition.decision.x0))
+
+    def _shown(self, state: State, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures of the sample and of its clean estimate."""
+        teacher = self.mdp.teacher
+        return teacher.images(teacher.schedule.normalised(state.x, state.half_logsnr)), teacher.images(x0)
 
 
 class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
@@ -365,12 +390,13 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     - `"step"` (1 number): the step size alone.
 
     With `min_steps` below `num_steps` there is one number more, the last: it gives up calls of the budget
-    (:class:`redif_env.mdp.DenoisingMDP`).
+    (:class:`redif_env.mdp.DenoisingMDP`). With `learn_guidance` there is one for the guidance scale before it.
 
     ## Observation Space
 
     `"features"`: a short float32 vector: NFE left, noise level, statistics of the sample, of the predicted clean sample
-    and of its change. :class:`redif_env.observations.Features` lists them. With `prices`, the episode's price follows.
+    and of its change. :class:`redif_env.observations.Features` lists them. `"features+condition"`: the same, and the
+    embedding of the condition. With `prices`, the episode's price follows.
 
     ## Rewards
 
@@ -391,9 +417,9 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     ## Information
 
-    `nfe`: network calls spent on the sample; `half_logsnr`: its level, `inf` when clean; `pair`: row of the reference
-    set; `rewards` (after a step): the terms by name. `env.unwrapped.last_transition` holds the step itself, as torch
-    tensors with a batch dimension of 1.
+    `nfe`: network calls spent on the sample; `half_logsnr`: its level, `inf` when clean; `condition`: row of the
+    teacher's conditions; `pair`: row of the reference set; `rewards` (after a step): the terms by name.
+    `env.unwrapped.last_transition` holds the step itself, as torch tensors with a batch dimension of 1.
 
     ## Arguments
 
@@ -405,7 +431,11 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     ```
 
     - `teacher="digits"`: a built-in name (`"digits"`, `"gaussian-ring"`), the path of a diffusers folder, or a hub id.
-    - `num_steps=4`: network calls an episode.
+    - `conditions=None`: class labels or prompts to draw episodes' conditions from, with weights if a dict; all labels
+      if not given. `null_label=None`: the label that a `UNet2DModel` was trained with for no condition.
+    - `guidance_scale=None`: of classifier-free guidance, which makes each prediction two network calls.
+      `learn_guidance=False`: whether that scale is a decision.
+    - `num_steps=4`: steps, and so predictions, an episode.
     - `action="solver"`, `observation="features"`: see above.
     - `solver="dpm++3m"`, `grid="time^1.5"`: the base solver (`"ddim"`, `"dpm++2m"`, `"dpm++3m"`, `"ipndm1"` to
       `"ipndm4"`) and its grid (`"time"`, `"time^1.5"`, `"time^2"`, `"logsnr"`, `"karras"`).
@@ -440,6 +470,10 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         reward: str | Reward | Mapping[str, float] = "endpoint",
         min_steps: int | None = None,
         prices: tuple[float, float] | None = None,
+        conditions: Wanted | None = None,
+        null_label: int | None = None,
+        guidance_scale: float | None = None,
+        learn_guidance: bool = False,
         reference_size: int = 4096,
         teacher_steps: int = 100,
         device: str = "cpu",
@@ -457,6 +491,10 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             reward=reward,
             min_steps=min_steps,
             prices=prices,
+            conditions=conditions,
+            null_label=null_label,
+            guidance_scale=guidance_scale,
+            learn_guidance=learn_guidance,
             reference_size=reference_size,
             teacher_steps=teacher_steps,
             autoreset_mode=AutoresetMode.DISABLED,

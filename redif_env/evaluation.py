@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from redif_env.baselines import all_baselines
 from redif_env.data import load_digits
-from redif_env.features import embed, load_features
+from redif_env.features import CLASSIFIERS, embed, judge_features, load_features
 from redif_env.metrics import (
     coverage,
     frechet_distance,
@@ -22,13 +22,12 @@ from redif_env.metrics import (
     recall,
     strayed,
 )
-from redif_env.references import TEST_SEED, reference_set
+from redif_env.references import TEST_SEED, TRAIN_SEED, reference_set
 from redif_env.students import Student
 from redif_env.teachers import Teacher
 
 TEST_SIZE = 2000
-FLOOR_SIZE = 4096
-"""The training set's size, so that it is in the cache already."""
+TRAIN_SIZE = 4096
 
 
 @dataclass(frozen=True)
@@ -52,21 +51,35 @@ class Evaluator:
     Args:
         teacher: whose samples are the standard.
         size, seed: of the noises. The default set takes part in no training and no choice.
+        teacher_steps: predictions that the teacher spends on an endpoint.
+        train_size: of the training set, which shows what chance alone makes of two perfect sets.
     """
 
-    def __init__(self, teacher: Teacher, size: int = TEST_SIZE, seed: int = TEST_SEED) -> None:
-        reference = reference_set(teacher, size, seed)
-        self.teacher = teacher
+    def __init__(
+        self,
+        teacher: Teacher,
+        size: int = TEST_SIZE,
+        seed: int = TEST_SEED,
+        teacher_steps: int = 100,
+        train_size: int = TRAIN_SIZE,
+    ) -> None:
+        reference = reference_set(teacher, size, seed, teacher_steps)
+        self.teacher, self.teacher_steps, self.train_size = teacher, teacher_steps, train_size
         self.noise = reference.noise.to(teacher.device)
-        self.endpoints = reference.endpoints.clamp(-1, 1).to(teacher.device)
-        known = teacher.sample_shape == (1, 8, 8)
-        self.feature_name = "digits-classifier-64" if known else "pixels"
-        self.features = load_features("digits-judge" if known else "pixels", teacher.sample_shape).to(teacher.device)
-        self.endpoint_features = embed(self.features, self.endpoints)
+        self.condition = reference.condition.to(teacher.device)
+        self.endpoints = teacher.clip(reference.endpoints).to(teacher.device)
+        judge = judge_features(teacher.image_shape)
+        self.feature_name = f"{CLASSIFIERS[judge][0]}-64" if judge in CLASSIFIERS else judge
+        self.features = load_features(judge, teacher.image_shape).to(teacher.device)
+        self.endpoint_features = self.embed(self.endpoints)
         self.data_features: Tensor | None = None
         # The digits data come with scikit-learn, which sampling and judging can do without.
         if teacher.name == "digits" and find_spec("sklearn"):
             self.data_features = embed(self.features, load_digits()[0].to(teacher.device))
+
+    def embed(self, samples: Tensor) -> Tensor:
+        """Features ``(N, D)`` of what ``samples`` ``(N, *S)`` show."""
+        return embed(self.features, self.teacher.images(samples))
 
     @property
     def described(self) -> str:
@@ -75,8 +88,8 @@ class Evaluator:
 
     def row(self, method: str, grid: str, nfe: float, samples: Tensor) -> Row:
         """Measure ``samples`` ``(size, *S)``, made from ``noise`` in its order."""
-        samples = samples.clamp(-1, 1)
-        features, data = embed(self.features, samples), self.data_features
+        samples = self.teacher.clip(samples)
+        features, data = self.embed(samples), self.data_features
         return Row(
             method=method,
             grid=grid,
@@ -88,7 +101,7 @@ class Evaluator:
 
     def student_row(self, method: str, student: Student, price: float | None = None) -> Row:
         """Measure a student, at the mean of the network calls that it spends; at a price of one, if it knows prices."""
-        last = student.trajectory(self.noise, price)[-1]
+        last = student.trajectory(self.noise, price, self.condition)[-1]
         spent: float = last.nfe.double().mean().item()
         grid = "learned" if price is None else f"price {price:.3g}"
         return self.row(method, grid, int(spent) if spent.is_integer() else spent, last.x)
@@ -100,35 +113,38 @@ class Evaluator:
         ``strayed`` the share of samples that ended nearer to another noise's endpoint; ``fd_strayed`` the Frechet
         distance if all others were perfect, ``fd_others`` if those were.
         """
-        features, endpoints = embed(self.features, samples), self.endpoint_features
+        features, endpoints = self.embed(samples), self.endpoint_features
         astray = strayed(features, endpoints)[:, None]
         return {
             "kd": 1000 * kernel_distance(features, endpoints),
             "precision": precision(features, endpoints),
             "recall": recall(features, endpoints),
             "coverage": coverage(features, endpoints),
-            "fd_pixels": frechet_distance(samples.clamp(-1, 1).flatten(1), self.endpoints.flatten(1)),
+            "fd_pixels": frechet_distance(self.teacher.clip(samples).flatten(1), self.endpoints.flatten(1)),
             "strayed": astray.double().mean().item(),
             "fd_strayed": frechet_distance(torch.where(astray, features, endpoints), endpoints),
             "fd_others": frechet_distance(torch.where(astray, endpoints, features), endpoints),
         }
 
     def baselines(self, nfe: int) -> list[Row]:
-        """Every training-free solver on every grid, best first."""
+        """Every training-free solver on every grid at ``nfe`` network calls, best first."""
         rows = []
         for baseline in tqdm(all_baselines(), desc=f"solvers at {nfe} NFE"):
-            samples = baseline(self.teacher, self.noise, nfe)
+            samples = baseline(self.teacher, self.noise, nfe // self.teacher.calls, self.condition)
             rows.append(self.row(baseline.method, baseline.grid, nfe, samples))
         return sorted(rows, key=lambda row: row.fd_teacher)
 
-    def teacher_row(self, nfe: int = 100) -> Row:
+    def teacher_row(self) -> Row:
         """The teacher itself: what a perfect student would score."""
-        return self.row("teacher", "time", nfe, self.endpoints)
+        return self.row("teacher", "time", self.teacher_steps * self.teacher.calls, self.endpoints)
 
     def floor_row(self) -> Row:
         """The teacher on other noises: what sampling alone makes of two perfect sets of this size."""
-        others = reference_set(self.teacher, FLOOR_SIZE).endpoints[: len(self.noise)]
-        return self.row("teacher, other noises", "time", 100, others.to(self.teacher.device))
+        others = reference_set(self.teacher, self.train_size, TRAIN_SEED, self.teacher_steps)
+        ends = others.endpoints[: len(self.noise)]
+        return self.row(
+            "teacher, other noises", "time", self.teacher_steps * self.teacher.calls, others.to(self.teacher.device)
+        )
 
 
 def judge(evaluator: Evaluator, student: Student, method: str) -> list[Row]:

@@ -13,31 +13,41 @@ from redif_env.files import ASSETS
 
 FEATURE_BATCH = 1024
 
-DIGITS_FEATURES = {"digits": "digits-features", "digits-judge": "digits-classifier"}
-"""Folders of the two digit networks. They differ in their training seed alone; keeping them apart means that a reward
-cannot be good by the judge's own blind spots."""
+CLASSIFIERS = {
+    "digits": ("digits-features", (1, 8, 8)),
+    "digits-judge": ("digits-classifier", (1, 8, 8)),
+    "mnist": ("mnist-features", (1, 28, 28)),
+    "mnist-judge": ("mnist-classifier", (1, 28, 28)),
+}
+"""Folders of the digit networks, and what they take. The two of one shape differ in their training seed alone; keeping
+them apart means that a reward cannot be good by the judge's own blind spots."""
 
 
 class DigitsClassifier(nn.Module):
-    """A small convolutional classifier of 8x8 digits; its penultimate layer is the feature space of the digits tables.
+    """A small convolutional classifier of digits; its penultimate layer is the feature space of the digits tables.
 
-    ``forward`` gives class logits ``(B, 10)``; ``features`` gives ``(B, 64)``, of images ``(B, 1, 8, 8)`` in [-1, 1].
-    Trained and shipped by ``python -m experiments.train_classifier``.
+    ``forward`` gives class logits ``(B, 10)``; ``features`` gives ``(B, 64)``, of images ``(B, 1, side, side)`` in
+    [-1, 1]. Trained and shipped by ``python -m experiments.train_classifier``.
+
+    Args:
+        side: 8 or 28 pixels.
     """
 
     num_features = 64
 
-    def __init__(self) -> None:
+    def __init__(self, side: int = 8) -> None:
         super().__init__()
+        # A larger image is halved once more, by the first layer, and leaves 4 x 4 places, where 8 x 8 ones leave 2 x 2.
+        stride, places = (1, 2) if side == 8 else (2, 4)
         self.body = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
+            nn.Conv2d(1, 32, 3, stride=stride, padding=1),
             nn.GELU(),
             nn.Conv2d(32, 64, 3, stride=2, padding=1),
             nn.GELU(),
             nn.Conv2d(64, 64, 3, stride=2, padding=1),
             nn.GELU(),
             nn.Flatten(),
-            nn.Linear(256, self.num_features),
+            nn.Linear(64 * places**2, self.num_features),
             nn.GELU(),
         )
         self.head = nn.Linear(self.num_features, 10)
@@ -138,10 +148,11 @@ def load_features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
     """A frozen feature network.
 
     Args:
-        name: ``"pixels"``: the samples themselves; ``"digits"``: the network for rewards on 8x8 digits;
-            ``"digits-judge"``: another one, trained from another seed, which the tables use and rewards should not;
-            else the folder or hub id of a transformers vision model (CLIP, DINO, ...).
-        sample_shape: S.
+        name: ``"pixels"``: the samples themselves; ``"digits"`` or ``"mnist"``: the network for rewards on 8x8 or
+            28x28 digits; ``"digits-judge"`` or ``"mnist-judge"``: another one, trained from another seed, which the
+            tables use and rewards should not; else the folder or hub id of a transformers vision model (CLIP, DINO,
+            ...).
+        sample_shape: S of what it is to take; for latents, the shape of the images.
 
     Raises:
         ValueError: if there is none of that name, or it does not take such samples.
@@ -149,11 +160,12 @@ def load_features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
     network: nn.Module
     if name == "pixels":
         network = PixelFeatures(math.prod(sample_shape))
-    elif name in DIGITS_FEATURES:
-        if sample_shape != (1, 8, 8):
-            raise ValueError(f"features={name!r} takes samples of shape (1, 8, 8), not {sample_shape}: try 'pixels'")
-        classifier = DigitsClassifier()
-        classifier.load_state_dict(load_file(ASSETS / DIGITS_FEATURES[name] / "model.safetensors"))
+    elif name in CLASSIFIERS:
+        folder, shape = CLASSIFIERS[name]
+        if sample_shape != shape:
+            raise ValueError(f"features={name!r} takes samples of shape {shape}, not {sample_shape}: try 'pixels'")
+        classifier = DigitsClassifier(shape[-1])
+        classifier.load_state_dict(load_file(ASSETS / folder / "model.safetensors"))
         network = PenultimateFeatures(classifier)
     elif len(sample_shape) == 3:
         network = VisionFeatures.from_pretrained(name)
@@ -164,7 +176,13 @@ def load_features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
 
 def default_features(sample_shape: tuple[int, ...]) -> str:
     """The name of the features that rewards use where none is named."""
-    return "digits" if sample_shape == (1, 8, 8) else "pixels"
+    return next((name for name in ("digits", "mnist") if CLASSIFIERS[name][1] == sample_shape), "pixels")
+
+
+def judge_features(sample_shape: tuple[int, ...]) -> str:
+    """The name of the features that tables use."""
+    name = default_features(sample_shape)
+    return name if name == "pixels" else f"{name}-judge"
 
 
 @torch.no_grad()

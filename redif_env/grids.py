@@ -29,10 +29,10 @@ class Grid(ABC):
 
 @dataclass(frozen=True)
 class TimeGrid(Grid):
-    """``timestep = max_timestep * (1 - position) ** power``.
+    """``time = (1 - position) ** power``, in the schedule's own time.
 
-    Power 1 is uniform time (diffusers' ``linspace`` spacing without its rounding); larger powers put more steps
-    near clean data.
+    Power 1 is uniform time (diffusers' ``linspace`` spacing without its rounding; on variance-exploding schedules
+    Karras's grid, on flow schedules the shifted one); larger powers put more steps near clean data.
     """
 
     power: float = 1.0
@@ -42,7 +42,7 @@ class TimeGrid(Grid):
             raise ValueError(f"power must be above 0, got {self.power}")
 
     def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
-        return schedule.half_logsnr(schedule.max_timestep * (1 - position) ** self.power)
+        return schedule.half_logsnr_at((1 - position) ** self.power)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class LogSNRGrid(Grid):
     """Uniform in ``half_logsnr`` (Lu et al. 2022)."""
 
     def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
-        noisiest, cleanest = ends(schedule, position.device)
+        noisiest, cleanest = schedule.ends(position.device)
         return torch.lerp(noisiest, cleanest, position)
 
 
@@ -65,7 +65,7 @@ class KarrasGrid(Grid):
             raise ValueError(f"rho must be above 0, got {self.rho}")
 
     def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
-        noisiest, cleanest = ends(schedule, position.device)
+        noisiest, cleanest = schedule.ends(position.device)
         root = torch.lerp(torch.exp(-noisiest / self.rho), torch.exp(-cleanest / self.rho), position)
         return -self.rho * torch.log(root)
 
@@ -78,13 +78,6 @@ GRIDS: dict[str, Grid] = {
     "karras": KarrasGrid(),
 }
 """The grids by the names used at the command line and in ``gym.make``."""
-
-
-def ends(schedule: Schedule, device: torch.device) -> tuple[Tensor, Tensor]:
-    """``half_logsnr`` of the noisiest and of the cleanest level, scalars."""
-    timesteps = torch.tensor([schedule.max_timestep, 0.0], dtype=torch.float64, device=device)
-    noisiest, cleanest = schedule.half_logsnr(timesteps)
-    return noisiest, cleanest
 
 
 def next_position(position: Tensor, steps_left: Tensor, shift: Tensor) -> Tensor:

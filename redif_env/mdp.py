@@ -33,13 +33,15 @@ class DenoisingMDP:
     goes to clean data and the episode ends.
 
     Args:
-        teacher: its network is called once a step.
+        teacher: asked for one prediction a step, which is one network call, or two with guidance.
         solver, grid: the base solver, which the zero action reproduces.
-        num_steps: network calls an episode at most, at least 1.
+        num_steps: steps, and so predictions, an episode at most, at least 1.
         action_map, observation: meaning of actions, and what the agent sees.
-        min_steps: network calls an episode at least; ``num_steps`` if not given.
+        min_steps: steps an episode at least; ``num_steps`` if not given.
         prices: smallest and largest price of a network call, in units of reward. Each episode has one, which the agent
             sees as one more number, the last: 0 at the smallest, 1 at the largest, linear in the logarithm.
+        learn_guidance: whether the guidance scale of each network call but the first is a decision: actions get one
+            more number, after those of the action map. The scale's excess over 1 is multiplied by ``4 ** number``.
     """
 
     teacher: Teacher
@@ -50,6 +52,7 @@ class DenoisingMDP:
     observation: Observation
     min_steps: int | None = None
     prices: tuple[float, float] | None = None
+    learn_guidance: bool = False
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -60,6 +63,13 @@ class DenoisingMDP:
             raise ValueError(f"min_steps must be from 1 to num_steps={self.num_steps}, got {self.min_steps}")
         if self.prices is not None and not 0 < self.prices[0] < self.prices[1]:
             raise ValueError(f"prices must be two numbers above 0, the smaller first, got {self.prices}")
+        if self.learn_guidance and self.teacher.guidance_scale is None:
+            raise ValueError(f"learn_guidance needs a guided teacher: give {self.teacher.name!r} a guidance_scale")
+        if self.observation.shows_condition and len(self.teacher.conditions) < 2:
+            raise ValueError(
+                f"observation shows the condition, but teacher {self.teacher.name!r} has "
+                f"{len(self.teacher.conditions)}: choose 'features'"
+            )
 
     @property
     def base(self) -> BaseSolver:
@@ -73,21 +83,26 @@ class DenoisingMDP:
     @property
     def action_size(self) -> int:
         """Numbers in one action, each in [-1, 1]."""
-        return self.action_map.size(self.teacher.sample_shape) + self.adaptive
+        return self.action_map.size(self.teacher.sample_shape) + self.learn_guidance + self.adaptive
 
     @property
     def observation_size(self) -> int:
         """Numbers in one observation."""
-        return self.observation.size(self.teacher.sample_shape, self.num_steps) + (self.prices is not None)
+        shown = self.teacher.conditions.embeddings.shape[1] if self.observation.shows_condition else 0
+        return self.observation.size(self.teacher.sample_shape, self.num_steps) + shown + (self.prices is not None)
 
     @property
     def history(self) -> int:
         """Past predictions that a state keeps."""
         return max(self.solver.order, self.action_map.history, self.observation.history)
 
-    def initial(self, noise: Tensor, price: Tensor | None = None) -> State:
-        """The states of ``noise`` ``(B, *S)``, before their first network call, at ``price`` ``(B,)`` a call."""
-        state = initial_state(noise, self.teacher.schedule, self.grid, self.num_steps, self.history)
+    def initial(self, noise: Tensor, price: Tensor | None = None, condition: Tensor | None = None) -> State:
+        """The states of ``noise`` ``(B, *S)``, before their first network call.
+
+        ``price`` ``(B,)`` is what a call costs, ``condition`` ``(B,)`` the rows of the teacher's conditions.
+        """
+        teacher, scale = self.teacher, self.teacher.guidance_scale or 1.0
+        state = initial_state(noise, teacher.schedule, self.grid, self.num_steps, self.history, condition, scale)
         return state if price is None else replace(state, price=price.to(state.price))
 
     def predict(self, state: State, rows: Tensor) -> State:
@@ -106,7 +121,11 @@ class DenoisingMDP:
         """What ``action`` ``(B, A)`` means in ``state``."""
         if self.adaptive:
             state, action = self._give_up(state, action[:, -1]), action[:, :-1]
-        return self.action_map.decode(action, state, self.base)
+        if not self.learn_guidance:
+            return self.action_map.decode(action, state, self.base)
+        assert self.teacher.guidance_scale is not None
+        scale = 1 + (self.teacher.guidance_scale - 1) * 4 ** action[:, -1].double()
+        return replace(self.action_map.decode(action[:, :-1], state, self.base), guidance=scale)
 
     def advance(self, state: State, decision: Decision) -> State:
         """The deterministic solver step; no network call. Rows that are already clean come out as NaN."""
@@ -114,7 +133,10 @@ class DenoisingMDP:
 
     def observe(self, state: State) -> Tensor:
         """Observations ``(B, F)`` float32."""
-        seen = self.observation.observe(state, self.num_steps)
+        normalised = replace(state, x=self.teacher.schedule.normalised(state.x, state.half_logsnr))
+        seen = self.observation.observe(normalised, self.num_steps)
+        if self.observation.shows_condition:
+            seen = torch.cat([seen, self.teacher.conditions.embeddings.to(seen.device)[state.condition]], dim=1)
         if self.prices is None:
             return seen
         low, high = self.prices
@@ -145,7 +167,7 @@ class DenoisingMDP:
 
     def _give_up(self, state: State, share: Tensor) -> State:
         assert self.min_steps is not None
-        least = (self.min_steps - state.nfe + 1).clamp(min=1)
+        least = (self.min_steps - state.predictions + 1).clamp(min=1)
         spare = (state.steps_left - least).clamp(min=0)
         wanted = ((share.double() - GIVE_UP_FROM) / (GIVE_UP_TO - GIVE_UP_FROM)).clamp(0, 1)
         given_up = (spare * wanted).round().long()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -11,42 +12,46 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
 from redif_env.mixtures import GaussianMixture
-from redif_env.schedules import VariancePreservingSchedule
+from redif_env.noise_schedulers import Reading, read_scheduler, scheduler_config
 
 
 class GaussianMixtureModel(ModelMixin, ConfigMixin):
-    """The exact noise prediction of :class:`~redif_env.mixtures.GaussianMixture`, called as a ``UNet2DModel`` is.
+    """The exact answers of :class:`~redif_env.mixtures.GaussianMixture`, called as a ``UNet2DModel`` is.
 
     Args:
         num_components: number K of Gaussians.
         sample_shape: shape S of a sample; for images ``(channels, height, width)``.
-        trained_betas: variances of the forward process.
+        noise: config of a diffusers scheduler, with ``_class_name``: the schedule, and in which form it answers.
         double: whether means and standard deviations are float64.
     """
 
     @register_to_config
     def __init__(
-        self, num_components: int, sample_shape: Sequence[int], trained_betas: Sequence[float], double: bool = False
+        self, num_components: int, sample_shape: Sequence[int], noise: Mapping[str, Any], double: bool = False
     ) -> None:
         super().__init__()
         dtype = torch.float64 if double else torch.float32
         means = torch.zeros(num_components, *sample_shape, dtype=dtype)
-        schedule = VariancePreservingSchedule(torch.tensor(trained_betas, dtype=torch.float64))
-        self.mixture = GaussianMixture(means, 1.0, None, schedule)
+        reading = read_scheduler(noise, "gaussian-mixture")
+        self.mixture = GaussianMixture(
+            means, 1.0, None, reading.schedule, reading.prediction_type, reading.preconditioning
+        )
 
     def forward(self, sample: Tensor, timestep: Tensor | float, return_dict: bool = True) -> UNet2DOutput | tuple:
-        """Noise prediction ``(B, *S)`` at ``sample`` ``(B, *S)``, at a timestep or ``(B,)`` of them."""
+        """Answer ``(B, *S)`` at ``sample`` ``(B, *S)``, at a timestep or ``(B,)`` of them."""
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
-        eps = self.mixture(sample, timesteps)
-        return UNet2DOutput(sample=eps) if return_dict else (eps,)
+        output = self.mixture(sample, timesteps)
+        return UNet2DOutput(sample=output) if return_dict else (output,)
 
     @classmethod
     def of(cls, mixture: GaussianMixture) -> GaussianMixtureModel:
-        """The model of a mixture on a variance-preserving schedule."""
-        schedule = mixture.schedule
-        if not isinstance(schedule, VariancePreservingSchedule):
-            raise TypeError(f"mixture is on a {type(schedule).__name__}: only variance-preserving ones can be saved")
+        """The model of a mixture.
+
+        Raises:
+            TypeError: if no diffusers scheduler has its schedule.
+        """
+        noise = scheduler_config(Reading(mixture.schedule, mixture.prediction_type, mixture.preconditioning))
         shape, double = tuple(mixture.means.shape[1:]), mixture.means.dtype == torch.float64
-        model = cls(len(mixture.means), shape, schedule.betas.tolist(), double)
+        model = cls(len(mixture.means), shape, noise, double)
         model.mixture.load_state_dict(mixture.state_dict())
         return model.to(mixture.means.device).eval()

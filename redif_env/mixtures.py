@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from redif_env.predictions import PLAIN, Preconditioning
 from redif_env.schedules import Schedule
-from redif_env.types import expand
+from redif_env.types import Level, Prediction, PredictionType, expand
 
 
 class GaussianMixture(nn.Module):
-    """Predicts the noise in ``x = alpha * x0 + sigma * eps`` for ``x0`` from a mixture of axis-aligned Gaussians.
+    """The exact answers to ``x = alpha * x0 + sigma * eps`` for ``x0`` from a mixture of axis-aligned Gaussians.
 
     The marginal at any level is again a mixture, of means ``alpha * mean`` and variances
     ``alpha**2 * std**2 + sigma**2``, and the best noise prediction is ``-sigma`` times the gradient of its log
@@ -23,13 +24,22 @@ class GaussianMixture(nn.Module):
         stds: broadcast against ``means``.
         weights: ``(K,)``, positive; equal if not given.
         schedule: turns a timestep into a level.
+        prediction_type, preconditioning: in which form it answers, and what it is given.
     """
 
     means: Tensor
     stds: Tensor
     log_weights: Tensor
 
-    def __init__(self, means: Tensor, stds: Tensor | float, weights: Tensor | None, schedule: Schedule) -> None:
+    def __init__(
+        self,
+        means: Tensor,
+        stds: Tensor | float,
+        weights: Tensor | None,
+        schedule: Schedule,
+        prediction_type: PredictionType = PredictionType.EPSILON,
+        preconditioning: Preconditioning = PLAIN,
+    ) -> None:
         super().__init__()
         stds = torch.as_tensor(stds, dtype=means.dtype).expand_as(means).clone(memory_format=torch.contiguous_format)
         weights = torch.ones(len(means), dtype=means.dtype) if weights is None else weights
@@ -37,21 +47,28 @@ class GaussianMixture(nn.Module):
             raise ValueError(f"stds must be above 0, got a smallest of {float(stds.min())}")
         if weights.shape != (len(means),) or not bool((weights > 0).all()):
             raise ValueError(f"weights must be {len(means)} positive numbers, one a component, got {weights}")
-        self.schedule = schedule
+        self.schedule, self.prediction_type, self.preconditioning = schedule, prediction_type, preconditioning
         self.register_buffer("means", means)
         self.register_buffer("stds", stds)
         self.register_buffer("log_weights", torch.log_softmax(weights.log(), dim=0))
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        """Noise prediction ``(B, *S)`` at ``x`` ``(B, *S)``, ``timestep`` ``(B,)``."""
-        return self.eps(x, self.schedule.half_logsnr(timestep))
+        """What a network would answer, ``(B, *S)``, given ``x`` ``(B, *S)`` and ``timestep`` ``(B,)``."""
+        half_logsnr = self.schedule.half_logsnr(timestep)
+        level = self.schedule.level(half_logsnr)
+        prediction = self.prediction(self.preconditioning.samples(x, level), half_logsnr)
+        return self.preconditioning.write(prediction, level, self.prediction_type)
 
-    def eps(self, x: Tensor, half_logsnr: Tensor) -> Tensor:
-        """Noise prediction at a level, ``half_logsnr`` ``(B,)``."""
-        residual, variance, sigma = self._components(x, half_logsnr)
+    def prediction(self, x: Tensor, half_logsnr: Tensor) -> Prediction:
+        """Clean estimate and noise prediction at a level, ``half_logsnr`` ``(B,)``: their conditional means."""
+        residual, variance, level = self._components(x, half_logsnr)
         responsibility = torch.softmax(self._log_joint(residual, variance), dim=1)
-        shape = (*responsibility.shape, *([1] * (residual.ndim - 2)))
-        return (expand(sigma, x) * (responsibility.reshape(shape) * residual / variance).sum(dim=1)).to(x.dtype)
+        share = responsibility.reshape(*responsibility.shape, *([1] * (residual.ndim - 2)))
+        shrink = expand(level.alpha, residual) * self.stds.double() ** 2 * residual / variance
+        return Prediction(
+            x0=(share * (self.means.double() + shrink)).sum(dim=1).to(x.dtype),
+            eps=(expand(level.sigma, x) * (share * residual / variance).sum(dim=1)).to(x.dtype),
+        )
 
     def log_prob(self, x: Tensor, half_logsnr: Tensor) -> Tensor:
         """Log density ``(B,)`` in nats of the noisy marginal at ``x``."""
@@ -64,12 +81,12 @@ class GaussianMixture(nn.Module):
         noise = torch.randn(num_samples, *self.means.shape[1:], generator=generator, device=self.means.device)
         return self.means[chosen] + self.stds[chosen] * noise
 
-    def _components(self, x: Tensor, half_logsnr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``x - alpha * mean`` and its variance, ``(B, K, *S)``, and sigma ``(B,)``; float64."""
+    def _components(self, x: Tensor, half_logsnr: Tensor) -> tuple[Tensor, Tensor, Level]:
+        """``x - alpha * mean`` and its variance, ``(B, K, *S)``, and the level; float64."""
         level = self.schedule.level(half_logsnr)
         x = x.double()[:, None]
         alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
-        return x - alpha * self.means.double(), (alpha * self.stds.double()) ** 2 + sigma**2, level.sigma
+        return x - alpha * self.means.double(), (alpha * self.stds.double()) ** 2 + sigma**2, level
 
     def _log_joint(self, residual: Tensor, variance: Tensor) -> Tensor:
         per_dim = -0.5 * (residual**2 / variance + variance.log() + math.log(2 * math.pi))

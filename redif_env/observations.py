@@ -20,20 +20,26 @@ class Observation(ABC):
     history: int = 1
     """Past predictions that the observation looks at."""
 
+    shows_condition: bool = False
+    """Whether the decision process is to add the embedding of what the sample is to show."""
+
     @abstractmethod
     def size(self, sample_shape: tuple[int, ...], num_steps: int) -> int:
         """How many numbers an observation has, each in [-10, 10]."""
 
     @abstractmethod
     def observe(self, state: State, num_steps: int) -> Tensor:
-        """Observations ``(B, size)`` float32."""
+        """Observations ``(B, size)`` float32.
+
+        ``state.x`` is normalised (:meth:`redif_env.schedules.Schedule.normalised`): its size says nothing of the level.
+        """
 
 
 @dataclass(frozen=True)
 class Features(Observation):
     """A short vector, ``num_steps + 10`` numbers and three a frequency band for images, each clipped to [-10, 10].
 
-    In order: NFE left, one-hot (all zero once the sample is finished); grid position; ``half_logsnr`` / 5;
+    In order: steps left, one-hot (all zero once the sample is finished); grid position; ``half_logsnr`` / 5;
     mean and root mean square of ``x``; the same of the predicted clean sample, how far it leaves [-1, 1], and the root
     mean square of the noise prediction; root mean square of the change of the predicted clean sample and of the noise
     prediction since the last call; then, a band, the root mean square of the predicted clean sample and of its change,
@@ -41,6 +47,7 @@ class Features(Observation):
     """
 
     bands: int = 3
+    shows_condition: bool = False
     history = 2
 
     def size(self, sample_shape: tuple[int, ...], num_steps: int) -> int:
@@ -48,7 +55,7 @@ class Features(Observation):
 
     def observe(self, state: State, num_steps: int) -> Tensor:
         x0, eps = state.x0_history[:, 0], state.eps_history[:, 0]
-        changed = expand(state.nfe >= 2, x0)
+        changed = expand(state.predictions >= 2, x0)
         x0_change = torch.where(changed, x0 - state.x0_history[:, 1], 0.0)
         eps_change = torch.where(changed, eps - state.eps_history[:, 1], 0.0)
         # All at once: a dozen small operations would cost as much as the step itself.
@@ -82,7 +89,10 @@ class Features(Observation):
         return list(torch.stack([size, moved, together], dim=1).flatten(0, 1))
 
 
-OBSERVATIONS: dict[str, Observation] = {"features": Features()}
+OBSERVATIONS: dict[str, Observation] = {
+    "features": Features(),
+    "features+condition": Features(shows_condition=True),
+}
 """The observations by the names used at the command line and in ``gym.make``."""
 
 

@@ -26,12 +26,14 @@ QUIET_BELOW = 50_000
 
 @dataclass(frozen=True)
 class ReferenceSet:
-    """Pairs of initial noise and teacher endpoint, both ``(N, *S)``.
+    """Initial noises with the teacher's endpoints of each, both ``(N, *S)``.
 
-    ``key`` is a digest of teacher, noise and step count.
+    ``condition`` ``(N,)`` int64 is what each was asked to show (a row of the teacher's conditions); ``key`` a digest of
+    teacher, noise, condition and step count.
     """
 
     noise: Tensor
+    condition: Tensor
     endpoints: Tensor
     key: str
 
@@ -39,13 +41,16 @@ class ReferenceSet:
         return len(self.noise)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ReferenceSet:
-        """The same pairs on a device, in a floating point type."""
-        return ReferenceSet(self.noise.to(device, dtype), self.endpoints.to(device, dtype), self.key)
+        """The same on a device, in a floating point type."""
+        placed = (self.noise.to(device, dtype), self.condition.to(device), self.endpoints.to(device, dtype))
+        return ReferenceSet(*placed, self.key)
 
 
-def draw_noise(size: int, sample_shape: tuple[int, ...], seed: int) -> Tensor:
-    """Standard normal ``(size, *S)``, float32, from a generator of its own."""
-    return torch.randn(size, *sample_shape, generator=torch.Generator().manual_seed(seed))
+def draw_starts(teacher: Teacher, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Standard normal noise ``(size, *S)`` float32 and conditions ``(size,)``, from a generator of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(size, *teacher.sample_shape, generator=generator)
+    return noise, teacher.conditions.draw(size, generator)
 
 
 def reference_set(teacher: Teacher, size: int, seed: int = TRAIN_SEED, num_steps: int = 100) -> ReferenceSet:
@@ -58,21 +63,23 @@ def reference_set(teacher: Teacher, size: int, seed: int = TRAIN_SEED, num_steps
     """
     if size < 1:
         raise ValueError(f"reference size must be at least 1, got {size}")
-    noise = draw_noise(size, teacher.sample_shape, seed)
-    key = reference_key(teacher, noise, num_steps)
+    noise, condition = draw_starts(teacher, size, seed)
+    key = reference_key(teacher, noise, condition, num_steps)
 
     def compute() -> Tensor:
         with tqdm(total=size, desc="teacher endpoints", disable=size * num_steps < QUIET_BELOW) as bar:
-            return teacher.endpoint(noise, num_steps, progress=bar.update).cpu()
+            return teacher.endpoint(noise, num_steps, condition, progress=bar.update).cpu()
 
-    return ReferenceSet(noise, cached(key, compute), key)
+    return ReferenceSet(noise, condition, cached(key, compute), key)
 
 
-def reference_key(teacher: Teacher, noise: Tensor, num_steps: int) -> str:
-    """Under what the endpoints of ``noise`` are cached."""
+def reference_key(teacher: Teacher, noise: Tensor, condition: Tensor, num_steps: int) -> str:
+    """Under what the endpoints of ``noise`` and ``condition`` are cached."""
     # The noise itself is in the key: should torch's generator change, old endpoints no longer belong to it.
     digest = hashlib.sha256(f"endpoints {teacher.fingerprint} {num_steps}".encode())
     digest.update(noise.numpy().tobytes())
+    if len(teacher.conditions) > 1:
+        digest.update(condition.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -83,9 +90,12 @@ def base_samples(teacher: Teacher, reference: ReferenceSet, solver: Solver, grid
     """
     described = f"samples {reference.key} {solver} {grid} {num_steps} {BASE_SIZE}"
     noise = reference.noise[:BASE_SIZE].to(teacher.device)
+    condition = reference.condition[:BASE_SIZE].to(teacher.device)
+    scale = teacher.guidance_scale or 1.0
 
     @torch.inference_mode()
     def compute() -> Tensor:
-        return torch.cat([sample(teacher, solver, grid, part, num_steps) for part in noise.split(ENDPOINT_BATCH)])
+        parts = zip(noise.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True)
+        return torch.cat([sample(teacher, solver, grid, part, num_steps, asked, scale) for part, asked in parts])
 
     return cached(hashlib.sha256(described.encode()).hexdigest(), compute).to(noise)

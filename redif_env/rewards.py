@@ -112,7 +112,7 @@ class Term:
             bad = int((~values.isfinite()).nonzero()[0, 0])
             raise ValueError(
                 f"reward {self.name!r} returned {float(values[bad])} in sub-environment {bad} at step "
-                f"{int(transition.state.nfe[bad])} of its episode: rewards must be finite"
+                f"{int(transition.state.predictions[bad])} of its episode: rewards must be finite"
             )
         return self.weight * values
 
@@ -191,7 +191,7 @@ class TrajectoryAlignment(EndpointAlignment):
         reached = torch.where(expand(transition.terminated, after.x), after.x, after.x0_history[:, 0])
         gone_before = self.distance(before.x0_history[:, 0], transition.endpoint)
         # The first prediction is the noise's doing, not an action's: where it counted as 0, the sum telescopes.
-        potential = torch.where(before.nfe > 1, gone_before, 0.0)
+        potential = torch.where(before.predictions > 1, gone_before, 0.0)
         return (potential - self.distance(reached, transition.endpoint)) / self.scale
 
 
@@ -212,7 +212,8 @@ class ScoreAgreement:
         state, schedule = transition.state, self.teacher.schedule
         level = schedule.level(state.half_logsnr)
         stepped = noise_estimate(state.x, transition.decision.x0, level)
-        answer = self.teacher.predict(state.x, state.half_logsnr, schedule.timestep(state.half_logsnr)).eps
+        told = schedule.timestep(state.half_logsnr)
+        answer = self.teacher.predict(state.x, state.half_logsnr, told, state.condition).eps
         zero = torch.zeros_like(answer)
         return -root_mean_square(stepped, answer) / root_mean_square(answer, zero) / self.num_steps
 
@@ -245,20 +246,21 @@ class TeacherResidual:
     def __post_init__(self) -> None:
         _check_scale(self.scale)
 
-    def residual(self, samples: Tensor) -> Tensor:
-        """Mean squared error ``(N,)`` of the noise predicted in noised samples ``(N, *S)``."""
+    def residual(self, samples: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Mean squared error ``(N,)`` of the noise predicted in noised samples ``(N, *S)``, asked for ``condition``."""
         errors = []
         for noise, lam in zip(self.noise.to(samples), self.half_logsnr, strict=True):
             levels = lam.expand(len(samples)).to(samples.device)
             level = self.teacher.schedule.level(levels)
             alpha, sigma = (expand(value, samples).to(samples.dtype) for value in (level.alpha, level.sigma))
-            x = alpha * samples.clamp(-1, 1) + sigma * noise
-            predicted = self.teacher.predict(x, levels, self.teacher.schedule.timestep(levels)).eps
+            x = alpha * self.teacher.clip(samples) + sigma * noise
+            predicted = self.teacher.predict(x, levels, self.teacher.schedule.timestep(levels), condition).eps
             errors.append(squared_error(predicted, noise.expand_as(predicted)))
         return torch.stack(errors).mean(dim=0)
 
     def __call__(self, transition: Transition) -> Tensor:
-        return _when_finished(self.name, transition, lambda x, _: self.floor - self.residual(x)) / self.scale
+        asked = transition.state.condition[transition.terminated]
+        return _when_finished(self.name, transition, lambda x, _: self.floor - self.residual(x, asked)) / self.scale
 
     @classmethod
     def calibrated(
@@ -275,13 +277,14 @@ class TeacherResidual:
         """
         schedule = mdp.teacher.schedule
         fractions = torch.tensor(times, dtype=torch.float64, device=mdp.teacher.device)
-        half_logsnr = schedule.half_logsnr(schedule.max_timestep * fractions)
+        half_logsnr = schedule.half_logsnr_at(fractions)
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(len(times), *mdp.teacher.sample_shape, generator=generator)
         bare = cls(mdp.teacher, noise, half_logsnr)
         base, endpoints = _base_pairs(mdp, reference)
+        asked = reference.condition[: len(base)].to(base.device)
         with torch.no_grad():
-            floor, reached = (float(bare.residual(samples).mean()) for samples in (endpoints, base))
+            floor, reached = (float(bare.residual(samples, asked).mean()) for samples in (endpoints, base))
         if reached <= floor:
             raise ValueError(
                 f"reward {name!r}: the base solver's samples have a smaller residual ({reached:.4f}) than the "
@@ -348,7 +351,7 @@ class DistributionAlignment:
 
     def _embed(self, samples: Tensor) -> Tensor:
         # A good student's samples lie so near their endpoints that single precision would lose the difference.
-        return embed(self.features, samples).double()
+        return _embed(self.features, samples).double()
 
     def _remember(self, samples: Tensor, endpoints: Tensor) -> None:
         """Put new pairs in the places of the oldest ones."""
@@ -370,7 +373,7 @@ class DistributionAlignment:
         """For a decision process; the default kernel is rational quadratic, its lengths around the median distance."""
         network = _placed(features, mdp.teacher)
         base, endpoints = _base_pairs(mdp, reference)
-        chosen = kernel or RationalQuadraticKernel(median_lengths(embed(network, endpoints)))
+        chosen = kernel or RationalQuadraticKernel(median_lengths(_embed(network, endpoints)))
         return cls(chosen, network, base, endpoints, name)
 
 
@@ -391,8 +394,10 @@ class StepCost:
             raise ValueError(f"cost must be at least 0, got {self.cost}: it is subtracted from the reward")
 
     def __call__(self, transition: Transition) -> Tensor:
-        price = transition.state.price
-        return -price if self.cost is None else torch.full_like(price, -self.cost)
+        state = transition.state
+        # A guided prediction is two network calls.
+        calls = state.nfe // state.predictions.clamp(min=1)
+        return -(state.price if self.cost is None else torch.full_like(state.price, self.cost)) * calls
 
 
 @dataclass(frozen=True)
@@ -409,13 +414,42 @@ class CallableReward:
         return self.fn(transition)
 
 
+class LatentFeatures(nn.Module):
+    """Features ``(B, D)`` of the images that latents ``(B, *S)`` are decoded to, by a teacher's decoder."""
+
+    def __init__(self, features: nn.Module, teacher: Teacher) -> None:
+        super().__init__()
+        self.features, self.teacher = features, teacher
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return embed(self.features, self.teacher.images(latents))
+
+
+@dataclass(frozen=True)
+class ImageDistance:
+    """A distance of images, between latents: both are decoded first."""
+
+    distance: Distance
+    teacher: Teacher
+
+    def __call__(self, samples: Tensor, endpoints: Tensor) -> Tensor:
+        return self.distance(self.teacher.images(samples), self.teacher.images(endpoints))
+
+
+def of_images(distance: Distance, teacher: Teacher) -> Distance:
+    """A distance between what the teacher's samples show: for latents, between the decoded images."""
+    return distance if teacher.decoder is None else ImageDistance(distance, teacher)
+
+
 Calibrated = Callable[[DenoisingMDP, ReferenceSet], Reward]
 
 REWARDS: dict[str, Calibrated] = {
     "endpoint": EndpointAlignment.calibrated,
     "endpoint_squared": lambda mdp, ref: EndpointAlignment.calibrated(mdp, ref, squared_error, "endpoint_squared"),
     "endpoint_cosine": lambda mdp, ref: EndpointAlignment.calibrated(mdp, ref, cosine_distance, "endpoint_cosine"),
-    "endpoint_ssim": lambda mdp, ref: EndpointAlignment.calibrated(mdp, ref, structural_dissimilarity, "endpoint_ssim"),
+    "endpoint_ssim": lambda mdp, ref: EndpointAlignment.calibrated(
+        mdp, ref, of_images(structural_dissimilarity, mdp.teacher), "endpoint_ssim"
+    ),
     "feature": FeatureAlignment.calibrated,
     "trajectory": TrajectoryAlignment.calibrated,
     "score": ScoreAgreement.calibrated,
@@ -473,11 +507,18 @@ def _base_distance(mdp: DenoisingMDP, reference: ReferenceSet, distance: Distanc
 
 
 def _feature_distance(features: nn.Module, samples: Tensor, endpoints: Tensor) -> Tensor:
-    both = embed(features, torch.cat([samples, endpoints]))
+    both = _embed(features, torch.cat([samples, endpoints]))
     return root_mean_square(*both.chunk(2))
 
 
+def _embed(features: nn.Module, samples: Tensor) -> Tensor:
+    # Latents leave [-1, 1], to which the others are clipped.
+    found: Tensor = features(samples) if isinstance(features, LatentFeatures) else embed(features, samples)
+    return found
+
+
 def _placed(features: nn.Module | None, teacher: Teacher) -> nn.Module:
-    """A feature network, frozen, on the teacher's device."""
-    network = features or load_features(default_features(teacher.sample_shape), teacher.sample_shape)
-    return network.eval().requires_grad_(False).to(teacher.device)
+    """A feature network of what the teacher's samples show, frozen, on its device."""
+    network = features or load_features(default_features(teacher.image_shape), teacher.image_shape)
+    network = network.eval().requires_grad_(False).to(teacher.device)
+    return network if teacher.decoder is None else LatentFeatures(network, teacher)

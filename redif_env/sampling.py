@@ -11,7 +11,11 @@ from redif_env.types import State
 
 
 def trajectory(
-    mdp: DenoisingMDP, policy: Callable[[Tensor], Tensor], noise: Tensor, price: Tensor | None = None
+    mdp: DenoisingMDP,
+    policy: Callable[[Tensor], Tensor],
+    noise: Tensor,
+    price: Tensor | None = None,
+    condition: Tensor | None = None,
 ) -> Generator[State, State | None]:
     """Yields the state after each step from ``noise`` ``(B, *S)``; the last holds the clean samples, not yet clipped.
 
@@ -22,8 +26,9 @@ def trajectory(
         policy: observations ``(B, F)`` to actions ``(B, A)``.
         noise: standard normal.
         price: ``(B,)`` of a network call, where the policy knows prices.
+        condition: rows ``(B,)`` of the teacher's conditions; the first if not given.
     """
-    state = mdp.initial(noise, price)
+    state = mdp.initial(noise, price, condition)
     unfinished = state.steps_left > 0
     while bool(unfinished.any()):
         state = mdp.predict(state, unfinished)

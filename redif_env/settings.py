@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from redif_env.actions import ACTION_MAPS, ActionMap
+from redif_env.conditions import Wanted
 from redif_env.grids import GRIDS, Grid
 from redif_env.mdp import DenoisingMDP
 from redif_env.observations import OBSERVATIONS, Observation
@@ -66,10 +67,40 @@ def parse_device(device: str) -> torch.device:
     return parsed
 
 
+def shared_teacher(
+    name_or_path: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    conditions: Wanted | None = None,
+    null_label: int | None = None,
+    guidance_scale: float | None = None,
+) -> Teacher:
+    """A teacher that all environments of this process share: it is frozen, and networks are large.
+
+    ``conditions``, ``null_label`` and ``guidance_scale`` as in :meth:`redif_env.Teacher.from_pretrained`.
+    """
+    # In a form that can be a key.
+    wanted: tuple[Any, ...] | None = None
+    if conditions is not None:
+        wanted = tuple(conditions.items()) if isinstance(conditions, Mapping) else tuple(conditions)
+    weighted = isinstance(conditions, Mapping)
+    return _shared_teacher(name_or_path, device, dtype, wanted, weighted, null_label, guidance_scale)
+
+
 @lru_cache(maxsize=8)
-def shared_teacher(name_or_path: str, device: torch.device, dtype: torch.dtype) -> Teacher:
-    """A teacher that all environments of this process share: it is frozen, and networks are large."""
-    return load_teacher(name_or_path).to(device, dtype)
+def _shared_teacher(
+    name_or_path: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    wanted: tuple[Any, ...] | None,
+    weighted: bool,
+    null_label: int | None,
+    guidance_scale: float | None,
+) -> Teacher:
+    conditions: Wanted | None = dict(wanted) if wanted is not None and weighted else wanted
+    teacher = load_teacher(name_or_path, conditions=conditions, null_label=null_label, guidance_scale=guidance_scale)
+    return teacher.to(device, dtype)
 
 
 def build_mdp(
@@ -84,10 +115,29 @@ def build_mdp(
     *,
     min_steps: int | None = None,
     prices: tuple[float, float] | None = None,
+    conditions: Wanted | None = None,
+    null_label: int | None = None,
+    guidance_scale: float | None = None,
+    learn_guidance: bool = False,
 ) -> DenoisingMDP:
     """The decision process that the arguments of ``gym.make("ReDiF-v0")`` describe."""
     placed, floating = parse_device(device), parse_dtype(dtype)
-    model = teacher.to(placed) if isinstance(teacher, Teacher) else shared_teacher(str(teacher), placed, floating)
+    if isinstance(teacher, Teacher):
+        if (conditions, null_label, guidance_scale) != (None, None, None):
+            raise ValueError(
+                "conditions, null_label and guidance_scale belong to a teacher that is named: a Teacher has its own, "
+                "give them to Teacher.from_pretrained"
+            )
+        model = teacher.to(placed)
+    else:
+        model = shared_teacher(
+            str(teacher),
+            placed,
+            floating,
+            conditions=conditions,
+            null_label=null_label,
+            guidance_scale=guidance_scale,
+        )
     return DenoisingMDP(
         teacher=model,
         solver=look_up("solver", solver, SOLVERS) if isinstance(solver, str) else solver,
@@ -97,4 +147,5 @@ def build_mdp(
         observation=look_up("observation", observation, OBSERVATIONS) if isinstance(observation, str) else observation,
         min_steps=min_steps,
         prices=None if prices is None else (float(prices[0]), float(prices[1])),
+        learn_guidance=learn_guidance,
     )

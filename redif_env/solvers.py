@@ -27,7 +27,12 @@ class Predictor(Protocol):
     @property
     def schedule(self) -> Schedule: ...
 
-    def predict(self, x: Tensor, half_logsnr: Tensor, timestep: Tensor) -> Prediction: ...
+    @property
+    def calls(self) -> int: ...
+
+    def predict(
+        self, x: Tensor, half_logsnr: Tensor, timestep: Tensor, condition: Tensor, guidance: Tensor
+    ) -> Prediction: ...
 
 
 class Solver(ABC):
@@ -49,7 +54,9 @@ class Solver(ABC):
         weights = self.weights(state, next_half_logsnr).to(history.dtype)
         combined = (weights.reshape(*weights.shape, *([1] * (history.ndim - 2))) * history).sum(dim=1)
         if self.combines_noise:
-            return clean_estimate(state.x, combined, level)
+            x0 = clean_estimate(state.x, combined, level)
+            # At pure noise x tells nothing of x0, but there is but one prediction yet: it stands for itself.
+            return torch.where(expand(level.alpha == 0, x0), state.x0_history[:, 0], x0)
         return combined
 
 
@@ -76,7 +83,7 @@ class IPNDM(Solver):
 
     def weights(self, state: State, next_half_logsnr: Tensor) -> Tensor:
         table = torch.tensor(self._TABLE, dtype=torch.float64, device=state.x.device)
-        return table[state.nfe.clamp(max=self.order) - 1, : self.order]
+        return table[state.predictions.clamp(max=self.order) - 1, : self.order]
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ class DPMSolverPP(Solver):
         # The step to clean data is infinite here; it has order 1, whose weights do not depend on its size.
         next_level = torch.where(next_half_logsnr.isinf(), levels[:, 0] + 1, next_half_logsnr)
         step = next_level - levels[:, 0]
-        usable = torch.minimum(state.nfe, self._order_near_the_end(state))
+        usable = torch.minimum(state.predictions, self._order_near_the_end(state))
         first = torch.zeros(len(step), self.order, dtype=torch.float64, device=step.device)
         first[:, 0] = 1
         weights = torch.where((usable >= 2)[:, None], first + self._second_order(levels, step, usable), first)
@@ -120,8 +127,8 @@ class DPMSolverPP(Solver):
         return weights
 
     def _order_near_the_end(self, state: State) -> Tensor:
-        short_run = state.nfe - 1 + state.steps_left < 15
-        order = torch.full_like(state.nfe, self.order)
+        short_run = state.predictions - 1 + state.steps_left < 15
+        order = torch.full_like(state.predictions, self.order)
         order = torch.where((state.steps_left == 2) & short_run, order.clamp(max=2), order)
         return torch.where(state.steps_left == 1, torch.ones_like(order), order)
 
@@ -167,8 +174,24 @@ def ddim_step(x: Tensor, x0: Tensor, level: Level, next_level: Level) -> Tensor:
     return expand(ratio, x).to(x.dtype) * x + expand(gain, x).to(x.dtype) * x0
 
 
-def initial_state(noise: Tensor, schedule: Schedule, grid: Grid, num_steps: int, history: int) -> State:
-    """The state before the first network call, of standard normal ``noise`` ``(B, *S)``, with ``history`` places."""
+def initial_state(
+    noise: Tensor,
+    schedule: Schedule,
+    grid: Grid,
+    num_steps: int,
+    history: int,
+    condition: Tensor | None = None,
+    guidance: float = 1.0,
+) -> State:
+    """The state before the first network call.
+
+    Args:
+        noise: standard normal ``(B, *S)``.
+        schedule, grid, num_steps: where the steps will be.
+        history: predictions that are kept.
+        condition: rows ``(B,)`` of the model's conditions; its first if not given.
+        guidance: scale of the first network call.
+    """
     rows, device = len(noise), noise.device
     position = torch.zeros(rows, dtype=torch.float64, device=device)
     half_logsnr = grid.half_logsnr(position, schedule)
@@ -178,6 +201,9 @@ def initial_state(noise: Tensor, schedule: Schedule, grid: Grid, num_steps: int,
         position=position,
         half_logsnr=half_logsnr,
         timestep=schedule.timestep(half_logsnr),
+        condition=torch.zeros(rows, dtype=torch.int64, device=device) if condition is None else condition.to(device),
+        guidance=torch.full((rows,), guidance, dtype=torch.float64, device=device),
+        predictions=torch.zeros(rows, dtype=torch.int64, device=device),
         nfe=torch.zeros(rows, dtype=torch.int64, device=device),
         steps_left=torch.full((rows,), num_steps, dtype=torch.int64, device=device),
         price=torch.zeros(rows, dtype=torch.float64, device=device),
@@ -188,15 +214,17 @@ def initial_state(noise: Tensor, schedule: Schedule, grid: Grid, num_steps: int,
 
 
 def predict(model: Predictor, state: State) -> State:
-    """Call the network once at ``state`` and put its answer at the head of the history."""
-    return record(state, model.predict(state.x, state.half_logsnr, state.timestep))
+    """Ask the network at ``state`` and put its answer at the head of the history."""
+    answer = model.predict(state.x, state.half_logsnr, state.timestep, state.condition, state.guidance)
+    return record(state, answer, model.calls)
 
 
-def record(state: State, prediction: Prediction) -> State:
-    """``state`` with one network call more, whose answer heads the history."""
+def record(state: State, prediction: Prediction, calls: int = 1) -> State:
+    """``state`` with one prediction more, which cost so many network calls and heads the history."""
     return replace(
         state,
-        nfe=state.nfe + 1,
+        predictions=state.predictions + 1,
+        nfe=state.nfe + calls,
         x0_history=push(prediction.x0, state.x0_history),
         eps_history=push(prediction.eps, state.eps_history),
         half_logsnr_history=push(state.half_logsnr, state.half_logsnr_history),
@@ -217,14 +245,23 @@ def step_to(state: State, decision: Decision, schedule: Schedule) -> State:
         position=decision.position,
         half_logsnr=decision.half_logsnr,
         timestep=decision.timestep,
+        guidance=state.guidance if decision.guidance is None else decision.guidance,
         steps_left=decision.steps_left - 1,
     )
 
 
-def trajectory(model: Predictor, solver: Solver, grid: Grid, noise: Tensor, num_steps: int) -> Iterator[State]:
+def trajectory(
+    model: Predictor,
+    solver: Solver,
+    grid: Grid,
+    noise: Tensor,
+    num_steps: int,
+    condition: Tensor | None = None,
+    guidance: float = 1.0,
+) -> Iterator[State]:
     """Run a solver from ``noise`` ``(B, *S)``: yields the state after each of its ``num_steps`` steps, the last clean.
 
-    One network call a step, so the last state's ``nfe`` is ``num_steps``.
+    One prediction a step; ``condition`` and ``guidance`` as in :func:`initial_state`.
 
     Raises:
         ValueError: if ``num_steps`` is below 1.
@@ -232,7 +269,7 @@ def trajectory(model: Predictor, solver: Solver, grid: Grid, noise: Tensor, num_
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     schedule = model.schedule
-    state = initial_state(noise, schedule, grid, num_steps, solver.order)
+    state = initial_state(noise, schedule, grid, num_steps, solver.order, condition, guidance)
     for _ in range(num_steps):
         state = predict(model, state)
         position = next_position(state.position, state.steps_left, torch.zeros_like(state.position))
@@ -243,7 +280,15 @@ def trajectory(model: Predictor, solver: Solver, grid: Grid, noise: Tensor, num_
         yield state
 
 
-def sample(model: Predictor, solver: Solver, grid: Grid, noise: Tensor, num_steps: int) -> Tensor:
+def sample(
+    model: Predictor,
+    solver: Solver,
+    grid: Grid,
+    noise: Tensor,
+    num_steps: int,
+    condition: Tensor | None = None,
+    guidance: float = 1.0,
+) -> Tensor:
     """The end of :func:`trajectory`: clean samples ``(B, *S)``."""
-    (last,) = deque(trajectory(model, solver, grid, noise, num_steps), maxlen=1)
+    (last,) = deque(trajectory(model, solver, grid, noise, num_steps, condition, guidance), maxlen=1)
     return last.x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from redif_env.mdp import DenoisingMDP
 from redif_env.policies import Policy
 from redif_env.records import Record
-from redif_env.references import VALIDATION_SEED, draw_noise
+from redif_env.references import VALIDATION_SEED, draw_starts
 from redif_env.sampling import trajectory
 from redif_env.types import State
 
@@ -49,12 +50,12 @@ class Student:
 
     @property
     def network(self) -> nn.Module:
-        """The network that is called ``num_steps`` times a sample."""
+        """The network that is asked ``num_steps`` times a sample."""
         return self.mdp.teacher.network
 
     @property
     def num_steps(self) -> int:
-        """Network calls (NFE) a sample; the most there can be, where the policy chooses."""
+        """Steps, and so predictions, a sample; the most there can be, where the policy chooses."""
         return self.mdp.num_steps
 
     @property
@@ -75,8 +76,9 @@ class Student:
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         price: float | None = None,
+        condition: int | str | Sequence[int] | Sequence[str] | None = None,
     ) -> Tensor:
-        """Samples ``(num_samples, *S)`` in [-1, 1].
+        """Samples ``(num_samples, *S)`` in [-1, 1]; of a teacher of latents, the images that they are decoded to.
 
         Args:
             num_samples: how many to draw; needed unless ``noise`` is given.
@@ -84,16 +86,27 @@ class Student:
             noise: standard normal ``(N, *S)`` to start from instead.
             price: of a network call, for a student trained at many prices: the dearer, the fewer calls. Its smallest
                 price if not given.
+            condition: class label or prompt that it was trained with, for all or one each; drawn as in training if not
+                given.
         """
-        return self.trajectory(self._initial_noise(num_samples, generator, noise), price)[-1].x.clamp(-1, 1)
+        start = self._initial_noise(num_samples, generator, noise)
+        conditions = self.mdp.teacher.conditions
+        if condition is None:
+            cpu = generator is None or generator.device.type == "cpu"
+            rows = conditions.draw(len(start), generator if generator and cpu else torch.default_generator)
+        else:
+            rows = conditions.rows_of(condition, len(start))
+        return self.mdp.teacher.images(self.trajectory(start, price, rows)[-1].x)
 
     @torch.no_grad()
-    def trajectory(self, noise: Tensor, price: float | None = None) -> list[State]:
+    def trajectory(self, noise: Tensor, price: float | None = None, condition: Tensor | None = None) -> list[State]:
         """The state after each step from ``noise`` ``(N, *S)``; the last holds the clean samples, not yet clipped.
 
         ``nfe`` of the last are the network calls spent on each: samples that are finished early cost no more.
+        ``condition`` ``(N,)`` are rows of the teacher's conditions; the first if not given.
         """
-        return list(trajectory(self.mdp, self.policy, noise, self.mdp.constant_price(len(noise), price)))
+        prices = self.mdp.constant_price(len(noise), price)
+        return list(trajectory(self.mdp, self.policy, noise, prices, condition))
 
     @cached_property
     def mean_actions(self) -> Tensor | None:
@@ -106,7 +119,8 @@ class Student:
         table = self.policy.table(self.num_steps)
         if table is not None:
             return table
-        noise = draw_noise(MEAN_OVER, self.sample_shape, VALIDATION_SEED).to(self.mdp.teacher.device)
+        starts = draw_starts(self.mdp.teacher, MEAN_OVER, VALIDATION_SEED)
+        noise, condition = (part.to(self.mdp.teacher.device) for part in starts)
         actions: list[Tensor] = []
 
         def noted(observation: Tensor) -> Tensor:
@@ -115,7 +129,7 @@ class Student:
             return action
 
         with torch.no_grad():
-            list(trajectory(self.mdp, noted, noise, self.mdp.constant_price(len(noise))))
+            list(trajectory(self.mdp, noted, noise, self.mdp.constant_price(len(noise)), condition))
         return torch.stack(actions)
 
     def frozen(self) -> Student:

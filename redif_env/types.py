@@ -2,9 +2,11 @@
 
 Contract, for a batch of B samples of shape S (for images ``(channels, height, width)``):
 
-* ``x``, ``x0``, ``eps``: ``(B, *S)``, floating point in the environment's dtype, images scaled to [-1, 1];
+* ``x``, ``x0``, ``eps``: ``(B, *S)``, floating point in the environment's dtype, images scaled to [-1, 1]
+  (latents as their network takes them);
 * ``half_logsnr``: ``(B,)`` float64, ``log(alpha / sigma)``, increases while denoising, ``+inf`` is clean data;
-* ``timestep``: ``(B,)`` float64, what the network is told, in the training schedule's units (0 is the cleanest);
+* ``timestep``: ``(B,)`` float64, what the network is told, in the training schedule's units;
+* ``condition``: ``(B,)`` int64, a row of the teacher's conditions (0 where there is but one);
 * ``position``: ``(B,)`` float64, the coordinate of a :class:`~redif_env.grids.Grid`: 0 is pure noise, 1 is clean data;
 * histories put the newest first along dimension 1.
 """
@@ -25,6 +27,7 @@ class PredictionType(StrEnum):
     EPSILON = "epsilon"
     SAMPLE = "sample"
     V_PREDICTION = "v_prediction"
+    FLOW_PREDICTION = "flow_prediction"
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,10 @@ class Prediction:
 class State:
     """Where B denoising episodes stand. Every field has B rows, so states can be merged row by row.
 
-    ``timestep`` is what the network is told at its next call; ``nfe`` the calls made; ``steps_left`` the calls that
-    the budget still allows plus the pending step (the last step makes no call); ``price`` ``(B,)`` float64 what a
+    ``timestep`` is what the network is told at its next call, ``condition`` ``(B,)`` int64 the row of the teacher's
+    conditions that it is asked for, ``guidance`` ``(B,)`` float64 the guidance scale there (1 is none); ``predictions``
+    the answers had, ``nfe`` the network calls they cost (a guided answer costs two); ``steps_left`` the answers that
+    the budget still allows plus the pending step (the last step needs none); ``price`` ``(B,)`` float64 what a
     call costs the episode in units of reward (0 unless the decision process draws prices). Histories hold the last K
     predictions, newest first, the unused places zero.
     """
@@ -57,6 +62,9 @@ class State:
     position: Tensor
     half_logsnr: Tensor
     timestep: Tensor
+    condition: Tensor
+    guidance: Tensor
+    predictions: Tensor
     nfe: Tensor
     steps_left: Tensor
     price: Tensor
@@ -88,7 +96,8 @@ class Decision:
 
     ``position`` and ``half_logsnr``: grid position to step to and its level, both ``(B,)``; ``x0``: clean estimate to
     step with, ``(B, *S)``; ``timestep``: what the network is told there, ``(B,)``; ``steps_left``: steps that the
-    episode still takes, this one included, ``(B,)`` int64.
+    episode still takes, this one included, ``(B,)`` int64; ``guidance``: scale of the next network call ``(B,)``, None
+    to leave it as it is.
     """
 
     position: Tensor
@@ -96,6 +105,7 @@ class Decision:
     x0: Tensor
     timestep: Tensor
     steps_left: Tensor
+    guidance: Tensor | None = None
 
 
 @dataclass(frozen=True)

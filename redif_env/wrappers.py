@@ -166,7 +166,7 @@ def FeatureAlignment(
     ``features``: a network from samples to ``(B, D)``, or a name of :func:`redif_env.features.load_features`.
     """
     core = core_of(env)
-    network = load_features(features, core.mdp.teacher.sample_shape) if isinstance(features, str) else features
+    network = load_features(features, core.mdp.teacher.image_shape) if isinstance(features, str) else features
     reward = rewards.FeatureAlignment.calibrated(core.mdp, core.reference, network, name)
     return add_reward(
         env, reward, weight, Recipe("FeatureAlignment", {"features": features, "weight": weight, "name": name})
@@ -206,7 +206,7 @@ def DistributionAlignment(
 ) -> AnyEnv:
     """Add :class:`redif_env.rewards.DistributionAlignment`; ``features`` as in :func:`FeatureAlignment`."""
     core = core_of(env)
-    network = load_features(features, core.mdp.teacher.sample_shape) if isinstance(features, str) else features
+    network = load_features(features, core.mdp.teacher.image_shape) if isinstance(features, str) else features
     reward = rewards.DistributionAlignment.calibrated(core.mdp, core.reference, kernel, network, name)
     given = {"features": features, "weight": weight, "name": name} | ({} if kernel is None else {"kernel": kernel})
     return add_reward(env, reward, weight, Recipe("DistributionAlignment", given))

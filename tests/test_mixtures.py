@@ -23,13 +23,13 @@ def test_noise_prediction_is_minus_sigma_times_the_score():
     half_logsnr = torch.tensor([-4.0, -1.0, 0.0, 1.5, 4.0], dtype=torch.float64)
     (score,) = torch.autograd.grad(model.log_prob(x, half_logsnr).sum(), x)
     sigma = SCHEDULE.level(half_logsnr).sigma.reshape(5, 1, 1)
-    torch.testing.assert_close(model.eps(x, half_logsnr), -sigma * score)
+    torch.testing.assert_close(model.prediction(x, half_logsnr).eps, -sigma * score)
 
 
 def test_one_gaussian_by_hand():
     """Mean 2, deviation 3, at alpha = sigma = 1 / sqrt 2: the variance is 5, eps = (x - sqrt 2) / (5 sqrt 2)."""
     model = GaussianMixture(torch.tensor([[2.0]]).double(), torch.tensor([[3.0]]).double(), None, SCHEDULE)
-    eps = model.eps(torch.tensor([[1.0]]).double(), torch.zeros(1).double())
+    eps = model.prediction(torch.tensor([[1.0]]).double(), torch.zeros(1).double()).eps
     assert eps.item() == pytest.approx((1 - math.sqrt(2)) / (5 * math.sqrt(2)))
     log_prob = model.log_prob(torch.tensor([[1.0]]).double(), torch.zeros(1).double())
     assert log_prob.item() == pytest.approx(-((1 - math.sqrt(2)) ** 2) / 10 - math.log(2 * math.pi * 5) / 2)

@@ -20,7 +20,7 @@ from redif_env import GaussianMixtureTeacher, Student
 from redif_env.baselines import Baseline, all_baselines
 from redif_env.checkpoints import checkpoints, remove_checkpoint
 from redif_env.evaluation import Evaluator
-from redif_env.references import TEST_SEED, draw_noise
+from redif_env.references import TEST_SEED, draw_starts
 from redif_env.rendering import to_pixels
 
 TRAIN = [
@@ -224,7 +224,7 @@ def test_baselines_spend_the_calls_they_claim():
     teacher.network.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     for baseline in all_baselines():
         rows.clear()
-        samples = baseline(teacher, draw_noise(7, (2,), 0), 5)
+        samples = baseline(teacher, torch.randn(7, 2, generator=torch.Generator().manual_seed(0)), 5)
         assert rows == [7] * 5, baseline
         assert samples.isfinite().all(), baseline
 
@@ -233,7 +233,7 @@ def test_baselines_spend_the_calls_they_claim():
 def test_diffusers_rivals_approach_the_teacher(name):
     """With many steps every rival ends where the teacher ends: none is handicapped by how it is called."""
     teacher = GaussianMixtureTeacher.ring()
-    noise = draw_noise(64, (2,), 0)
+    noise = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
     error = (Baseline(name, "time")(teacher, noise, 200) - teacher.endpoint(noise, 500)).square().mean()
     assert error < 1e-3
 
@@ -244,7 +244,7 @@ def test_the_judge_s_noise_is_nobody_else_s():
     wanted = torch.rand(1)
     torch.manual_seed(0)
     evaluator = Evaluator(GaussianMixtureTeacher.ring(), size=50)
-    assert torch.equal(evaluator.noise, draw_noise(50, (2,), TEST_SEED))
+    assert torch.equal(evaluator.noise, draw_starts(evaluator.teacher, 50, TEST_SEED)[0])
     row = evaluator.teacher_row()
     assert row.mse_teacher == 0
     assert row.fd_teacher == pytest.approx(0, abs=1e-4)

@@ -65,8 +65,13 @@ def test_ddim_is_diffusers(ring):
 class CosineSchedule(Schedule):
     """alpha = cos, sigma = sin of (pi / 2) t: the schedule that is built into diffusers' IPNDMScheduler."""
 
-    max_timestep = 1.0
     init_noise_sigma = 1.0
+
+    def half_logsnr_at(self, time):
+        return self.half_logsnr(time)
+
+    def ends(self, device):
+        raise NotImplementedError
 
     def half_logsnr(self, timestep):
         return -torch.tan(timestep.double() * math.pi / 2).log()
@@ -87,7 +92,9 @@ class WavyModel:
 
     schedule = CosineSchedule()
 
-    def predict(self, x, half_logsnr, timestep):
+    calls = 1
+
+    def predict(self, x, half_logsnr, timestep, condition=None, guidance=None):
         level = self.schedule.level(half_logsnr)
         eps = torch.sin(3 * x) + timestep[:, None]
         return Prediction(x0=(x - level.sigma[:, None] * eps) / level.alpha[:, None], eps=eps)
@@ -131,7 +138,7 @@ def integration_error(teacher, solver, nodes):
     state = replace(initial_state(x, teacher.schedule, TimeGrid(), 100, history=4), half_logsnr=start)
     for node, following in pairwise(nodes):
         half_logsnr = node.expand(4)
-        exact_past = bool(state.nfe[0] < 4)
+        exact_past = bool(state.predictions[0] < 4)
         here = flow(teacher, x, start, half_logsnr) if exact_past else state.x
         told = teacher.schedule.timestep(half_logsnr)
         state = predict(teacher, replace(state, x=here, half_logsnr=half_logsnr, timestep=told))

@@ -34,6 +34,7 @@ def test_every_prediction_type_says_the_same(kind):
     level = schedule.level(HALF_LOGSNR)
     alpha, sigma = level.alpha[:, None], level.sigma[:, None]
     forms = {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0}
+    forms["flow_prediction"] = eps - x0
     teacher = Teacher(Constant(forms[kind.value]), schedule, (3,), kind)
     prediction = teacher.predict(alpha * x0 + sigma * eps, HALF_LOGSNR, schedule.timestep(HALF_LOGSNR))
     torch.testing.assert_close(prediction.x0, x0)
@@ -100,7 +101,10 @@ def test_pickled_weights_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"num_class_embeds": 10}, "class-conditional"), ({"out_channels": 6}, "predicts 6 channels for 3")],
+    [
+        ({"class_embed_type": "identity"}, "only class labels can be given"),
+        ({"out_channels": 4}, "predicts 4 channels"),
+    ],
 )
 def test_unsupported_models_are_refused(tmp_path, options, message):
     settings = {"sample_size": 8, "block_out_channels": (8,), "norm_num_groups": 4, "layers_per_block": 1} | options

@@ -22,19 +22,25 @@ images = pipeline(batch_size=4).images
 
 def model_card(mdp: DenoisingMDP, record: Record) -> str:
     """The text of ``README.md``: metadata for the hub, then what it is, how it was made, and how good it was found."""
+    teacher, each = mdp.teacher, mdp.teacher.calls
+    calls = f"{(mdp.min_steps or 1) * each} to {mdp.num_steps * each}" if mdp.adaptive else str(mdp.num_steps * each)
+    decoded = (
+        f"{teacher.image_shape}, decoded" if teacher.decoder is not None else f"{teacher.sample_shape}, in [-1, 1]"
+    )
+    kinds = {True: "text-to-image", False: "unconditional-image-generation"}
+    text = bool(teacher.conditions.inputs) and isinstance(teacher.conditions.values[0], str)
     data = ModelCardData(
         license=record.license,
         library_name="diffusers",
         tags=["redif", "few-step", "diffusion", "reinforcement-learning"],
-        pipeline_tag="unconditional-image-generation" if len(mdp.teacher.sample_shape) == 3 else None,
+        pipeline_tag=kinds[text] if len(teacher.image_shape) == 3 else None,
     )
-    calls = f"{mdp.min_steps} to {mdp.num_steps}" if mdp.adaptive else str(mdp.num_steps)
     sections = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {calls}-step student of {mdp.teacher.name}\n",
         f"A few-step sampler trained by reinforcement learning (ReDiF): the network is the teacher's, called {calls} "
         f"times a sample (NFE), and a small policy decides each step. Its base solver is "
-        f"`{name_of(mdp.solver, SOLVERS)}`. Samples have shape {mdp.teacher.sample_shape}, in [-1, 1].\n",
+        f"`{name_of(mdp.solver, SOLVERS)}`. Samples have shape {decoded}.{_asked(mdp)}\n",
         f"## Use\n\n{USAGE}\n",
         f"## Quality\n\n{_quality(record)}\n",
         f"## Training\n\n{_table(record.training, 'setting') or 'Not recorded.'}\n",
@@ -42,6 +48,16 @@ def model_card(mdp: DenoisingMDP, record: Record) -> str:
         f"## Licence\n\n`{record.license}`: the teacher's weights decide it. The code is MIT.\n",
     ]
     return "\n".join(sections)
+
+
+def _asked(mdp: DenoisingMDP) -> str:
+    """What it can be asked for, as a sentence."""
+    conditions, scale = mdp.teacher.conditions, mdp.teacher.guidance_scale
+    if not conditions.inputs:
+        return ""
+    names = ", ".join(f"`{name}`" for name in conditions.names[:20]) + (", ..." if len(conditions) > 20 else "")
+    guided = "" if scale is None else f" It is guided with scale {scale:g}, which makes each prediction two calls."
+    return f" It was trained to show {names}.{guided}"
 
 
 def _quality(record: Record) -> str:

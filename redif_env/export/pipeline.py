@@ -26,7 +26,7 @@ from redif_env.export.scheduler import ReDiFScheduler
 from redif_env.export.steps import steps_of
 from redif_env.files import CorruptFileError, read_sealed, write_folder, write_sealed
 from redif_env.mdp import DenoisingMDP
-from redif_env.pipelines import as_model
+from redif_env.pipelines import COMPANIONS, as_model, companions_of, stock_pipeline
 from redif_env.policies import Policy
 from redif_env.records import Record
 from redif_env.sampling import trajectory
@@ -35,7 +35,7 @@ FORMAT = 2
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 STEPS_FILE = "steps.json"
-OWN_ENTRIES = {"unet", "scheduler", "policy", "model_index.json", CONFIG_FILE, CARD_FILE, STEPS_FILE}
+OWN_ENTRIES = {"unet", "scheduler", "policy", *COMPANIONS, "model_index.json", CONFIG_FILE, CARD_FILE, STEPS_FILE}
 REMEDY = "export the student again"
 
 
@@ -43,22 +43,47 @@ class ReDiFPipeline(DiffusionPipeline):
     """Few-step sampling as a trained policy decides: what a :class:`~redif_env.Student` does, for users of diffusers.
 
     Args:
-        unet: the network that is called at each step.
+        unet: the network that is called at each step, of whatever class.
         scheduler: the learned steps.
         policy: decides each step by what it sees; without it, the scheduler's mean actions are taken.
+        vae: of a student that makes latents.
+        text_encoder, tokenizer, text_encoder_2, tokenizer_2, text_encoder_3, tokenizer_3: of one that takes prompts.
 
     ``record`` tells how the student was made.
     """
 
-    model_cpu_offload_seq = "unet"
-    _optional_components = ["policy"]
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->vae"
+    _optional_components = ["policy", *COMPANIONS]
     _callback_tensor_inputs = ["latents"]
 
-    def __init__(self, unet: ModelMixin, scheduler: ReDiFScheduler, policy: PolicyModel | None = None) -> None:
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: ReDiFScheduler,
+        policy: PolicyModel | None = None,
+        vae: ModelMixin | None = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
+        text_encoder_3: Any = None,
+        tokenizer_3: Any = None,
+    ) -> None:
         super().__init__()
         if policy is None and scheduler.config.actions is None:
             raise ValueError("policy is missing, and the scheduler has no mean actions: give one of them")
-        self.register_modules(unet=unet, scheduler=scheduler, policy=policy)
+        self.register_modules(
+            unet=unet,
+            scheduler=scheduler,
+            policy=policy,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            text_encoder_3=text_encoder_3,
+            tokenizer_3=tokenizer_3,
+        )
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
         self.record = Record()
         self._built: tuple[tuple[Any, ...], DenoisingMDP, Policy] | None = None
@@ -80,6 +105,7 @@ class ReDiFPipeline(DiffusionPipeline):
             as_model(mdp.teacher.network),
             ReDiFScheduler.of(mdp, actions),
             None if policy is None else PolicyModel.of(policy),
+            **companions_of(mdp.teacher.source),
         )
         pipeline.record = record
         return pipeline
@@ -102,6 +128,8 @@ class ReDiFPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         latents: Tensor | None = None,
         price: float | None = None,
+        class_labels: int | Sequence[int] | None = None,
+        prompt: str | Sequence[str] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[ReDiFPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -116,8 +144,11 @@ class ReDiFPipeline(DiffusionPipeline):
             num_inference_steps: network calls a sample; the number that was learned is the only one.
             latents: standard normal ``(N, *S)`` to start from.
             price: of a network call, for a student trained at many prices; its smallest if not given.
+            class_labels: for all, or one a sample; drawn as in training if not given.
+            prompt: for all, or one a sample (of any number of samples: ``batch_size`` then counts for one prompt
+                alone); any text will do, not only those that were trained with. Drawn as in training if not given.
             output_type: ``"pil"``, ``"np"`` (``(N, H, W, C)`` in [0, 1]), ``"pt"`` (``(N, C, H, W)`` in [0, 1]) or
-                ``"latent"``: the samples in [-1, 1] as :class:`~redif_env.Student` gives them, of any shape.
+                ``"latent"``: the samples themselves, of any shape: in [-1, 1], or latents that are not decoded.
             return_dict: whether to return an object with ``images``, or a tuple.
             callback_on_step_end: called as ``(pipeline, step, timesteps, {"latents": x})`` after each step; what its
                 answer holds under ``"latents"`` is gone on with.
@@ -129,13 +160,16 @@ class ReDiFPipeline(DiffusionPipeline):
         device = self._execution_device
         mdp, actor = self._parts(device)
         self._check(mdp, num_inference_steps, output_type, callback_on_step_end_tensor_inputs)
+        if isinstance(prompt, Sequence) and not isinstance(prompt, str):
+            batch_size = len(prompt)
         noise = latents
         if noise is None:
             noise = randn_tensor((batch_size, *mdp.teacher.sample_shape), generator=generator, device=device)
         elif noise.shape[1:] != mdp.teacher.sample_shape:
             raise ValueError(f"latents must have shape (N, {mdp.teacher.sample_shape}), got {tuple(noise.shape)}")
         noise = noise.to(device)
-        run = trajectory(mdp, actor, noise, mdp.constant_price(len(noise), price))
+        mdp, condition = self._asked(mdp, len(noise), generator, class_labels, prompt)
+        run = trajectory(mdp, actor, noise, mdp.constant_price(len(noise), price), condition)
         x, changed = noise, None
         # Cheaper than no_grad, but what it makes may not enter a graph: a callback is given ordinary tensors.
         mode = torch.inference_mode() if callback_on_step_end is None else nullcontext()
@@ -152,9 +186,9 @@ class ReDiFPipeline(DiffusionPipeline):
                     answer = callback_on_step_end(self, step, state.timestep, given)
                     x = answer.get("latents", x)
                     changed = replace(state, x=x)
-        images = x.clone().clamp_(-1, 1)
+        images = mdp.teacher.clip(x).clone()
         if output_type != "latent":
-            images = self.image_processor.postprocess(images, output_type=output_type)
+            images = self.image_processor.postprocess(mdp.teacher.images(images), output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -252,7 +286,7 @@ class ReDiFPipeline(DiffusionPipeline):
         """The process and the policy, put together once for each network, scheduler, policy and device."""
         key = (id(self.unet), id(self.scheduler), id(self.policy), device)
         if self._built is None or self._built[0] != key:
-            mdp = self.scheduler.decision_process(self.unet, device)
+            mdp = self.scheduler.decision_process(self.unet, device, self._source())
             if self.policy is not None:
                 policy = self.policy.policy
             else:
@@ -260,6 +294,35 @@ class ReDiFPipeline(DiffusionPipeline):
                 policy = Policy.from_table(table, mdp.observation_size).to(device)
             self._built = (key, mdp, policy)
         return self._built[1], self._built[2]
+
+    def _source(self) -> DiffusionPipeline | None:
+        """The stock pipeline that decodes latents and encodes prompts, of this one's own parts."""
+        return stock_pipeline(self.unet, {name: getattr(self, name) for name in COMPANIONS})
+
+    def _asked(
+        self,
+        mdp: DenoisingMDP,
+        count: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        class_labels: int | Sequence[int] | None,
+        prompt: str | Sequence[str] | None,
+    ) -> tuple[DenoisingMDP, Tensor]:
+        """The process, and the rows ``(count,)`` of its conditions that the samples are to show."""
+        conditions = mdp.teacher.conditions
+        if prompt is not None:
+            if mdp.teacher.source is None or not isinstance(conditions.values[0], str) or not conditions.inputs:
+                raise ValueError(f"prompt={prompt!r} cannot be asked of this student, which takes no text")
+            wanted = [prompt] if isinstance(prompt, str) else list(prompt)
+            # The empty prompt too, so that what shows conditions always has a choice of them.
+            known = list(dict.fromkeys([*wanted, ""]))
+            teacher = self.scheduler.teacher(self.unet, mdp.teacher.device, mdp.teacher.source, known)
+            rows = teacher.conditions.rows_of(prompt, count)
+            return replace(mdp, teacher=teacher), rows.to(teacher.device)
+        if class_labels is not None:
+            return mdp, conditions.rows_of(class_labels, count).to(mdp.teacher.device)
+        first = generator[0] if isinstance(generator, list) else generator
+        chance = first if first is not None and first.device.type == "cpu" else torch.default_generator
+        return mdp, conditions.draw(count, chance).to(mdp.teacher.device)
 
     def _write_steps(self, folder: Path) -> None:
         if self.scheduler.config.actions is None:
@@ -277,7 +340,7 @@ class ReDiFPipeline(DiffusionPipeline):
             )
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r} is unknown: choose 'pil', 'np', 'pt' or 'latent'")
-        if output_type != "latent" and len(mdp.teacher.sample_shape) != 3:
+        if output_type != "latent" and len(mdp.teacher.image_shape) != 3:
             raise ValueError(
                 f"output_type={output_type!r} needs images, and samples have shape {mdp.teacher.sample_shape}: "
                 "choose 'latent'"

@@ -16,7 +16,9 @@ from redif_env.solvers import predict
 
 
 class FewStepSampler(nn.Module):
-    """All steps of a student as one module: standard normal ``(B, *S)`` to samples ``(B, *S)`` in [-1, 1].
+    """All steps of a student as one module: standard normal ``(B, *S)`` to samples ``(B, *S)``, in the data's range.
+
+    Of a teacher with several conditions it takes their rows ``(B,)`` int64 besides. Latents are not decoded.
 
     Args:
         mdp, policy: of the student.
@@ -35,13 +37,13 @@ class FewStepSampler(nn.Module):
         self.mdp = mdp
         self.network, self.policy = mdp.teacher.network, policy
 
-    def forward(self, noise: Tensor) -> Tensor:
+    def forward(self, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         mdp = self.mdp
-        state = mdp.initial(noise, mdp.constant_price(len(noise)))
+        state = mdp.initial(noise, mdp.constant_price(len(noise)), condition)
         for _ in range(mdp.num_steps):
             state = predict(mdp.teacher, state)
             state = mdp.advance(state, mdp.decode(state, self.policy(mdp.observe(state))))
-        return state.x.clamp(-1, 1)
+        return mdp.teacher.clip(state.x)
 
 
 def trace(mdp: DenoisingMDP, policy: Policy, batch_size: int) -> ExportedProgram:
@@ -50,16 +52,19 @@ def trace(mdp: DenoisingMDP, policy: Policy, batch_size: int) -> ExportedProgram
     Raises:
         ValueError: if the student decides its number of calls.
     """
-    noise = torch.zeros(batch_size, *mdp.teacher.sample_shape, device=mdp.teacher.device)
+    teacher = mdp.teacher
+    inputs = [torch.zeros(batch_size, *teacher.sample_shape, device=teacher.device)]
+    if len(teacher.conditions) > 1:
+        inputs.append(torch.zeros(batch_size, dtype=torch.int64, device=teacher.device))
     sampler = FewStepSampler(mdp, policy).eval()
     with torch.no_grad():
         # A real run first: what is computed once and kept (the masks of the bands) must not be kept from a trace.
-        sampler(noise)
-        return torch.export.export(sampler, (noise,))
+        sampler(*inputs)
+        return torch.export.export(sampler, tuple(inputs))
 
 
 def write_onnx(mdp: DenoisingMDP, policy: Policy, batch_size: int, path: Path) -> None:
-    """Write the sampler for ``batch_size`` noises as one ONNX file: input ``noise``, output ``samples``.
+    """Write the sampler for ``batch_size`` noises as one ONNX file: ``noise`` (and ``condition``) in, ``samples`` out.
 
     Needs the packages ``onnx`` and ``onnxscript`` (``pip install 'redif-env[onnx]'``).
 
@@ -70,7 +75,12 @@ def write_onnx(mdp: DenoisingMDP, policy: Policy, batch_size: int, path: Path) -
     if find_spec("onnx") is None or find_spec("onnxscript") is None:
         raise ImportError("ONNX files are written by onnx and onnxscript: pip install 'redif-env[onnx]'")
     program = torch.onnx.export(
-        trace(mdp, policy, batch_size), (), input_names=["noise"], output_names=["samples"], dynamo=True, verbose=False
+        trace(mdp, policy, batch_size),
+        (),
+        input_names=["noise", "condition"][: 1 + (len(mdp.teacher.conditions) > 1)],
+        output_names=["samples"],
+        dynamo=True,
+        verbose=False,
     )
     assert program is not None
     with write_file(path) as temporary:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from redif_env.actions import ACTION_MAPS
+from redif_env.conditions import Conditions, Wanted
 from redif_env.export.steps import Step, steps_of, take_step
 from redif_env.grids import GRIDS
 from redif_env.mdp import DenoisingMDP
+from redif_env.noise_schedulers import read_scheduler, scheduler_config
 from redif_env.observations import OBSERVATIONS
-from redif_env.pipelines import sample_shape_of, schedule_of, scheduler_settings
-from redif_env.predictions import read_output
+from redif_env.pipelines import call_by_name, conditions_of, decoder_of, encode_prompts, shape_of
+from redif_env.predictions import PLAIN
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, look_up, name_of
 from redif_env.solvers import SOLVERS
 from redif_env.teachers import Teacher
-from redif_env.types import Level, PredictionType, expand
+from redif_env.types import Level, expand
 
 
 class ReDiFScheduler(SchedulerMixin, ConfigMixin):
@@ -31,10 +34,15 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
     in: steps are taken in order, from the first.
 
     Args:
-        trained_betas, num_train_timesteps, prediction_type: the teacher's schedule and what its network predicts.
+        trained_betas, num_train_timesteps, prediction_type: the teacher's schedule and what its network predicts, where
+            it is variance-preserving.
+        noise: config of the diffusers scheduler that has them, where it is not.
         num_steps: network calls a sample.
         solver, grid, action, observation, min_steps, prices: the decision process, by the names of ``gym.make``.
         actions: ``(num_steps, A)``, the mean action of each step; None where the policy decides how many there are.
+        learn_guidance: whether the guidance scale is decided.
+        conditions: ``values`` (class labels or prompts), ``weights`` and ``null_label`` of the teacher's conditions.
+        guidance_scale: of classifier-free guidance.
         teacher: the teacher's name, for messages.
     """
 
@@ -43,7 +51,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        trained_betas: Sequence[float],
+        trained_betas: Sequence[float] | None = None,
         num_train_timesteps: int = 1000,
         prediction_type: str = "epsilon",
         num_steps: int = 4,
@@ -54,9 +62,14 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         min_steps: int | None = None,
         prices: Sequence[float] | None = None,
         actions: Sequence[Sequence[float]] | None = None,
+        noise: Mapping[str, Any] | None = None,
+        learn_guidance: bool = False,
+        conditions: Mapping[str, Any] | None = None,
+        guidance_scale: float | None = None,
         teacher: str = "teacher",
     ) -> None:
-        self.schedule = schedule_of(self.config, teacher)
+        self.reading = read_scheduler(noise or self.config, teacher)
+        self.schedule = self.reading.schedule
         self.timesteps = torch.empty(0)
         self._steps: list[Step] = []
         self._x0s: list[Tensor] = []
@@ -68,10 +81,15 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
 
         Raises:
             ValueError: if the process uses a solver, grid, action map or observation that has no name.
-            TypeError: if its schedule is not variance-preserving.
+            TypeError: if no diffusers scheduler has its schedule.
         """
+        noise = scheduler_config(mdp.teacher.reading)
+        preserving = noise["_class_name"] == "DDPMScheduler"
+        settings = (
+            {key: value for key, value in noise.items() if key != "_class_name"} if preserving else {"noise": noise}
+        )
         return cls(
-            **scheduler_settings(mdp.teacher.schedule, mdp.teacher.prediction_type),
+            **settings,
             num_steps=mdp.num_steps,
             solver=name_of(mdp.solver, SOLVERS),
             grid=name_of(mdp.grid, GRIDS),
@@ -80,20 +98,56 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             min_steps=mdp.min_steps,
             prices=None if mdp.prices is None else list(mdp.prices),
             actions=None if actions is None else actions.tolist(),
+            learn_guidance=mdp.learn_guidance,
+            conditions=_described(mdp.teacher.conditions),
+            guidance_scale=mdp.teacher.guidance_scale,
             teacher=mdp.teacher.name,
         )
 
-    def decision_process(self, network: ModelMixin, device: torch.device) -> DenoisingMDP:
-        """The process on ``device``, with ``network`` called at each step."""
-        return self._mdp(
-            Teacher(
-                network,
-                self.schedule.to(device),
-                sample_shape_of(network, self.config.teacher),
-                PredictionType(self.config.prediction_type),
-                self.config.teacher,
-            )
+    def decision_process(
+        self, network: ModelMixin, device: torch.device, source: DiffusionPipeline | None = None
+    ) -> DenoisingMDP:
+        """The process on ``device``, with ``network`` called at each step.
+
+        Args:
+            network: the student's.
+            device: where the process runs.
+            source: the stock pipeline that decodes its latents and encodes its prompts, if it needs one.
+        """
+        return self._mdp(self.teacher(network, device, source, self._wanted()))
+
+    def teacher(
+        self, network: ModelMixin, device: torch.device, source: DiffusionPipeline | None, wanted: Wanted | None
+    ) -> Teacher:
+        """``network`` as a teacher that is asked for what is ``wanted``."""
+        name, config = self.config.teacher, {**network.config, "_class_name": type(network).__name__}
+        shape = shape_of(config, name)
+        described = self.config.conditions or {}
+        conditions = conditions_of(config, name, wanted, described.get("null_label"))
+        if conditions is None:
+            assert source is not None
+            assert wanted is not None
+            conditions = encode_prompts(source, wanted)
+        return Teacher(
+            network,
+            self.schedule.to(device),
+            shape,
+            self.reading.prediction_type,
+            name,
+            preconditioning=self.reading.preconditioning,
+            conditions=conditions,
+            guidance_scale=self.config.guidance_scale,
+            call=call_by_name,
+            decoder=decoder_of(source, shape),
+            source=source,
         )
+
+    def _wanted(self) -> Wanted | None:
+        described = self.config.conditions
+        if described is None:
+            return None
+        values, weights = described["values"], described["weights"]
+        return list(values) if weights is None else dict(zip(values, weights, strict=True))
 
     @property
     def init_noise_sigma(self) -> float:
@@ -117,14 +171,16 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
                 f"steps: pass num_inference_steps={self.config.num_steps}"
             )
         if not self._steps:  # they are the same for every run
-            process = self._mdp(Teacher(torch.nn.Identity(), self.schedule, ()))
+            process = self._mdp(self._probe())
             self._steps = steps_of(process, torch.tensor(self.config.actions or []))
         self.timesteps = torch.tensor([step.timestep for step in self._steps], device=device)
         self._x0s, self._epss = [], []
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
-        """``sample`` as it is: variance-preserving networks take their input unscaled."""
-        return sample
+        """What the network is given for ``sample`` ``(B, *S)`` at the next step."""
+        if self.reading.preconditioning == PLAIN:
+            return sample
+        return self.reading.preconditioning.inputs(sample, self._level(sample))
 
     def step(
         self,
@@ -153,8 +209,9 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             )
         step = self._steps[len(self._x0s)]
         x = sample.float() if sample.dtype in (torch.float16, torch.bfloat16) else sample
-        level = Level(*torch.tensor([[step.alpha], [step.sigma]], dtype=torch.float64, device=x.device))
-        answer = read_output(model_output.to(x.dtype), x, level, PredictionType(self.config.prediction_type))
+        answer = self.reading.preconditioning.read(
+            model_output.to(x.dtype), x, self._level(x), self.reading.prediction_type
+        )
         self._x0s.insert(0, answer.x0)
         self._epss.insert(0, answer.eps)
         reached = take_step(step, x, self._x0s, self._epss).to(sample.dtype)
@@ -170,6 +227,19 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
 
+    def _level(self, sample: Tensor) -> Level:
+        """The level of the next step, one row for all samples."""
+        step = self._steps[len(self._x0s)]
+        return Level(*torch.tensor([[step.alpha], [step.sigma]], dtype=torch.float64, device=sample.device))
+
+    def _probe(self) -> Teacher:
+        """A stand-in for the teacher where no network is called: its schedule, and how many conditions it has."""
+        described = self.config.conditions or {"values": ("",)}
+        bare = Conditions(tuple(described["values"]), null={})
+        return Teacher(
+            torch.nn.Identity(), self.schedule, (), conditions=bare, guidance_scale=self.config.guidance_scale
+        )
+
     def _mdp(self, teacher: Teacher) -> DenoisingMDP:
         config = self.config
         return DenoisingMDP(
@@ -181,4 +251,17 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             observation=look_up("observation", config.observation, OBSERVATIONS),
             min_steps=config.min_steps,
             prices=None if config.prices is None else (config.prices[0], config.prices[1]),
+            learn_guidance=config.learn_guidance,
         )
+
+
+def _described(conditions: Conditions) -> dict[str, Any] | None:
+    """Conditions as JSON values; None where there are none."""
+    if not conditions.inputs:
+        return None
+    null = (conditions.null or {}).get("class_labels")
+    return {
+        "values": list(conditions.values),
+        "weights": None if conditions.weights is None else conditions.weights.tolist(),
+        "null_label": None if null is None else int(null),
+    }

@@ -9,6 +9,7 @@ One step from ``x`` at a level to the next, in words that need no library::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -44,7 +45,7 @@ class Step:
     @property
     def noise_ratio(self) -> float:
         """``sigma / alpha``: what schedulers that think in sigmas call sigma."""
-        return self.sigma / self.alpha
+        return self.sigma / self.alpha if self.alpha else math.inf
 
 
 def steps_of(mdp: DenoisingMDP, actions: Tensor) -> list[Step]:

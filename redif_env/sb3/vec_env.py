@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from redif_env.conditions import Wanted
 from redif_env.envs import ReDiFVectorEnv, info_of
 from redif_env.rewards import Term, load_memories, memories
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
@@ -166,6 +167,10 @@ def make_vec_env(
     reward: str | Mapping[str, float] = "endpoint",
     min_steps: int | None = None,
     prices: tuple[float, float] | None = None,
+    conditions: Wanted | None = None,
+    null_label: int | None = None,
+    guidance_scale: float | None = None,
+    learn_guidance: bool = False,
     reference_size: int = 4096,
     teacher_steps: int = 100,
     group_size: int = 1,
@@ -180,8 +185,9 @@ def make_vec_env(
         group_size: from 2 on, rewards are relative to their group's mean
             (:class:`~redif_env.wrappers.GroupRelativeReward`); with adaptive step counts, only if the agent learns with
             the callback :class:`~redif_env.sb3.GroupRelativeReturns`.
-        teacher, num_steps, action, observation, solver, grid, reward, min_steps, prices, reference_size,
-            teacher_steps, device, dtype, render_mode: as in :class:`~redif_env.envs.ReDiFEnv`.
+        teacher, num_steps, action, observation, solver, grid, reward, min_steps, prices, conditions, null_label,
+            guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, render_mode: as in
+            :class:`~redif_env.envs.ReDiFEnv`.
     """
     env = ReDiFVectorEnv(
         num_envs,
@@ -194,6 +200,10 @@ def make_vec_env(
         reward=reward,
         min_steps=min_steps,
         prices=prices,
+        conditions=conditions,
+        null_label=null_label,
+        guidance_scale=guidance_scale,
+        learn_guidance=learn_guidance,
         reference_size=reference_size,
         teacher_steps=teacher_steps,
         group_size=group_size,
