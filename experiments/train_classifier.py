@@ -1,6 +1,8 @@
-"""Train the digits classifier whose penultimate layer is the feature space of the digits tables.
+"""Train the classifiers whose penultimate layers are the feature spaces of the digits tables.
 
 python -m experiments.train_classifier
+python -m experiments.train_classifier --data mnist.npz --epochs 3 --out redif_env/assets/mnist-classifier
+python -m experiments.train_classifier --data mnist.npz --epochs 3 --seed 1 --out redif_env/assets/mnist-features
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from redif_env.data import load_digits
+from redif_env.data import load_images
 from redif_env.features import DigitsClassifier
 from redif_env.files import ASSETS, write_folder
 
@@ -24,6 +26,8 @@ from redif_env.files import ASSETS, write_folder
 class Args:
     """Settings; every fifth image is held out to measure accuracy."""
 
+    data: str = "digits"
+    """Or an .npz file of 28x28 digits, as in experiments.train_teacher."""
     out: Path = ASSETS / "digits-classifier"
     seed: int = 0
     epochs: int = 60
@@ -33,9 +37,12 @@ class Args:
 
 def main(args: Args) -> None:
     torch.manual_seed(args.seed)
-    images, labels = load_digits()
+    data = load_images(args.data)
+    images, labels = data.images, data.labels
+    if labels is None or images.shape[1:] not in ((1, 8, 8), (1, 28, 28)):
+        raise ValueError(f"data={args.data!r} must be labelled grey images of 8x8 or 28x28 pixels")
     held_out = torch.arange(len(images)) % 5 == 0
-    model = DigitsClassifier()
+    model = DigitsClassifier(images.shape[-1])
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01)
     steps = args.epochs * (int((~held_out).sum()) // args.batch_size)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -54,9 +61,11 @@ def main(args: Args) -> None:
         accuracy = (model(images[held_out]).argmax(1) == labels[held_out]).float().mean().item()
     with write_folder(args.out) as folder:
         save_file(model.state_dict(), folder / "model.safetensors")
-        command = f"python -m experiments.train_classifier --seed {args.seed} --out {os.path.relpath(args.out)}"
+        data_named = "" if args.data == "digits" else f"--data {Path(args.data).name} --epochs {args.epochs} "
+        named = f"{data_named}--seed {args.seed} --out {os.path.relpath(args.out)}"
+        command = f"python -m experiments.train_classifier {named}"
         (folder / "README.md").write_text(
-            f"Made by `{command}`; accuracy on the held-out fifth of the 1,797 digits: {accuracy:.4f}.\n"
+            f"Made by `{command}`; accuracy on the held-out fifth of the {len(images):,} digits: {accuracy:.4f}.\n"
         )
     print(f"held-out accuracy {accuracy:.4f}, saved to {args.out}")
 

@@ -79,7 +79,7 @@ def _read_npz(path: Path, split: str) -> ImageSet:
                 pixels = np.stack([_decode(content[a:b]) for a, b in pairwise(offsets)])
             else:
                 pixels = arrays[f"x_{split}"]
-            labels = arrays[f"y_{split}"] if f"y_{split}" in arrays else None
+            labels = arrays.get(f"y_{split}")
     except (OSError, KeyError, zipfile.BadZipFile, ValueError) as error:
         raise ValueError(f"data={str(path)!r} cannot be read ({error}): it needs x_{split} or jpeg_{split}") from error
     if pixels.dtype != np.uint8:

@@ -141,10 +141,8 @@ class Evaluator:
     def floor_row(self) -> Row:
         """The teacher on other noises: what sampling alone makes of two perfect sets of this size."""
         others = reference_set(self.teacher, self.train_size, TRAIN_SEED, self.teacher_steps)
-        ends = others.endpoints[: len(self.noise)]
-        return self.row(
-            "teacher, other noises", "time", self.teacher_steps * self.teacher.calls, others.to(self.teacher.device)
-        )
+        ends = others.endpoints[: len(self.noise)].to(self.teacher.device)
+        return self.row("teacher, other noises", "time", self.teacher_steps * self.teacher.calls, ends)
 
 
 def judge(evaluator: Evaluator, student: Student, method: str) -> list[Row]:

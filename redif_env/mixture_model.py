@@ -23,11 +23,18 @@ class GaussianMixtureModel(ModelMixin, ConfigMixin):
         sample_shape: shape S of a sample; for images ``(channels, height, width)``.
         noise: config of a diffusers scheduler, with ``_class_name``: the schedule, and in which form it answers.
         double: whether means and standard deviations are float64.
+        sample_size, in_channels: of images, for pipelines that ask.
     """
 
     @register_to_config
     def __init__(
-        self, num_components: int, sample_shape: Sequence[int], noise: Mapping[str, Any], double: bool = False
+        self,
+        num_components: int,
+        sample_shape: Sequence[int],
+        noise: Mapping[str, Any],
+        double: bool = False,
+        sample_size: int | None = None,
+        in_channels: int | None = None,
     ) -> None:
         super().__init__()
         dtype = torch.float64 if double else torch.float32
@@ -52,6 +59,7 @@ class GaussianMixtureModel(ModelMixin, ConfigMixin):
         """
         noise = scheduler_config(Reading(mixture.schedule, mixture.prediction_type, mixture.preconditioning))
         shape, double = tuple(mixture.means.shape[1:]), mixture.means.dtype == torch.float64
-        model = cls(len(mixture.means), shape, noise, double)
+        image = (shape[-1], shape[0]) if len(shape) == 3 else ()
+        model = cls(len(mixture.means), shape, noise, double, *image)
         model.mixture.load_state_dict(mixture.state_dict())
         return model.to(mixture.means.device).eval()

@@ -364,16 +364,14 @@ def _companions(
 
     if index.get("_class_name") not in _WITH_COMPANIONS:
         return None
-    # A judge of what may be seen is no part of a sampler, and would have to be loaded.
-    spared = {"safety_checker": None} if "safety_checker" in index else {}
-    return DiffusionPipeline.from_pretrained(
-        path,
-        use_safetensors=True,
-        low_cpu_mem_usage=False,
-        torch_dtype=torch_dtype or torch.float32,
-        variant=variant,
-        **spared,
+    # What was saved as absent must be said to be so; a judge of what may be seen is no part of a sampler.
+    absent = {key: None for key, value in index.items() if isinstance(value, list | tuple) and value[0] is None}
+    spared = absent | ({"safety_checker": None} if "safety_checker" in index else {})
+    pipeline = DiffusionPipeline.from_pretrained(
+        path, use_safetensors=True, low_cpu_mem_usage=False, variant=variant, **spared
     )
+    # Afterwards, since releases of diffusers disagree on the name of the argument.
+    return pipeline.to(torch_dtype or torch.float32)
 
 
 def _network(

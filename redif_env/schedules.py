@@ -179,10 +179,11 @@ class VariancePreservingSchedule(Schedule):
 
 
 def _laplace_alpha_bars(times: Tensor) -> Tensor:
-    """``exp(logsnr) = exp(-mu + b * sign(0.5 - t) * log(1 - 2 |t - 0.5|))`` with mu 0 and b 0.5, as in diffusers."""
+    """Log-SNR by a Laplace distribution's quantiles with mu 0 and b 0.5; the square root is diffusers' own."""
     half = 0.5 - times
-    snr = torch.exp(-0.5 * half.sign() * torch.log(1 - 2 * half.abs() + 1e-6))
-    return snr / (1 + snr)
+    sign = torch.where(half < 0, -1.0, 1.0)
+    snr = torch.exp(-0.5 * sign * torch.log(1 - 2 * half.abs() + 1e-6))
+    return (snr / (1 + snr)).sqrt()
 
 
 _ALPHA_BARS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -197,10 +198,13 @@ LEAST_ALPHA_BAR = 2.0**-24
 
 
 def zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Betas ``(T,)`` whose noisiest level holds no signal (Lin et al. 2024, Algorithm 1), but for 2**-24 of it."""
+    """Betas ``(T,)`` whose noisiest level holds no signal (Lin et al. 2024, Algorithm 1), but for 2**-24 of it or less.
+
+    Less where the level before it holds less already, as on the linear schedule: levels must stay in order.
+    """
     roots = (1 - betas.double()).cumprod(0).sqrt()
     alpha_bars = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
-    alpha_bars[-1] = LEAST_ALPHA_BAR
+    alpha_bars[-1] = min(LEAST_ALPHA_BAR, alpha_bars[-2].item() / 4)
     return 1 - alpha_bars / torch.cat([torch.ones_like(alpha_bars[:1]), alpha_bars[:-1]])
 
 
