@@ -1,16 +1,48 @@
 """Shared fixtures: an exact teacher, a tiny diffusers pipeline on disk, and a cache of the session's own."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from redif_env.teachers import GaussianMixtureTeacher
+from tests.models import with_matrix
 
 # Workers beside each other, with as many threads as cores each, would be ten times slower than with one each.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+OUTCOMES = pytest.StashKey[dict[str, str]]()
+CELL = "test_matrix.py::test_cell["
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-matrix", type=Path, help="document whose matrix is to be written from the outcome")
+
+
+def pytest_configure(config):
+    config.stash[OUTCOMES] = {}
+    config.pluginmanager.register(Outcomes(config.stash[OUTCOMES]))
+
+
+class Outcomes:
+    """What became of each cell of the matrix; with xdist the reports come in here too."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" and CELL in report.nodeid:
+            self.found[report.nodeid.split(CELL)[1].removesuffix("]")] = report.outcome
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--write-matrix")
+    if path is not None and "PYTEST_XDIST_WORKER" not in os.environ:
+        path.write_text(with_matrix(path.read_text(), session.config.stash[OUTCOMES]))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -254,3 +254,22 @@ CELLS = [
     for prediction, scheduler in kinds
     for model in MODELS
 ]
+
+BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
+
+
+def with_matrix(text: str, outcomes: dict[str, str]) -> str:
+    """``text`` with its matrix put anew from what became of each cell, by name."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{matrix(outcomes)}\n{END}{rest.split(END)[1]}"
+
+
+def matrix(outcomes: dict[str, str]) -> str:
+    """Markdown table: a row a network class and conditioning, a column a schedule and prediction type."""
+    columns = [(schedule, prediction) for schedule, kinds in SCHEDULES.items() for prediction, _ in kinds]
+    header = ["network", "asked for", *(f"{schedule}: `{prediction}`" for schedule, prediction in columns)]
+    lines = [header, ["---"] * len(header)]
+    for model in MODELS:
+        names = [f"{schedule} | {prediction} | {model.name}" for schedule, prediction in columns]
+        lines.append([f"`{model.network}`", model.conditioning, *(outcomes.get(name, "not run") for name in names)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

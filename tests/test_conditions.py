@@ -1,0 +1,184 @@
+"""What a teacher is asked for: the table, its draws, guidance, and what reaches agent and student."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+from redif_env import ReDiFEnv, ReDiFVectorEnv, Student, Teacher
+from redif_env.conditions import UNCONDITIONAL, Conditions, guide
+from redif_env.evaluation import Evaluator
+from redif_env.policies import Policy, PolicyConfig
+from redif_env.references import reference_set
+from redif_env.schedules import FlowSchedule
+from redif_env.types import PredictionType
+
+
+class Towards(torch.nn.Module):
+    """A user's own network: flow towards the point whose both coordinates are the label (halved); 3 means nowhere."""
+
+    def forward(self, x, timestep, label):
+        self.calls = getattr(self, "calls", 0) + len(x)
+        target = torch.where(label == 3, 0, label).to(x.dtype)[:, None] / 2
+        sigma = (timestep / 1000)[:, None].clamp(min=1e-3)
+        return (x - target) / sigma  # x = (1 - sigma) x0 + sigma eps with x0 the target, so eps - x0 = (x - x0) / sigma
+
+
+def towards(guidance_scale=None, wanted=(0, 1, 2)):
+    conditions = Conditions.of_labels(wanted, null_label=3)
+    kind = PredictionType.FLOW_PREDICTION
+    return Teacher(Towards(), FlowSchedule(), (2,), kind, "mine", conditions=conditions, guidance_scale=guidance_scale)
+
+
+def test_rows_are_found_by_value():
+    conditions = Conditions.of_labels([7, 3])
+    assert conditions.rows_of(3, 2).tolist() == [1, 1]
+    assert conditions.rows_of([3, 7, 3], 3).tolist() == [1, 0, 1]
+    assert conditions.select(torch.tensor([1, 0]))["class_labels"].tolist() == [3, 7]
+    with pytest.raises(ValueError, match=r"condition=5 is not among the 2 that are known: '7', '3'"):
+        conditions.rows_of(5, 1)
+    with pytest.raises(ValueError, match="condition must be one or 3, got 2"):
+        conditions.rows_of([7, 3], 3)
+
+
+def test_weights_decide_how_often_each_is_drawn():
+    """Weights 1, 0, 3: a quarter, none, three quarters of 10,000 (four standard deviations: 0.018)."""
+    conditions = Conditions.of_labels({0: 1.0, 1: 0.0, 2: 3.0})
+    drawn = conditions.draw(10_000, torch.Generator().manual_seed(0))
+    share = torch.bincount(drawn, minlength=3) / 10_000
+    assert share.tolist() == pytest.approx([0.25, 0.0, 0.75], abs=0.018)
+    even = Conditions.of_labels([0, 1]).draw(10_000, torch.Generator().manual_seed(0)).double().mean()
+    assert even.item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_one_condition_takes_nothing_from_the_generator():
+    generator = torch.Generator().manual_seed(0)
+    assert UNCONDITIONAL.draw(5, generator).tolist() == [0] * 5
+    assert torch.equal(torch.rand(3, generator=generator), torch.rand(3, generator=torch.Generator().manual_seed(0)))
+
+
+def test_bad_conditions_are_refused():
+    with pytest.raises(ValueError, match="conditions are empty"):
+        Conditions(())
+    with pytest.raises(ValueError, match="2 values, but 3 rows of 'label'"):
+        Conditions((0, 1), {"label": torch.zeros(3)})
+    with pytest.raises(ValueError, match="weights must be 2 numbers of at least 0"):
+        Conditions.of_labels({0: 1.0, 1: -1.0})
+    with pytest.raises(ValueError, match=r"guidance_scale=2.0 needs a prediction without condition"):
+        Teacher(Towards(), FlowSchedule(), (2,), conditions=Conditions.of_labels([0]), guidance_scale=2.0)
+    with pytest.raises(ValueError, match="guidance_scale must be above 0"):
+        towards(-1.0)
+    with pytest.raises(ValueError, match="shows the condition, but teacher 'gaussian-ring' has 1"):
+        ReDiFEnv(teacher="gaussian-ring", observation="features+condition", reference_size=4)
+    with pytest.raises(ValueError, match="learn_guidance needs a guided teacher"):
+        ReDiFEnv(teacher="gaussian-ring", learn_guidance=True, reference_size=4)
+    with pytest.raises(ValueError, match="belong to a teacher that is named"):
+        ReDiFEnv(teacher=towards(), conditions=[1], reference_size=4)
+
+
+def test_guidance_by_hand():
+    """Without the condition 1, with it 3: scale 0 is without, 1 is with, 2.5 goes on to 6."""
+    free, asked, scale = torch.full((3, 1), 1.0), torch.full((3, 1), 3.0), torch.tensor([0.0, 1.0, 2.5])
+    assert guide(free, asked, scale)[:, 0].tolist() == [1.0, 3.0, 6.0]
+
+
+def test_each_sample_is_asked_its_own_and_endpoints_show_it():
+    """The teacher's endpoints of this network are its labels' points exactly, whatever the noise."""
+    teacher = towards()
+    reference = reference_set(teacher, 64, num_steps=5)
+    assert set(reference.condition.tolist()) == {0, 1, 2}
+    expected = (reference.condition / 2)[:, None].expand(64, 2)
+    torch.testing.assert_close(reference.endpoints, expected, rtol=0, atol=1e-5)
+
+
+def test_guided_predictions_cost_two_calls_and_go_beyond():
+    """Null leads to 0, label 1 to 0.5: with scale 2 the endpoint is 1. Every prediction is two calls."""
+    teacher = towards(2.0, [1])
+    noise = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(teacher.endpoint(noise, 4), torch.ones(8, 2), rtol=0, atol=1e-4)
+    assert teacher.network.calls == 8 * 4 * 2
+    assert (teacher.calls, towards(1.0).calls, towards().calls) == (2, 1, 1)
+    # A scale of its own for each sample: 0.5 of label 1 is 0.25.
+    told = torch.full((8,), 500.0, dtype=torch.float64)
+    half_logsnr = teacher.schedule.half_logsnr(told)
+    x0 = teacher.predict(noise, half_logsnr, told, None, torch.full((8,), 0.5, dtype=torch.float64)).x0
+    torch.testing.assert_close(x0, torch.full((8, 2), 0.25), rtol=0, atol=1e-5)
+
+
+def test_guided_and_plain_teachers_do_not_share_a_cache():
+    prints = {towards().fingerprint, towards(2.0).fingerprint, towards(3.0).fingerprint, towards(None, [1]).fingerprint}
+    assert len(prints) == 4
+
+
+@pytest.mark.parametrize("options", [{}, {"learn_guidance": True, "min_steps": 1, "prices": (0.001, 0.1)}])
+def test_conditional_environments_are_clean_and_equal(options):
+    """check_env, and the batched environment against single ones, with conditions, guidance and all else decided."""
+    teacher = towards(2.0, {0: 1.0, 1: 2.0, 2: 1.0})
+    settings = {
+        "teacher": teacher,
+        "num_steps": 3,
+        "observation": "features+condition",
+        "reference_size": 16,
+        "teacher_steps": 4,
+        **options,
+    }
+    single = ReDiFEnv(**settings)
+    check_env(single, skip_render_check=True)
+    batch = ReDiFVectorEnv(3, **settings, autoreset_mode="Disabled")
+    actions = np.random.default_rng(0).uniform(-1, 0, (2, 3, *single.action_space.shape)).astype(np.float32)
+    together, infos = batch.reset(seed=5)
+    seen = batch.step(actions[0])
+    for index in range(3):
+        alone, info = single.reset(seed=5 + index)
+        assert np.array_equal(alone, together[index])
+        assert info["condition"] == infos["condition"][index]
+        one_hot = alone[-3 - ("prices" in options) :][:3]
+        assert one_hot[info["condition"]] == 1
+        assert one_hot.sum() == 1
+        observation, reward, *_ = single.step(actions[0, index])
+        np.testing.assert_allclose(observation, seen[0][index], atol=1e-5)
+        assert reward == pytest.approx(seen[1][index], abs=1e-6)
+
+
+def test_the_action_moves_the_guidance_scale():
+    """Zero keeps the teacher's scale; +-1 multiplies its excess over 1 by 4 and 1/4, from the second call on."""
+    env = ReDiFVectorEnv(3, teacher=towards(2.0), num_steps=3, learn_guidance=True, reference_size=8, teacher_steps=4)
+    env.reset(seed=0)
+    actions = np.zeros(env.action_space.shape, np.float32)
+    actions[:, -1] = (0, 1, -1)
+    env.step(actions)
+    transition = env.last_transition
+    assert transition.state.guidance.tolist() == [2.0, 2.0, 2.0]
+    assert transition.next_state.guidance.tolist() == [2.0, 5.0, 1.25]
+
+
+def test_step_cost_charges_both_calls():
+    for scale, calls in ((None, 1), (2.0, 2)):
+        env = ReDiFVectorEnv(
+            1, teacher=towards(scale), num_steps=2, reward={"step_cost": 0.5}, reference_size=4, teacher_steps=4
+        )
+        env.reset(seed=0)
+        assert env.step(np.zeros(env.action_space.shape, np.float32))[1].tolist() == [-0.5 * calls]
+
+
+def test_a_student_shows_what_it_is_asked():
+    teacher = towards()
+    env = gym.make("ReDiF-v0", teacher=teacher, num_steps=2, reference_size=4, teacher_steps=4)
+    mdp = env.unwrapped.batch.mdp
+    student = Student(mdp, Policy(PolicyConfig((mdp.observation_size, mdp.action_size))))
+    for parameter in student.policy.parameters():
+        parameter.data.zero_()  # the base solver
+    asked = student(3, generator=torch.Generator().manual_seed(0), condition=[2, 0, 1])
+    torch.testing.assert_close(asked, torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.5, 0.5]]), rtol=0, atol=1e-4)
+    drawn = student(64, generator=torch.Generator().manual_seed(0))
+    assert set((2 * drawn[:, 0]).round().tolist()) == {0.0, 1.0, 2.0}
+    with pytest.raises(ValueError, match="condition=7 is not among the 3"):
+        student(1, condition=7)
+
+
+def test_the_judge_asks_every_rival_the_same():
+    """Solvers reach this network's endpoints whatever they are asked, if they are asked what the teacher was."""
+    rows = Evaluator(towards(2.0, [0, 1]), size=32, teacher_steps=8).baselines(8)
+    assert {row.nfe for row in rows} == {8}
+    assert max(row.mse_teacher for row in rows) < 1e-3
