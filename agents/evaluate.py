@@ -19,11 +19,11 @@ from redif_env.records import Record, installed_versions
 from redif_env.rendering import tile, to_pixels
 from redif_env.students import Student
 from redif_env.tables import print_table
+from redif_env.teachers import BUILT_IN
 
 PICTURED = 12
 BEST = 3
 """Solvers that a student's own table names."""
-BUILT_IN = ("digits", "gaussian-ring")
 RESULT = "result.json"
 
 
@@ -72,7 +72,7 @@ def recorded(student: Student, method: str, settings: dict[str, Any], rows: Sequ
     shown = [row for row in rows if row.method == method] + solvers
     shown += [row for row in rows if row not in shown and row.method.startswith("teacher")]
     training = {key: value for key, value in settings.items() if key not in ("out", "license")}
-    license = settings.get("license") or ("mit" if settings["teacher"] in BUILT_IN else "unknown")
+    license = settings.get("license") or ("mit" if settings["teacher"] in (*BUILT_IN, "gaussian-ring") else "unknown")
     record = Record(training, judged, [asdict(row) for row in shown], installed_versions(), license)
     return Student(student.mdp, student.policy, record)
 

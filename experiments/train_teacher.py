@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
@@ -59,7 +60,7 @@ class Args:
     """One of "digits", an .npz file, a folder of images or a data set of the hub (redif_env.data.load_images)."""
     size: int | None = None
     """Side in pixels to resize images of a folder or the hub to."""
-    kind: Kind = Kind.EPSILON
+    kind: Annotated[Kind, tyro.conf.EnumChoicesFromValues] = Kind.EPSILON
     conditional: bool = False
     """Train with labels; one more, the last, stands for none."""
     channels: tuple[int, ...] = (32, 64)
@@ -178,7 +179,7 @@ def measure(args: Args, data: ImageSet) -> str:
     noise = torch.randn(size, *teacher.sample_shape, generator=generator)
     condition = teacher.conditions.draw(size, generator)
     with tqdm(total=size, desc="samples") as bar:
-        ends = teacher.endpoint(noise, condition, num_steps=100, progress=bar.update)
+        ends = teacher.endpoint(noise, 100, condition, progress=bar.update)
     distance, floor = frechet_distance(embed(network, ends), features), sum(halves) / len(halves)
     return (
         f"Frechet distance (features {name}) of {size} 100-step samples to {count} images of the data {distance:.2f}; "

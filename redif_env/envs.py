@@ -430,7 +430,8 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     env = gym.make("ReDiF-v0", teacher="digits", num_steps=4)
     ```
 
-    - `teacher="digits"`: a built-in name (`"digits"`, `"gaussian-ring"`), the path of a diffusers folder, or a hub id.
+    - `teacher="digits"`: a built-in name (`"digits"`, `"digits-classes"`, `"mnist"`, `"gaussian-ring"`), the path of a
+      diffusers folder, or a hub id.
     - `conditions=None`: class labels or prompts to draw episodes' conditions from, with weights if a dict; all labels
       if not given. `null_label=None`: the label that a `UNet2DModel` was trained with for no condition.
     - `guidance_scale=None`: of classifier-free guidance, which makes each prediction two network calls.

@@ -74,7 +74,7 @@ class Evaluator:
         self.endpoint_features = self.embed(self.endpoints)
         self.data_features: Tensor | None = None
         # The digits data come with scikit-learn, which sampling and judging can do without.
-        if teacher.name == "digits" and find_spec("sklearn"):
+        if teacher.name in ("digits", "digits-classes") and find_spec("sklearn"):
             self.data_features = embed(self.features, load_digits()[0].to(teacher.device))
 
     def embed(self, samples: Tensor) -> Tensor:

@@ -329,6 +329,8 @@ def _layout(path: str) -> tuple[dict[str, Any], str | None]:
     from diffusers import DiffusionPipeline
 
     folder = Path(path)
+    if not folder.is_dir() and ("/" not in path or folder.is_absolute()):
+        raise OSError(f"there is no folder {path!r}, and hub ids have the form 'owner/name'")
     if not folder.is_dir() or (folder / "model_index.json").is_file():
         index = dict(DiffusionPipeline.load_config(path))
         return index, "transformer" if "transformer" in index else "unet"

@@ -351,7 +351,7 @@ class GaussianMixtureTeacher(Teacher):
         return self
 
 
-BUILT_IN: dict[str, int | None] = {"digits": None}
+BUILT_IN: dict[str, int | None] = {"digits": None, "digits-classes": 10, "mnist": 10}
 """Teachers of images that come with the library, and the label that stands for none where they are conditional."""
 
 
@@ -365,8 +365,9 @@ def load_teacher(
     """The teacher of a built-in name, or of a diffusers pipeline on disk or on the hub.
 
     Args:
-        name_or_path: ``"digits"`` (8x8 images), ``"gaussian-ring"`` (two dimensions, exact), or what
-            :meth:`Teacher.from_pretrained` takes; also what :meth:`Teacher.save_pretrained` wrote, and a student's
+        name_or_path: ``"digits"`` (8x8 images, noise prediction), ``"digits-classes"`` (the same images by class,
+            velocity prediction), ``"mnist"`` (28x28 images by class, flow matching), ``"gaussian-ring"`` (two
+            dimensions, exact), or what :meth:`Teacher.from_pretrained` takes; also what :meth:`Teacher.save_pretrained` wrote, and a student's
             folder (its network).
         conditions, null_label, guidance_scale: as in :meth:`Teacher.from_pretrained`.
 
