@@ -121,10 +121,17 @@ class DPMSolverPP(Solver):
         usable = torch.minimum(state.predictions, self._order_near_the_end(state))
         first = torch.zeros(len(step), self.order, dtype=torch.float64, device=step.device)
         first[:, 0] = 1
-        weights = torch.where((usable >= 2)[:, None], first + self._second_order(levels, step, usable), first)
-        if self.order == 3:
+        weights = first
+        if self._any(usable >= 2):
+            weights = torch.where((usable >= 2)[:, None], first + self._second_order(levels, step, usable), first)
+        if self.order == 3 and self._any(usable >= 3):
             weights = torch.where((usable >= 3)[:, None], first + self._third_order(levels, step, usable), weights)
         return weights
+
+    @staticmethod
+    def _any(rows: Tensor) -> bool:
+        """Whether weights need be computed at all; a traced program cannot ask, and always does."""
+        return torch.compiler.is_compiling() or bool(rows.any())
 
     def _order_near_the_end(self, state: State) -> Tensor:
         short_run = state.predictions - 1 + state.steps_left < 15

@@ -19,8 +19,9 @@ from redif_env.conditions import UNCONDITIONAL, Conditions, Wanted, guide
 from redif_env.files import ASSETS, write_folder
 from redif_env.grids import TimeGrid
 from redif_env.mixtures import GaussianMixture
+from redif_env.networks import call_by_name
 from redif_env.noise_schedulers import Reading
-from redif_env.pipelines import call_by_name, read_pipeline, write_pipeline
+from redif_env.pipelines import read_pipeline, write_pipeline
 from redif_env.predictions import PLAIN, Preconditioning
 from redif_env.schedules import FlowSchedule, Schedule, VariancePreservingSchedule
 from redif_env.solvers import DPMSolverPP, sample
@@ -367,8 +368,8 @@ def load_teacher(
     Args:
         name_or_path: ``"digits"`` (8x8 images, noise prediction), ``"digits-classes"`` (the same images by class,
             velocity prediction), ``"mnist"`` (28x28 images by class, flow matching), ``"gaussian-ring"`` (two
-            dimensions, exact), or what :meth:`Teacher.from_pretrained` takes; also what :meth:`Teacher.save_pretrained` wrote, and a student's
-            folder (its network).
+            dimensions, exact), or what :meth:`Teacher.from_pretrained` takes; also what
+            :meth:`Teacher.save_pretrained` wrote, and a student's folder (its network).
         conditions, null_label, guidance_scale: as in :meth:`Teacher.from_pretrained`.
 
     Raises:

@@ -81,7 +81,7 @@ def test_cell(cell: Cell, templates, tmp_path):
 
 
 def test_every_class_is_in_the_matrix():
-    from redif_env.pipelines import NETWORKS
+    from redif_env.networks import NETWORKS
 
     assert {model.network.split()[0] for model in MODELS} | {"GaussianMixtureModel"} == set(NETWORKS)
 

@@ -20,13 +20,14 @@ from torch import Tensor
 
 # diffusers opens components of those modules alone that were imported before: this one may be a network's.
 import redif_env.mixture_model  # noqa: F401
+from redif_env.companions import COMPANIONS, companions_of, stock_pipeline
 from redif_env.export.card import model_card
 from redif_env.export.policy import PolicyModel
 from redif_env.export.scheduler import ReDiFScheduler
 from redif_env.export.steps import steps_of
 from redif_env.files import CorruptFileError, read_sealed, write_folder, write_sealed
 from redif_env.mdp import DenoisingMDP
-from redif_env.pipelines import COMPANIONS, as_model, companions_of, stock_pipeline
+from redif_env.pipelines import as_model
 from redif_env.policies import Policy
 from redif_env.records import Record
 from redif_env.sampling import trajectory

@@ -12,13 +12,14 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from redif_env.actions import ACTION_MAPS
+from redif_env.companions import decoder_of, encode_prompts
 from redif_env.conditions import Conditions, Wanted
 from redif_env.export.steps import Step, steps_of, take_step
 from redif_env.grids import GRIDS
 from redif_env.mdp import DenoisingMDP
+from redif_env.networks import call_by_name, conditions_of, shape_of
 from redif_env.noise_schedulers import read_scheduler, scheduler_config
 from redif_env.observations import OBSERVATIONS
-from redif_env.pipelines import call_by_name, conditions_of, decoder_of, encode_prompts, shape_of
 from redif_env.predictions import PLAIN
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, look_up, name_of
 from redif_env.solvers import SOLVERS
