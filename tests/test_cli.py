@@ -133,3 +133,27 @@ def test_bad_arguments_are_said_in_one_line(type_in, tmp_path, arguments, messag
     assert code == 2
     assert errors.startswith("error: ")
     assert message in errors
+
+
+def test_a_conditional_student_is_asked_and_described(type_in, tmp_path):
+    """Labels by ``--condition``; ``info`` names them, the schedule from pure noise on, and both calls of guidance."""
+    from tests.models import save_unet_of_classes
+
+    save_unet_of_classes(tmp_path / "teacher")
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}
+    (tmp_path / "teacher" / "scheduler" / "scheduler_config.json").write_text(json.dumps(flow))
+    student = make_student(tmp_path / "student", tmp_path / "teacher", null_label=3, guidance_scale=2.0)
+    out = tmp_path / "samples.safetensors"
+    code, said, _ = type_in("sample", tmp_path / "student", "-n", 2, "--condition", 1, "--out", out)
+    assert code == 0
+    assert "2 samples of 6 network calls each" in said
+    expected = student(2, generator=torch.Generator().manual_seed(0), condition=1)
+    assert torch.equal(load_file(out)["samples"], expected)
+    code, said, _ = type_in("info", tmp_path / "student")
+    assert code == 0
+    assert "0, 1, 2" in said
+    assert "2, two calls a prediction" in said
+    assert "1000" in said
+    code, _, complained = type_in("sample", tmp_path / "student", "--condition", 8, "--out", out)
+    assert code == 2
+    assert "condition=8 is not among the 3" in complained
