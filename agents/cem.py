@@ -49,6 +49,8 @@ class Args:
     std_init: float = 0.3
     smoothing: float = 0.7
     """Weight of the elite's mean and deviation against the last ones."""
+    reference_size: int = 4096
+    """Noises to search on."""
     checkpoint_every: int = 10
     """Generations between two checkpoints."""
     license: str | None = None
@@ -129,6 +131,7 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
         grid=args.grid,
         reward=dict(args.reward),
         group_size=args.population,
+        reference_size=args.reference_size,
     )
     begin(args, PROGRAM)
     found = search(args, env)

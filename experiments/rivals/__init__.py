@@ -1,0 +1,1 @@
+"""Rivals of the students: each in its own file, fitted on the same teacher, noises and budget, judged by one judge."""
