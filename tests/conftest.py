@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from redif_env.teachers import GaussianMixtureTeacher
-from tests.models import with_matrix
+from tests.models import unet, with_matrix
 
 # Workers beside each other, with as many threads as cores each, would be ten times slower than with one each.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -67,20 +67,10 @@ def gaussian():
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory):
     """A tiny unconditional DDPM pipeline with random weights, saved as a user's would be."""
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+    from diffusers import DDPMPipeline, DDPMScheduler
 
     torch.manual_seed(0)
-    network = UNet2DModel(
-        sample_size=8,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-    )
+    network = unet()
     folder = tmp_path_factory.mktemp("pipeline")
     scheduler = DDPMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction"
