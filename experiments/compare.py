@@ -47,7 +47,7 @@ RIVALS: dict[str, tuple[Rival, bool]] = {
     "redif-ppo": (redif_ppo, True),
 }
 """By the names of the table: how each is fitted, and whether chance plays a part."""
-MEASURES = ("fd_teacher", "mse_teacher", "kd", "precision", "recall", "coverage")
+MEASURES = ("fd_teacher", "mse_teacher", "kd", "swd", "precision", "recall", "density", "coverage")
 PICTURED = 12
 
 
@@ -194,7 +194,7 @@ def main(args: Args) -> None:
     rows = finish_all(args, cells)
     with write_file(args.out / "rows.json") as temporary:
         temporary.write_text(json.dumps(rows, indent=2) + "\n")
-    console = Console(width=150)
+    console = Console(width=170)
     for teacher in args.teacher:
         for nfe in args.nfe:
             console.print(summary(rows, teacher, nfe))

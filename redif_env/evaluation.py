@@ -15,11 +15,13 @@ from redif_env.data import load_digits
 from redif_env.features import CLASSIFIERS, embed, judge_features, load_features
 from redif_env.metrics import (
     coverage,
+    density,
     frechet_distance,
     kernel_distance,
     mean_squared_error,
     precision,
     recall,
+    sliced_wasserstein,
     strayed,
 )
 from redif_env.references import TEST_SEED, TRAIN_SEED, reference_set
@@ -109,9 +111,9 @@ class Evaluator:
     def set_measures(self, samples: Tensor) -> dict[str, float]:
         """How ``samples`` ``(size, *S)`` compare with the teacher's as a set, beside the Frechet distance of a row.
 
-        ``kd`` is the kernel distance times 1000; ``fd_pixels`` the Frechet distance of the values themselves;
-        ``strayed`` the share of samples that ended nearer to another noise's endpoint; ``fd_strayed`` the Frechet
-        distance if all others were perfect, ``fd_others`` if those were.
+        ``kd`` is the kernel distance times 1000; ``swd`` the sliced Wasserstein distance; ``fd_pixels`` the Frechet
+        distance of the values themselves; ``strayed`` the share of samples that ended nearer to another noise's
+        endpoint; ``fd_strayed`` the Frechet distance if all others were perfect, ``fd_others`` if those were.
         """
         features, endpoints = self.embed(samples), self.endpoint_features
         astray = strayed(features, endpoints)[:, None]
@@ -119,7 +121,9 @@ class Evaluator:
             "kd": 1000 * kernel_distance(features, endpoints),
             "precision": precision(features, endpoints),
             "recall": recall(features, endpoints),
+            "density": density(features, endpoints),
             "coverage": coverage(features, endpoints),
+            "swd": sliced_wasserstein(features, endpoints),
             "fd_pixels": frechet_distance(self.teacher.clip(samples).flatten(1), self.endpoints.flatten(1)),
             "strayed": astray.double().mean().item(),
             "fd_strayed": frechet_distance(torch.where(astray, features, endpoints), endpoints),

@@ -58,6 +58,35 @@ def coverage(samples: Tensor, reference: Tensor, neighbours: int = 5) -> float:
 
 
 @torch.inference_mode()
+def density(samples: Tensor, reference: Tensor, neighbours: int = 5) -> float:
+    """How crowded the samples' places are among the reference (Naeem et al. 2020, Eq. 3).
+
+    Each sample counts the reference's balls that it lies in, which reach to their ``neighbours``-th nearest other
+    member, over ``neighbours``. About 1 for equal distributions; unlike precision it may exceed 1.
+    """
+    inside = torch.cdist(samples, reference) <= _radii(reference, neighbours)
+    return float(inside.float().sum(dim=1).mean() / neighbours)
+
+
+@torch.inference_mode()
+def sliced_wasserstein(samples: Tensor, reference: Tensor, projections: int = 256, seed: int = 0) -> float:
+    """Sliced Wasserstein distance of order 2 (Bonneel et al. 2015): along random directions, samples are but sorted.
+
+    The root of the mean over directions of the squared distance in one dimension; both sides need equally many rows.
+
+    Raises:
+        ValueError: if they have not.
+    """
+    if len(samples) != len(reference):
+        raise ValueError(f"samples must be as many as reference ({len(reference)}), got {len(samples)}")
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(samples.shape[1], projections, generator=generator, dtype=torch.float64)
+    directions = (directions / directions.norm(dim=0)).to(samples.device)
+    along = [(points.double() @ directions).sort(dim=0).values for points in (samples, reference)]
+    return float((along[0] - along[1]).square().mean().sqrt())
+
+
+@torch.inference_mode()
 def strayed(samples: Tensor, endpoints: Tensor) -> Tensor:
     """Which samples ``(N,)`` bool are nearer to another noise's endpoint than to their own; rows are paired.
 

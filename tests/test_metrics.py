@@ -9,11 +9,13 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from redif_env.data import load_digits
 from redif_env.metrics import (
     coverage,
+    density,
     frechet_distance,
     kernel_distance,
     mean_squared_error,
     precision,
     recall,
+    sliced_wasserstein,
     strayed,
 )
 
@@ -84,3 +86,26 @@ def test_digits_are_scaled():
     assert images.shape == (1797, 1, 8, 8)
     assert (images.min(), images.max()) == (-1, 1)
     assert labels.shape == (1797,)
+
+
+def test_density_by_hand():
+    """Reference 0, 1, 3, one neighbour: radii 1, 1, 2. A sample at 0.5 is in two balls, at 4 in one, at 9 in none."""
+    reference = torch.tensor([[0.0], [1.0], [3.0]])
+    assert density(torch.tensor([[0.5], [4.0], [9.0]]), reference, neighbours=1) == pytest.approx((2 + 1 + 0) / 3)
+
+
+def test_density_of_equal_distributions_is_about_one():
+    generator = torch.Generator().manual_seed(0)
+    samples, reference = torch.randn(2, 2000, 4, generator=generator)
+    assert density(samples, reference) == pytest.approx(1, abs=0.06)
+
+
+def test_sliced_wasserstein_of_a_shift():
+    """Moved by d, every direction sees its share: the mean squared cosine in D dimensions is 1 / D."""
+    samples = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    moved = samples + torch.tensor([0.6, 0.0, 0.8])
+    assert sliced_wasserstein(samples, samples) == 0
+    assert sliced_wasserstein(samples, moved, 20_000) == pytest.approx((1 / 3) ** 0.5, rel=0.02)
+    assert sliced_wasserstein(samples, moved[torch.randperm(500)], 20_000) == pytest.approx((1 / 3) ** 0.5, rel=0.02)
+    with pytest.raises(ValueError, match=r"as many as reference \(500\), got 499"):
+        sliced_wasserstein(samples[1:], samples)
