@@ -29,6 +29,7 @@ from agents.command import prepare_folder, run
 from experiments.rivals.gits import gits
 from experiments.rivals.gradient import gradient_policy, gradient_table
 from experiments.rivals.ours import cross_entropy, redif_ppo
+from experiments.rivals.regression import regression
 from experiments.rivals.rival import Rival, Task
 from experiments.rivals.training_free import ddim, solver
 from redif_env.evaluation import Evaluator
@@ -44,6 +45,7 @@ RIVALS: dict[str, tuple[Rival, bool]] = {
     "cross-entropy": (cross_entropy, True),
     "gradient, table": (gradient_table, True),
     "gradient, policy": (gradient_policy, True),
+    "network, regression": (regression, True),
     "redif-ppo": (redif_ppo, True),
 }
 """By the names of the table: how each is fitted, and whether chance plays a part."""

@@ -9,14 +9,20 @@ import torch
 from experiments import compare
 from experiments.rivals.gits import FINE, cheapest_path, gits, step_costs
 from experiments.rivals.gradient import Table, gradient_policy, gradient_table, loss_of
+from experiments.rivals.regression import regression
 from experiments.rivals.rival import Clock, Task, distance
 from experiments.rivals.training_free import ddim, solver
 from redif_env.evaluation import Evaluator
 from redif_env.grids import GRIDS
+from redif_env.networks import call_by_name
 from redif_env.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_set
 from redif_env.sampling import trajectory
-from redif_env.settings import build_mdp
-from redif_env.teachers import GaussianMixtureTeacher
+from redif_env.schedules import FlowSchedule
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
+from redif_env.solvers import SOLVERS, sample
+from redif_env.teachers import GaussianMixtureTeacher, Teacher
+from redif_env.types import PredictionType
+from tests.models import unet
 
 
 def task_of(num_steps=3, seconds=2.0):
@@ -107,15 +113,33 @@ def test_nobody_fits_on_what_is_reported():
     assert torch.equal(task.reference.noise, draw_starts(task.teacher, 256, TRAIN_SEED)[0])
 
 
+def test_regression_moves_the_network_and_leaves_the_teacher():
+    """On a small UNet: nearer to the endpoints than the base solver it starts from; the teacher's weights stay."""
+    torch.manual_seed(0)
+    kind = PredictionType.FLOW_PREDICTION
+    teacher = Teacher(unet(), FlowSchedule(), (3, 8, 8), kind, "tiny", call=call_by_name)
+    before = teacher.fingerprint
+    chooser = Evaluator(teacher, 16, VALIDATION_SEED, 20, 64)
+    task = Task(teacher, reference_set(teacher, 64, num_steps=20), chooser, 2, 0, 6.0)
+    base = sample(teacher, SOLVERS[DEFAULT_SOLVER], GRIDS[DEFAULT_GRID], chooser.noise, 2)
+    made = regression(task).sampler(chooser.noise, chooser.condition)
+    error, least = ((x.clamp(-1, 1) - chooser.endpoints).square().mean() for x in (made, base))
+    assert error < 0.9 * least
+    assert teacher.fingerprint == before
+    assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
+
+
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
 def test_the_program_keeps_and_prints(tmp_path, capsys, monkeypatch):
-    """Every rival once, for a second; what is kept is not repeated; rows, table and pictures are there."""
+    """Every rival but the network's, for a second each: rows, table and pictures; what is kept is not repeated."""
     monkeypatch.setattr(compare.os, "cpu_count", lambda: 1)  # other tests run beside
+    methods = tuple(name for name in compare.RIVALS if name != "network, regression")
     args = compare.Args(
         teacher=("gaussian-ring",),
         nfe=(3,),
         seeds=1,
         seconds=1.0,
+        methods=methods,
         reference_size=256,
         test_size=200,
         held_out_size=64,
@@ -125,8 +149,8 @@ def test_the_program_keeps_and_prints(tmp_path, capsys, monkeypatch):
     compare.main(args)
     said = capsys.readouterr().out
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert {row["method"] for row in rows} == set(compare.RIVALS)
-    for method in compare.RIVALS:
+    assert {row["method"] for row in rows} == set(methods)
+    for method in methods:
         assert method in said
     assert {row["nfe"] for row in rows} == {3}
     best = {row["method"]: row["fd_teacher"] for row in rows}
