@@ -1,6 +1,7 @@
 """Models from disk: what a user's folder may be, what is refused, and what goes home with the student."""
 
 import json
+import pickle
 import shutil
 from itertools import pairwise
 
@@ -265,6 +266,32 @@ def test_a_user_s_folder_is_checked_before_any_work(saved, tmp_path):
     torn = broken("torn", lambda folder: (folder / weights).write_bytes(b"torn"))
     with pytest.raises(ValueError, match="cannot be loaded"):
         Teacher.from_pretrained(torn)
+
+
+@pytest.mark.parametrize("part", ["text_encoder/model", "vae/diffusion_pytorch_model"])
+def test_pickled_companions_are_refused(saved, tmp_path, part):
+    """A pipeline all of whose networks but one are safetensors: the pickle is not opened."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(saved(save_stable_diffusion), folder)
+    name = "pytorch_model.bin" if part.startswith("text") else "diffusion_pytorch_model.bin"
+    (folder / f"{part}.safetensors").unlink()
+    (folder / part).with_name(name).write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        Teacher.from_pretrained(folder, conditions=PROMPTS)
+    assert not Trap.sprung
+
+
+class Trap:
+    """Says so if it is unpickled."""
+
+    sprung = False
+
+    def __reduce__(self):
+        return (spring, ())
+
+
+def spring():
+    Trap.sprung = True
 
 
 @pytest.mark.parametrize(
