@@ -263,7 +263,7 @@ def test_samples_that_are_no_images_are_drawn_too():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"teacher": "no-such-teacher/anywhere"}, "teacher='no-such-teacher/anywhere' cannot be loaded"),
+        ({"teacher": "no-such-teacher"}, "teacher='no-such-teacher' cannot be loaded"),
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"action": "jump"}, "action='jump' is unknown: choose one of 'solver', 'step'"),
         ({"observation": "all"}, "observation='all' is unknown"),
