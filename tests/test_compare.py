@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from experiments import compare
+from experiments.rivals.descent import loss_of
 from experiments.rivals.gits import FINE, cheapest_path, gits, step_costs
-from experiments.rivals.gradient import Table, gradient_policy, gradient_table, loss_of
+from experiments.rivals.gradient import Table, gradient_policy, gradient_table
 from experiments.rivals.regression import regression
 from experiments.rivals.rival import Clock, Task, distance
 from experiments.rivals.training_free import ddim, solver
