@@ -42,8 +42,7 @@ class Baseline:
     def _run(self, teacher: Teacher, noise: Tensor, num_steps: int, condition: Tensor) -> Tensor:
         grid = GRIDS[self.grid]
         if self.method in SOLVERS:
-            scale = teacher.guidance_scale or 1.0
-            return sample(teacher, SOLVERS[self.method], grid, noise, num_steps, condition, scale)
+            return sample(teacher, SOLVERS[self.method], grid, noise, num_steps, condition)
         schedule = teacher.schedule
         betas = schedule.betas.tolist() if isinstance(schedule, VariancePreservingSchedule) else None
         return diffusers_sample(DIFFUSERS_SOLVERS[self.method](betas), teacher, grid, noise, num_steps, condition)

@@ -91,11 +91,10 @@ def base_samples(teacher: Teacher, reference: ReferenceSet, solver: Solver, grid
     described = f"samples {reference.key} {solver} {grid} {num_steps} {BASE_SIZE}"
     noise = reference.noise[:BASE_SIZE].to(teacher.device)
     condition = reference.condition[:BASE_SIZE].to(teacher.device)
-    scale = teacher.guidance_scale or 1.0
 
     @torch.inference_mode()
     def compute() -> Tensor:
         parts = zip(noise.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True)
-        return torch.cat([sample(teacher, solver, grid, part, num_steps, asked, scale) for part, asked in parts])
+        return torch.cat([sample(teacher, solver, grid, part, num_steps, asked) for part, asked in parts])
 
     return cached(hashlib.sha256(described.encode()).hexdigest(), compute).to(noise)

@@ -30,6 +30,9 @@ class Predictor(Protocol):
     @property
     def calls(self) -> int: ...
 
+    @property
+    def guidance_scale(self) -> float | None: ...
+
     def predict(
         self, x: Tensor, half_logsnr: Tensor, timestep: Tensor, condition: Tensor, guidance: Tensor
     ) -> Prediction: ...
@@ -264,11 +267,10 @@ def trajectory(
     noise: Tensor,
     num_steps: int,
     condition: Tensor | None = None,
-    guidance: float = 1.0,
 ) -> Iterator[State]:
     """Run a solver from ``noise`` ``(B, *S)``: yields the state after each of its ``num_steps`` steps, the last clean.
 
-    One prediction a step; ``condition`` and ``guidance`` as in :func:`initial_state`.
+    One prediction a step, at the model's own guidance scale; ``condition`` as in :func:`initial_state`.
 
     Raises:
         ValueError: if ``num_steps`` is below 1.
@@ -276,7 +278,8 @@ def trajectory(
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     schedule = model.schedule
-    state = initial_state(noise, schedule, grid, num_steps, solver.order, condition, guidance)
+    scale = model.guidance_scale or 1.0
+    state = initial_state(noise, schedule, grid, num_steps, solver.order, condition, scale)
     for _ in range(num_steps):
         state = predict(model, state)
         position = next_position(state.position, state.steps_left, torch.zeros_like(state.position))
@@ -288,14 +291,8 @@ def trajectory(
 
 
 def sample(
-    model: Predictor,
-    solver: Solver,
-    grid: Grid,
-    noise: Tensor,
-    num_steps: int,
-    condition: Tensor | None = None,
-    guidance: float = 1.0,
+    model: Predictor, solver: Solver, grid: Grid, noise: Tensor, num_steps: int, condition: Tensor | None = None
 ) -> Tensor:
     """The end of :func:`trajectory`: clean samples ``(B, *S)``."""
-    (last,) = deque(trajectory(model, solver, grid, noise, num_steps, condition, guidance), maxlen=1)
+    (last,) = deque(trajectory(model, solver, grid, noise, num_steps, condition), maxlen=1)
     return last.x

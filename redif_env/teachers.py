@@ -150,7 +150,11 @@ class Teacher:
             digest.update(name.encode())
             digest.update(_content(tensor))
         times = torch.linspace(0, 1, 64, dtype=torch.float64, device=self.device)
-        digest.update(self.schedule.half_logsnr_at(times).cpu().numpy().round(9).tobytes())
+        levels = self.schedule.half_logsnr_at(times)
+        digest.update(levels.cpu().numpy().round(9).tobytes())
+        # Sets of older versions are cached under variance-preserving schedules' levels alone.
+        if not isinstance(self.schedule, VariancePreservingSchedule):
+            digest.update(self.schedule.timestep(levels).cpu().numpy().round(9).tobytes())
         if self.preconditioning != PLAIN:
             digest.update(repr(self.preconditioning).encode())
         for name, tensor in sorted(self.conditions.inputs.items()):
@@ -158,6 +162,9 @@ class Teacher:
             digest.update(_content(tensor))
         if self.guidance_scale is not None:
             digest.update(str(self.guidance_scale).encode())
+            for name, tensor in sorted((self.conditions.null or {}).items()):
+                digest.update(name.encode())
+                digest.update(_content(tensor))
         return digest.hexdigest()
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Teacher:
@@ -229,7 +236,7 @@ class Teacher:
             noise.to(self.device).split(ENDPOINT_BATCH), rows.to(self.device).split(ENDPOINT_BATCH), strict=True
         )
         for part, wanted in parts:
-            ends.append(sample(self, DPMSolverPP(2), TimeGrid(), part, num_steps, wanted, self.guidance_scale or 1.0))
+            ends.append(sample(self, DPMSolverPP(2), TimeGrid(), part, num_steps, wanted))
             if progress is not None:
                 progress(len(part))
         return torch.cat(ends) if ends else noise

@@ -109,6 +109,14 @@ def test_guided_predictions_cost_two_calls_and_go_beyond():
 def test_guided_and_plain_teachers_do_not_share_a_cache():
     prints = {towards().fingerprint, towards(2.0).fingerprint, towards(3.0).fingerprint, towards(None, [1]).fingerprint}
     assert len(prints) == 4
+    # Nor do those that differ in what stands for no condition, or in the unit of the time that is told.
+    for null_label in (3, 4):
+        conditions = Conditions.of_labels((0, 1, 2), null_label)
+        for unit in (1000, 500):
+            schedule = FlowSchedule(1.0, unit)
+            kind = PredictionType.FLOW_PREDICTION
+            prints.add(Teacher(Towards(), schedule, (2,), kind, conditions=conditions, guidance_scale=2.0).fingerprint)
+    assert len(prints) == 4 + 3  # one of the four was there before
 
 
 @pytest.mark.parametrize("options", [{}, {"learn_guidance": True, "min_steps": 1, "prices": (0.001, 0.1)}])

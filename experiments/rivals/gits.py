@@ -77,7 +77,7 @@ def fine_trajectory(task: Task, grid: Grid, noise: Tensor) -> list[State]:
     condition = task.reference.condition[:NOISES].to(teacher.device)
     scale = teacher.guidance_scale or 1.0
     first = predict(teacher, initial_state(noise, teacher.schedule, grid, FINE, 2, condition, scale))
-    states = list(trajectory(teacher, DPMSolverPP(2), grid, noise, FINE, condition, scale))
+    states = list(trajectory(teacher, DPMSolverPP(2), grid, noise, FINE, condition))
     # A state's own prediction is the newest of the history one step later.
     predicted = [replace(state, x0_history=following.x0_history) for state, following in pairwise(states)]
     return [first, *predicted, states[-1]]
@@ -100,10 +100,9 @@ def cheapest_path(costs: Tensor, num_steps: int) -> tuple[int, ...]:
 
 def _bound(task: Task, solver: Solver, grid: Grid) -> Sampler:
     teacher = task.teacher
-    scale = teacher.guidance_scale or 1.0
 
     @torch.inference_mode()
     def sampler(noise: Tensor, condition: Tensor) -> Tensor:
-        return sample(teacher, solver, grid, noise, task.num_steps, condition, scale)
+        return sample(teacher, solver, grid, noise, task.num_steps, condition)
 
     return sampler

@@ -58,5 +58,5 @@ def _copied(teacher: Teacher) -> Teacher:
 
 
 def _sampler(task: Task, student: Teacher) -> Sampler:
-    solver, grid, scale = SOLVERS[DEFAULT_SOLVER], GRIDS[DEFAULT_GRID], student.guidance_scale or 1.0
-    return lambda noise, condition: sample(student, solver, grid, noise, task.num_steps, condition, scale)
+    solver, grid = SOLVERS[DEFAULT_SOLVER], GRIDS[DEFAULT_GRID]
+    return lambda noise, condition: sample(student, solver, grid, noise, task.num_steps, condition)

@@ -38,7 +38,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         trained_betas, num_train_timesteps, prediction_type: the teacher's schedule and what its network predicts, where
             it is variance-preserving.
         noise: config of the diffusers scheduler that has them, where it is not.
-        num_steps: network calls a sample.
+        num_steps: steps, and so predictions, a sample.
         solver, grid, action, observation, min_steps, prices: the decision process, by the names of ``gym.make``.
         actions: ``(num_steps, A)``, the mean action of each step; None where the policy decides how many there are.
         learn_guidance: whether the guidance scale is decided.
