@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from pathlib import Path
@@ -11,15 +12,18 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.evaluate import PICTURED
+from redif_env.actions import NoiseMap
 from redif_env.evaluation import Evaluator
 from redif_env.mdp import DenoisingMDP
-from redif_env.policies import Policy, PolicyConfig
 from redif_env.rendering import tile, to_pixels
-from redif_env.sb3.export import actor_policy
+from redif_env.sb3.export import student_of
+from redif_env.schedules import noise_share
 from redif_env.students import Student
 
 
@@ -32,36 +36,44 @@ class HeldOutCallback(BaseCallback):
     dearest, it is the last one. A student that knows prices is judged at their geometric mean. Prints a line a
     judgement; logs each reward term, the network calls, and the mean timesteps that the student steps to. Training's
     own random state is not touched.
+
+    Args:
+        evaluator: with the noises to judge on.
+        mdp: that the agent is trained in.
+        policy: the agent's, before training.
+        every: rollouts between two judgements.
+        decay: of the moving average.
     """
 
-    def __init__(self, evaluator: Evaluator, mdp: DenoisingMDP, every: int = 10, decay: float = 0.98) -> None:
+    def __init__(
+        self, evaluator: Evaluator, mdp: DenoisingMDP, policy: BasePolicy, every: int = 10, decay: float = 0.98
+    ) -> None:
         super().__init__()
-        self.evaluator, self.mdp, self.every, self.decay = evaluator, mdp, every, decay
-        self.best: Student | None = None
+        self.evaluator, self.mdp, self.every = evaluator, mdp, every
         self.best_fd = float("inf")
+        self._average = AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self._best: dict[str, Any] | None = None
         self._rollouts = 0
         self._terms: dict[str, list[float]] = {}
-        self._average_state: dict[str, Any] | None = None
+
+    @property
+    def best(self) -> Student | None:
+        """The student with the smallest distance so far; None before the first judgement."""
+        if self._best is None:
+            return None
+        policy = copy.deepcopy(self._average.module)
+        policy.load_state_dict(self._best)
+        return student_of(policy, self.mdp)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, the best student so far and the count of rollouts; taken between two rollouts."""
-        best = self.best and {"config": self.best.policy.config.to_json(), "weights": self.best.policy.state_dict()}
+        """The average, the best policy so far and the count of rollouts; taken between two rollouts."""
         average = dict(self._average.state_dict())
-        return {"rollouts": self._rollouts, "best_fd": self.best_fd, "best": best, "average": average}
+        return {"rollouts": self._rollouts, "best_fd": self.best_fd, "best": self._best, "average": average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
-        self._rollouts, self.best_fd, self._average_state = state["rollouts"], state["best_fd"], state["average"]
-        if state["best"]:
-            config = state["best"]["config"]
-            policy = Policy(PolicyConfig(**{**config, "sizes": tuple(config["sizes"])}))
-            policy.load_state_dict(state["best"]["weights"])
-            self.best = Student(self.mdp, policy)
-
-    def _on_training_start(self) -> None:
-        self._average = AveragedModel(self.model.policy, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
-        if self._average_state is not None:
-            self._average.load_state_dict(self._average_state)
+        self._rollouts, self.best_fd, self._best = state["rollouts"], state["best_fd"], state["best"]
+        self._average.load_state_dict(state["average"])
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
@@ -87,7 +99,7 @@ class HeldOutCallback(BaseCallback):
 
     def judge(self) -> None:
         """Judge the student as it stands."""
-        student = Student(self.mdp, actor_policy(self._average.module))
+        student = student_of(self._average.module, self.mdp)
         prices = student.mdp.prices
         price = math.sqrt(prices[0] * prices[1]) if prices else None
         states = student.trajectory(self.evaluator.noise, price, self.evaluator.condition)
@@ -107,7 +119,8 @@ class HeldOutCallback(BaseCallback):
                 "held_out/samples", Image(tile(to_pixels(pictures)), "HWC"), exclude=("stdout", "json", "csv")
             )
         if row.fd_teacher < self.best_fd or student.mdp.adaptive:
-            self.best_fd, self.best = row.fd_teacher, student
+            self.best_fd = row.fd_teacher
+            self._best = {name: tensor.clone() for name, tensor in self._average.module.state_dict().items()}
         self.logger.record("held_out/best_fd_teacher", self.best_fd)
         print(
             f"{self.num_timesteps:>11,} calls: fd_teacher {row.fd_teacher:.4f} (best {self.best_fd:.4f}), "
@@ -147,14 +160,15 @@ class Stopwatch(BaseCallback):
 class AnnealedExploration(BaseCallback):
     """Take a Gaussian policy's standard deviation geometrically from ``start`` to ``end`` over training.
 
-    Left to the gradient it falls early, and with it how far PPO's clipped updates can move the mean.
+    Left to the gradient it falls early, and with it how far PPO's clipped updates can move the mean. Both are numbers,
+    or tensors of the shape of the policy's ``log_std`` (:func:`student_exploration`).
     """
 
-    def __init__(self, start: float, end: float) -> None:
+    def __init__(self, start: float | Tensor, end: float | Tensor) -> None:
         super().__init__()
-        if not 0 < end <= start:
+        self.start, self.end = (torch.as_tensor(value, dtype=torch.float64) for value in (start, end))
+        if not bool(((self.end > 0) & (self.end <= self.start)).all()):
             raise ValueError(f"exploration must fall from start to end, both above 0, got {start} to {end}")
-        self.start, self.end = start, end
 
     def _on_step(self) -> bool:
         return True
@@ -162,7 +176,25 @@ class AnnealedExploration(BaseCallback):
     def _on_rollout_start(self) -> None:
         remaining = self.model._current_progress_remaining
         log_std = self.model.policy.log_std.requires_grad_(False)
-        log_std.fill_(remaining * math.log(self.start) + (1 - remaining) * math.log(self.end))
+        log_std.copy_((remaining * self.start.log() + (1 - remaining) * self.end.log()).expand_as(log_std))
+
+
+def student_exploration(mdp: DenoisingMDP, output: float, shift: float, falloff: float = 0.0) -> Tensor:
+    """Standard deviations ``(num_steps, 2)`` of a :class:`~redif_env.sb3.StudentPolicy`, in units of its actions.
+
+    Args:
+        mdp: that it is trained in.
+        output: standard deviation of the network's output at pure noise.
+        shift: of the step size's shift, in logits.
+        falloff: the output's is multiplied by ``share ** falloff`` at the other levels of the base solver, where
+            ``share`` is the noise's part of the sample: 0 explores every level alike, 1 the last ones less.
+    """
+    action_map = mdp.action_map
+    assert isinstance(action_map, NoiseMap)
+    position = torch.arange(mdp.num_steps, dtype=torch.float64) / mdp.num_steps
+    share = noise_share(mdp.grid.half_logsnr(position.to(mdp.teacher.device), mdp.teacher.schedule)).cpu()
+    outputs = output / action_map.max_output * share**falloff
+    return torch.stack([torch.full_like(outputs, shift / action_map.max_shift), outputs], dim=1)
 
 
 def tensorboard_logger(folder: Path, steps_done: int) -> Logger:

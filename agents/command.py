@@ -13,6 +13,7 @@ import tyro
 from safetensors import SafetensorError
 
 from agents.runs import CONFIG_FILE, RunStoppedError, read_settings
+from redif_env.sb3 import UnhealthyRunError
 
 Settings = TypeVar("Settings")
 
@@ -30,6 +31,8 @@ def run(main: Callable[[Settings], None], settings: type[Settings]) -> None:
         if "No space left" not in str(error) and getattr(error, "errno", None) != errno.ENOSPC:
             raise
         _leave(f"error: the disk is full ({error}): make room, then add --resume; what was written is whole", 1)
+    except UnhealthyRunError as error:
+        _leave(f"error: {error}", 1)
     except RunStoppedError as stopped:
         _leave(str(stopped), stopped.exit_code)
 

@@ -2,29 +2,51 @@
 
 python -m agents.ppo --teacher digits --num-steps 4 --seed 0 --out runs/digits-4
 python -m agents.ppo --resume --out runs/digits-4                               # after whatever stopped it
+python -m agents.ppo --action noise --out runs/digits-4-noise                   # the network itself is the student
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.callbacks import AnnealedExploration, HeldOutCallback, Stopwatch, linear_to_zero, tensorboard_logger
-from agents.command import DEFAULT_REWARD, prepare_folder, run, wanted
+from agents.callbacks import (
+    AnnealedExploration,
+    HeldOutCallback,
+    Stopwatch,
+    linear_to_zero,
+    student_exploration,
+    tensorboard_logger,
+)
+from agents.command import prepare_folder, run, wanted
 from agents.evaluate import RESULT, report
+from agents.networks import NoiseSettings, noise_map, policy_kwargs, warm_start
 from agents.plan import Sizes, plan, print_plan
+from agents.recipes import settled
 from agents.runs import RunStoppedError, begin, check, settings_json
 from redif_env.evaluation import Evaluator
 from redif_env.mdp import DenoisingMDP
 from redif_env.references import VALIDATION_SEED
-from redif_env.sb3 import Checkpointer, GroupRelativeReturns, make_vec_env
+from redif_env.sb3 import (
+    AnalyticKLStop,
+    Checkpointer,
+    GroupRelativeReturns,
+    HealthCheck,
+    LevelNormalisedAdvantages,
+    StudentPolicy,
+    UnhealthyRunError,
+    clip_range_of,
+    make_vec_env,
+)
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, parse_device, shared_teacher
 from redif_env.students import Student
+from redif_env.teachers import Teacher
 
 PROGRAM = "agents.ppo"
 
@@ -49,30 +71,43 @@ class Args:
     """Steps a sample at least; below num_steps, the policy chooses how many."""
     prices: tuple[float, float] | None = None
     """Range of what a call costs, which the policy sees; add the reward term "price" to charge it."""
-    reward: tuple[tuple[str, float], ...] = DEFAULT_REWARD
-    """Reward terms and their weights, as in --reward endpoint 1 feature 0.5."""
+    reward: tuple[tuple[str, float], ...] | None = None
+    """Reward terms and their weights, as in --reward endpoint 1 feature 0.5. This and what else is None here is by
+    default what agents/recipes.py has for the action map."""
     seed: int = 0
     out: Path = Path("runs/ppo")
     """Folder for config.json, checkpoints/, student/, result.json, samples.png and TensorBoard logs."""
-    network_calls: int = 480_000
+    network_calls: int | None = None
     """Budget: as many episodes as it pays for."""
     action: str = "solver"
-    observation: str = "features"
+    """Or "step"; or "noise": the policy is a network of its own, which predicts in the teacher's place."""
+    observation: str | None = None
     """Or "features+condition": the policy sees what it is asked for."""
     solver: str = DEFAULT_SOLVER
     """Base solver, which the zero action reproduces."""
     grid: str = DEFAULT_GRID
-    num_envs: int = 128
+    num_envs: int | None = None
     group_size: int = 8
     """Sub-environments that share their initial noise; 1 turns the group-relative reward off."""
-    batches: int = 4
+    batches: int | None = None
     """Minibatches a rollout, which is one episode of every sub-environment: many small updates go further than few."""
-    epochs: int = 4
-    learning_rate: float = 3e-3
+    epochs: int | None = None
+    learning_rate: float | None = None
     """Falls linearly to zero."""
+    gamma: float | None = None
+    """Discount, and the advantage's lambda where it is 0."""
+    clip_range: float | None = None
+    """PPO's, for the ratio of whole actions; scaled where log-probabilities are means."""
     exploration: tuple[float, float] | None = None
     """Standard deviation of the actions at the start and at the end. By default 0.8 and 0.25, divided by the number of
-    steps: with more steps the base solver is nearer the teacher, and each action should stray less from it."""
+    steps: with more steps the base solver is nearer the teacher, and each action should stray less from it. With
+    --action noise, of the network's output: by default 0.3 and 0.1."""
+    average: float | None = None
+    """Decay of the policy's moving average over rollouts, which is what is judged and shipped."""
+    level_advantages: bool | None = None
+    """Normalise advantages at each step of the episode by itself (action "noise")."""
+    network: NoiseSettings = field(default_factory=NoiseSettings)
+    """Of action "noise" alone."""
     reference_size: int = 4096
     """Noises to train on, of each of which the teacher makes an endpoint first."""
     teacher_steps: int = 100
@@ -93,6 +128,18 @@ class Args:
     """Print what the run would cost, and stop."""
 
 
+def teacher_of(args: Args) -> Teacher:
+    """The teacher, which environments share."""
+    return shared_teacher(
+        args.teacher,
+        parse_device(args.device),
+        torch.float32,
+        conditions=wanted(args.conditions),
+        null_label=args.null_label,
+        guidance_scale=args.guidance_scale,
+    )
+
+
 def judge_of(args: Args, mdp: DenoisingMDP) -> Evaluator:
     """By whom the best student is chosen."""
     return Evaluator(mdp.teacher, args.held_out_size, VALIDATION_SEED, args.teacher_steps)
@@ -100,11 +147,13 @@ def judge_of(args: Args, mdp: DenoisingMDP) -> Evaluator:
 
 def build(args: Args) -> PPO:
     """The agent with its environment."""
+    args = settled(args)
+    network = args.action == "noise"
     env = make_vec_env(
         args.num_envs,
         teacher=args.teacher,
         num_steps=args.num_steps,
-        action=args.action,
+        action=noise_map(args.network) if network else args.action,
         observation=args.observation,
         conditions=wanted(args.conditions),
         null_label=args.null_label,
@@ -120,19 +169,55 @@ def build(args: Args) -> PPO:
         teacher_steps=args.teacher_steps,
         device=args.device,
     )
+    mdp = env.unwrapped.mdp
     return PPO(
-        "MlpPolicy",
+        StudentPolicy if network else "MlpPolicy",
         env,
         n_steps=args.num_steps,
         batch_size=max(2, args.num_envs * args.num_steps // args.batches),
         n_epochs=args.epochs,
         learning_rate=linear_to_zero(args.learning_rate),
-        gamma=1.0,
-        # One number at the end of a few steps: no bootstrapping, the return itself is the target.
+        gamma=args.gamma,
         gae_lambda=1.0,
+        clip_range=clip_range_of(args.clip_range, mdp.action_size, args.network.reduction)
+        if network
+        else args.clip_range,
+        normalize_advantage=not args.level_advantages,
+        policy_kwargs=policy_kwargs(args.network, mdp) if network else None,
         seed=args.seed,
-        device="cpu",
+        device=args.device if network else "cpu",
     )
+
+
+def companions_of(args: Args, agent: PPO) -> dict[str, Any]:
+    """What is trained with, beside the agent, and goes into its checkpoints."""
+    mdp = agent.get_env().unwrapped.mdp
+    decay = args.average
+    companions: dict[str, Any] = {
+        "held_out": HeldOutCallback(judge_of(args, mdp), mdp, agent.policy, args.held_out_every, decay),
+        "stopwatch": Stopwatch(),
+    }
+    if mdp.adaptive and args.group_size > 1:
+        companions["groups"] = GroupRelativeReturns()
+    return companions
+
+
+def callbacks_of(args: Args, agent: PPO) -> list[BaseCallback]:
+    """What is trained with and remembers nothing."""
+    if args.action != "noise":
+        return [AnnealedExploration(*(args.exploration or (0.8 / args.num_steps, 0.25 / args.num_steps)))]
+    mdp = agent.get_env().unwrapped.mdp
+    chosen = args.network
+    stds = [
+        student_exploration(mdp, output, output * chosen.step_exploration, chosen.falloff)
+        for output in args.exploration or (0.3, 0.1)
+    ]
+    callbacks: list[BaseCallback] = [HealthCheck(args.held_out_every), AnnealedExploration(*stds)]
+    if args.level_advantages:
+        callbacks.append(LevelNormalisedAdvantages())
+    if chosen.target_kl is not None:
+        callbacks.append(AnalyticKLStop(chosen.target_kl))
+    return callbacks
 
 
 def train(args: Args) -> tuple[Student, dict[str, Any]]:
@@ -140,28 +225,32 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
 
     Raises:
         RunStoppedError: if the run was asked to stop; it has left a checkpoint.
+        UnhealthyRunError: if it cannot go on; the last good student is in ``args.out``.
     """
+    args = settled(args)
     agent = build(args)
     begin(args, PROGRAM)
     mdp = agent.get_env().unwrapped.mdp
-    steps = args.network_calls // mdp.teacher.calls
-    held_out = HeldOutCallback(judge_of(args, mdp), mdp, args.held_out_every)
-    exploration = AnnealedExploration(*(args.exploration or (0.8 / args.num_steps, 0.25 / args.num_steps)))
-    companions: dict[str, Any] = {"held_out": held_out, "stopwatch": Stopwatch()}
-    if mdp.adaptive and args.group_size > 1:
-        companions["groups"] = GroupRelativeReturns()
+    steps = args.network_calls // mdp.calls
+    companions = companions_of(args, agent)
+    held_out = companions["held_out"]
     checkpointer = Checkpointer(args.out / "checkpoints", args.checkpoint_every, companions)
-    if args.resume:
-        checkpointer.resume(agent)
+    resumed = args.resume and checkpointer.resume(agent)
+    facts: dict[str, Any] = {}
+    if args.action == "noise" and not resumed:
+        facts = warm_start(args.network, mdp, agent.policy, args.seed)
     if agent.num_timesteps < steps:
         agent.set_logger(tensorboard_logger(args.out / "tensorboard", agent.num_timesteps))
-        with checkpointer.stopping_on_signals():
-            agent.learn(
-                steps - agent.num_timesteps,
-                callback=[checkpointer, exploration, *companions.values()],
-                reset_num_timesteps=agent.num_timesteps == 0,
-                progress_bar=True,
-            )
+        try:
+            with checkpointer.stopping_on_signals():
+                agent.learn(
+                    steps - agent.num_timesteps,
+                    callback=[*callbacks_of(args, agent), checkpointer, *companions.values()],
+                    reset_num_timesteps=agent.num_timesteps == 0,
+                    progress_bar=True,
+                )
+        except UnhealthyRunError as error:
+            raise UnhealthyRunError(f"{error}. {kept(held_out.best, args.out)}") from error
         if checkpointer.stopped_by is not None and agent.num_timesteps < steps:
             raise RunStoppedError(
                 f"stopped after {agent.num_timesteps:,} of {steps:,} steps: go on with --resume --out {args.out}",
@@ -171,20 +260,24 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
     return held_out.best, {
         "train_seconds": round(companions["stopwatch"].seconds, 1),
         "environment_steps": agent.num_timesteps,
+        **facts,
     }
 
 
+def kept(student: Student | None, out: Path) -> str:
+    """Save the last good student, if there is one, and say so."""
+    if student is None:
+        return "It was never judged, so there is no student"
+    student.save_pretrained(out / "student")
+    return f"The last good student is in {out / 'student'}"
+
+
 def main(args: Args) -> None:
+    args = settled(args)
     if args.dry_run:
-        teacher = shared_teacher(
-            args.teacher,
-            parse_device(args.device),
-            torch.float32,
-            conditions=wanted(args.conditions),
-            null_label=args.null_label,
-            guidance_scale=args.guidance_scale,
-        )
-        rollouts = math.ceil(args.network_calls / (args.num_envs * args.num_steps * teacher.calls))
+        teacher = teacher_of(args)
+        calls = 1 if args.action == "noise" else teacher.calls
+        rollouts = math.ceil(args.network_calls / (args.num_envs * args.num_steps * calls))
         judgements = math.ceil(rollouts / args.held_out_every) + 1
         sizes = Sizes(args.reference_size, args.held_out_size, args.test_size, args.teacher_steps)
         items = plan(teacher, args.num_steps, args.network_calls, judgements, sizes)
@@ -197,7 +290,7 @@ def main(args: Args) -> None:
         return
     student, facts = train(args)
     evaluator = Evaluator(
-        student.mdp.teacher, args.test_size, teacher_steps=args.teacher_steps, train_size=args.reference_size
+        teacher_of(args), args.test_size, teacher_steps=args.teacher_steps, train_size=args.reference_size
     )
     report("redif-ppo", student, settings_json(args), facts, args.out, evaluator)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import warnings
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, is_dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ class RunStoppedError(Exception):
 def settings_json(settings: Any) -> dict[str, Any]:
     """A settings dataclass as JSON values."""
     stored = {item.name: getattr(settings, item.name) for item in fields(settings) if item.name not in NOT_STORED}
-    return json.loads(json.dumps(stored, default=str))
+    return json.loads(json.dumps(stored, default=_plain))
 
 
 def begin(settings: Any, program: str) -> None:
@@ -129,8 +130,17 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
 
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
 def _restored(value: Any, default: Any) -> Any:
     """A JSON value in the type that the setting's default has."""
+    if is_dataclass(default) and not isinstance(default, type):
+        own = {name: _restored(item, getattr(default, name)) for name, item in value.items()}
+        return replace(default, **own)
+    if isinstance(default, Enum):
+        return type(default)(value)
     if isinstance(default, Path):
         return Path(value)
     if isinstance(value, list):

@@ -1,10 +1,12 @@
 """Action maps: the only place that knows what the numbers in an action mean.
 
-Every map is a flat float32 ``Box`` in [-1, 1] whose zero is the base solver, exactly.
+Every map is a flat float32 ``Box`` in [-1, 1]. Where the teacher predicts, zero is the base solver, exactly; where the
+action is the prediction (:class:`NoiseMap`), its other number at zero is the base solver's step.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -13,19 +15,24 @@ from torch import Tensor
 
 from redif_env.bands import split_bands
 from redif_env.grids import Grid, next_position
+from redif_env.noise_schedulers import Reading, student_reading
 from redif_env.predictions import noise_estimate
 from redif_env.schedules import Schedule, noise_share
 from redif_env.solvers import Solver
-from redif_env.types import Decision, Level, State, expand
+from redif_env.types import Decision, Level, Prediction, State, expand
 
 
 @dataclass(frozen=True)
 class BaseSolver:
-    """What the zero action does: a solver on a grid of a schedule."""
+    """What the zero action does: a solver on a grid of a schedule; and how the teacher's network answers."""
 
     solver: Solver
     grid: Grid
-    schedule: Schedule
+    reading: Reading
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.reading.schedule
 
 
 class ActionMap(ABC):
@@ -33,6 +40,9 @@ class ActionMap(ABC):
 
     history: int = 1
     """Past predictions that the map itself looks at."""
+
+    predicts: bool = False
+    """Whether actions bring the prediction that is stepped with, so that the teacher is asked for none."""
 
     @abstractmethod
     def size(self, sample_shape: tuple[int, ...]) -> int:
@@ -42,9 +52,13 @@ class ActionMap(ABC):
         """What each band of the clean estimate is multiplied by, less 1: ``(B, bands)``; no columns if no bands."""
         return action[:, :0]
 
+    def prediction(self, action: Tensor, state: State, base: BaseSolver) -> Prediction:
+        """The prediction at ``state`` that ``action`` brings, where the map ``predicts``."""
+        raise NotImplementedError(f"{type(self).__name__} brings no prediction")
+
     @abstractmethod
     def decode(self, action: Tensor, state: State, base: BaseSolver) -> Decision:
-        """The decision that ``action`` ``(B, size)`` stands for in ``state``."""
+        """The decision that ``action`` ``(B, size)`` stands for in ``state``, the newest prediction included."""
 
 
 @dataclass(frozen=True)
@@ -134,5 +148,58 @@ class SolverMap(ActionMap):
         )
 
 
-ACTION_MAPS: dict[str, ActionMap] = {"solver": SolverMap(), "step": StepMap()}
+@dataclass(frozen=True)
+class NoiseMap(ActionMap):
+    """The step size and the whole noise prediction: the paper's own action, ``1 + prod(S)`` numbers.
+
+    Number 0 is the step size, as in :class:`SolverMap`. The others, times ``max_output``, are what the student's
+    network says, in the form of :func:`~redif_env.noise_schedulers.student_reading`: for variance-preserving teachers
+    the velocity, whose errors no level magnifies (those of ``eps`` count ``sigma / alpha`` times in the clean estimate,
+    157 times at the start of a linear schedule). It takes the place of the teacher's prediction; the base solver makes
+    a step of it and of those before it. So a student that says what the teacher says is the base solver.
+
+    Args:
+        max_output: what 1 stands for; outputs are about normal, of which beyond 4 lies one in 16,000.
+        max_shift: as in the :class:`SolverMap`.
+        start: actions of the :class:`SolverMap` to begin from, one a step, as the mean actions of a student that was
+            trained with that map; number 0 is added to theirs. The base solver if not given.
+    """
+
+    max_output: float = 4.0
+    max_shift: float = SolverMap.max_shift
+    start: tuple[tuple[float, ...], ...] | None = None
+    predicts = True
+    history = SolverMap.history
+
+    def size(self, sample_shape: tuple[int, ...]) -> int:
+        return 1 + math.prod(sample_shape)
+
+    def prediction(self, action: Tensor, state: State, base: BaseSolver) -> Prediction:
+        output = (self.max_output * action[:, 1:]).reshape(state.x.shape).to(state.x.dtype)
+        reading = student_reading(base.reading)
+        level = reading.schedule.level(state.half_logsnr)
+        return reading.preconditioning.read(output, state.x, level, reading.prediction_type)
+
+    def decode(self, action: Tensor, state: State, base: BaseSolver) -> Decision:
+        if self.start is None:
+            return StepMap(self.max_shift).decode(action[:, :1], state, base)
+        started = torch.tensor(self.start, dtype=action.dtype, device=action.device)
+        row = len(started) - state.steps_left.clamp(min=1)
+        full = torch.cat([started[row, :1] + action[:, :1], started[row, 1:]], dim=1)
+        return SolverMap(self.max_shift).decode(full.clamp(-1, 1), state, base)
+
+    @property
+    def finished(self) -> ActionMap:
+        """The map of the finished student, whose network predicts in the teacher's place: how its steps are taken."""
+        return StepMap(self.max_shift) if self.start is None else SolverMap(self.max_shift)
+
+    def table(self, shifts: Tensor) -> Tensor:
+        """Actions ``(num_steps, A)`` of the ``finished`` map, for the step sizes of each step, ``(num_steps,)``."""
+        if self.start is None:
+            return shifts[:, None]
+        started = torch.tensor(self.start, dtype=shifts.dtype, device=shifts.device)
+        return torch.cat([started[:, :1] + shifts[:, None], started[:, 1:]], dim=1).clamp(-1, 1)
+
+
+ACTION_MAPS: dict[str, ActionMap] = {"solver": SolverMap(), "step": StepMap(), "noise": NoiseMap()}
 """The action maps by the names used at the command line and in ``gym.make``."""

@@ -26,6 +26,7 @@ from redif_env.settings import name_of, parse_device
 from redif_env.solvers import SOLVERS
 from redif_env.students import Student
 from redif_env.tables import print_table
+from redif_env.teachers import Teacher, load_teacher
 
 WIDTH = 60
 """Characters of a drawn schedule."""
@@ -104,7 +105,7 @@ class Evaluate:
         if self.size < 2:
             raise ValueError(f"size must be at least 2, got {self.size}: a distance between sets needs more")
         student = load(self.student, self.device)
-        evaluator = Evaluator(student.mdp.teacher, self.size)
+        evaluator = Evaluator(teacher_of(student).to(parse_device(self.device)), self.size)
         rows = judge(evaluator, student, "student")
         nfe = max(row.nfe for row in rows if row.method == "student")
         print_table(rows, f"{student.mdp.teacher.name}, {nfe:.4g} NFE, {evaluator.described}")
@@ -122,6 +123,24 @@ def load(student: str, device: str) -> Student:
     """The student of a folder or hub id."""
     parse_device(device)
     return Student.from_pretrained(student, device)
+
+
+def teacher_of(student: Student) -> Teacher:
+    """The teacher that a student is to equal: its own, or the one it was trained after where its network is its own.
+
+    Raises:
+        ValueError: if that one is not known, or cannot be loaded.
+    """
+    teacher, training = student.mdp.teacher, student.record.training
+    if not teacher.own_network:
+        return teacher
+    name = training.get("teacher")
+    if name is None:
+        raise ValueError("student has a network of its own, and no record of the teacher it was trained after")
+    labels = [int(value) for value in teacher.conditions.values] if teacher.conditions.inputs else None
+    return load_teacher(
+        name, conditions=labels, null_label=training.get("null_label"), guidance_scale=training.get("guidance_scale")
+    )
 
 
 def save_samples(samples: torch.Tensor, out: Path) -> None:
@@ -150,7 +169,12 @@ def facts_table(student: Student) -> Table:
     calls = f"{least} to {most}, decided by the policy" if mdp.adaptive else str(most)
     count = sum(parameter.numel() for parameter in mdp.teacher.network.parameters())
     table = Table("student", "", title=None)
-    table.add_row("teacher", f"{mdp.teacher.name}, {mdp.teacher.prediction_type.value}, {count:,} parameters")
+    network = f"{mdp.teacher.prediction_type.value}, {count:,} parameters"
+    if mdp.teacher.own_network:
+        table.add_row("teacher", mdp.teacher.name)
+        table.add_row("network", f"its own, {network}")
+    else:
+        table.add_row("teacher", f"{mdp.teacher.name}, {network}")
     decoded = f", decoded to {mdp.teacher.image_shape}" if mdp.teacher.decoder is not None else " in [-1, 1]"
     table.add_row("samples", f"{mdp.teacher.sample_shape}{decoded}")
     if mdp.teacher.conditions.inputs:

@@ -19,7 +19,7 @@ from redif_env.actions import ActionMap
 from redif_env.conditions import Wanted
 from redif_env.draws import GroupDraws
 from redif_env.grids import Grid
-from redif_env.observations import Observation
+from redif_env.observations import Observation, Sample
 from redif_env.references import reference_set
 from redif_env.rendering import Filmstrip
 from redif_env.rewards import Reward, Term, build_terms, load_memories, memories, restart
@@ -31,8 +31,11 @@ from redif_env.types import State, Transition
 
 RENDER_MODES = ["rgb_array"]
 
+Seen = NDArray[np.float32] | dict[str, NDArray[np.float32]]
+"""Observations as arrays: one, or a dict of them."""
 
-class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray[Any]]):
+
+class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
     """Many denoising episodes with one network call for all: :class:`ReDiFEnv`, batched.
 
     Sub-environment i seeded with ``seed + i`` does what the single environment seeded with ``seed + i`` does.
@@ -62,7 +65,7 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         teacher: str | Path | Teacher = "digits",
         num_steps: int = 4,
         action: str | ActionMap = "solver",
-        observation: str | Observation = "features",
+        observation: str | Observation | Sample = "features",
         solver: str | Solver = DEFAULT_SOLVER,
         grid: str | Grid = DEFAULT_GRID,
         reward: str | Reward | Mapping[str, float] = "endpoint",
@@ -134,7 +137,7 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    ) -> tuple[Seen, dict[str, Any]]:
         """Start new episodes, in all sub-environments or in those of ``options["reset_mask"]`` (``(num_envs,)`` bool).
 
         Args:
@@ -156,7 +159,7 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
 
     def step(
         self, actions: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+    ) -> tuple[Seen, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """One solver step, and the network call of the next, in every sub-environment.
 
         Raises:
@@ -238,12 +241,13 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         return self._observe(self._now), np.sum(list(terms.values()), axis=0), terminated, truncated, infos
 
     def _transition(self, action: Tensor, live: Tensor) -> Transition:
-        decision = self.mdp.decode(self._now, action)
-        next_state = self.mdp.advance(self._now, decision)
+        state = self.mdp.answered(self._now, action)
+        decision = self.mdp.decode(state, action)
+        next_state = self.mdp.advance(state, decision)
         terminated = live & (next_state.steps_left == 0)
         next_state = self.mdp.predict(next_state, live & ~terminated)
         return Transition(
-            state=self._now,
+            state=state,
             action=action,
             decision=decision,
             next_state=next_state,
@@ -274,9 +278,12 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         assert self._state is not None
         return self._state
 
-    def _observe(self, state: State) -> NDArray[np.float32]:
-        observations: NDArray[np.float32] = self.mdp.observe(state).cpu().numpy()
-        return observations
+    def _observe(self, state: State) -> Seen:
+        seen = self.mdp.observe(state)
+        # Copies: on the CPU numpy would look into the state, which steps on.
+        if isinstance(seen, dict):
+            return {name: values.cpu().numpy().copy() for name, values in seen.items()}
+        return seen.cpu().numpy()
 
     def _info(
         self,
@@ -303,8 +310,8 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
     def _final(self, terminated: NDArray[np.bool_], info: dict[str, Any]) -> dict[str, Any]:
         observations = np.full(self.num_envs, None, dtype=object)
         final = self._observe(self._now)
-        for index in np.flatnonzero(terminated):
-            observations[index] = final[index]
+        for index in np.flatnonzero(terminated).tolist():
+            observations[index] = row_of(final, index)
         return {
             "final_obs": observations,
             "_final_obs": terminated.copy(),
@@ -370,7 +377,7 @@ class ReDiFVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray
         return teacher.images(teacher.schedule.normalised(state.x, state.half_logsnr)), teacher.images(x0)
 
 
-class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
+class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
     """Denoise one sample in a few network calls, as close to the many-step teacher as can be.
 
     ## Description
@@ -388,6 +395,10 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     - `"solver"` (default; 7 numbers for images, 5 for other samples): the step size, and a correction to the base
       solver's noise prediction. :class:`redif_env.actions.SolverMap` gives each number's unit.
     - `"step"` (1 number): the step size alone.
+    - `"noise"` (1 number and as many as a sample has): the step size, and the whole noise prediction in the place of
+      the teacher's; needs `observation="sample"`. The policy is the student's network
+      (:class:`redif_env.sb3.StudentPolicy`). :class:`redif_env.actions.NoiseMap` gives the units. Zero in the first
+      number is the base solver's step; in the others it is a prediction like any other.
 
     With `min_steps` below `num_steps` there is one number more, the last: it gives up calls of the budget
     (:class:`redif_env.mdp.DenoisingMDP`). With `learn_guidance` there is one for the guidance scale before it.
@@ -396,7 +407,8 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     `"features"`: a short float32 vector: NFE left, noise level, statistics of the sample, of the predicted clean sample
     and of its change. :class:`redif_env.observations.Features` lists them. `"features+condition"`: the same, and the
-    embedding of the condition. With `prices`, the episode's price follows.
+    embedding of the condition. With `prices`, the episode's price follows. `"sample"`: a dict of the noisy sample, what
+    the network is told, the level, the calls left and the condition's row (:class:`redif_env.observations.Sample`).
 
     ## Rewards
 
@@ -465,7 +477,7 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         teacher: str | Path | Teacher = "digits",
         num_steps: int = 4,
         action: str | ActionMap = "solver",
-        observation: str | Observation = "features",
+        observation: str | Observation | Sample = "features",
         solver: str | Solver = DEFAULT_SOLVER,
         grid: str | Grid = DEFAULT_GRID,
         reward: str | Reward | Mapping[str, float] = "endpoint",
@@ -512,18 +524,16 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         """The last step as torch tensors with a batch dimension of 1."""
         return self.batch.last_transition
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Seen, dict[str, Any]]:
         """Start a new episode; ``options`` are unused."""
         super().reset(seed=seed)
         if seed is not None:
             self.batch.restart_rewards()
         self.batch.np_random = [self.np_random]
         observations, infos = self.batch.reset()
-        return observations[0], info_of(infos, 0)
+        return row_of(observations, 0), info_of(infos, 0)
 
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[Seen, float, bool, bool, dict[str, Any]]:
         """One solver step, and the network call of the next.
 
         Raises:
@@ -534,7 +544,7 @@ class ReDiFEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         if array.shape != self.action_space.shape:
             raise ValueError(f"action must have shape {self.action_space.shape}, got {array.shape}")
         observations, rewards, terminated, truncated, infos = self.batch.step(array[None])
-        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info_of(infos, 0)
+        return row_of(observations, 0), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info_of(infos, 0)
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """The trajectory so far as one frame, if ``render_mode`` is ``"rgb_array"``."""
@@ -563,6 +573,13 @@ def add_term(info: dict[str, Any], name: str, values: NDArray[np.float64], rows:
         raise ValueError(f"two reward terms are named {name!r}: give one of them another name")
     terms[name], terms[f"_{name}"] = np.where(rows, values, 0.0), rows.copy()
     info["_rewards"] = rows.copy()
+
+
+def row_of(observations: Seen, index: int) -> Any:
+    """The observation of one sub-environment."""
+    if isinstance(observations, dict):
+        return {name: values[index] for name, values in observations.items()}
+    return observations[index]
 
 
 def info_of(infos: dict[str, Any], index: int) -> dict[str, Any]:

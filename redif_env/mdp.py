@@ -10,8 +10,8 @@ from torch import Tensor
 
 from redif_env.actions import ActionMap, BaseSolver
 from redif_env.grids import Grid
-from redif_env.observations import Observation
-from redif_env.solvers import Solver, initial_state, predict, step_to
+from redif_env.observations import Observation, Sample
+from redif_env.solvers import Solver, initial_state, predict, record, step_to
 from redif_env.teachers import Teacher
 from redif_env.types import Decision, State
 
@@ -33,7 +33,8 @@ class DenoisingMDP:
     goes to clean data and the episode ends.
 
     Args:
-        teacher: asked for one prediction a step, which is one network call, or two with guidance.
+        teacher: asked for one prediction a step, which is one network call, or two with guidance; for none where
+            actions bring the prediction (a call of the student's own network, which counts as one).
         solver, grid: the base solver, which the zero action reproduces.
         num_steps: steps, and so predictions, an episode at most, at least 1.
         action_map, observation: meaning of actions, and what the agent sees.
@@ -49,7 +50,7 @@ class DenoisingMDP:
     grid: Grid
     num_steps: int
     action_map: ActionMap
-    observation: Observation
+    observation: Observation | Sample
     min_steps: int | None = None
     prices: tuple[float, float] | None = None
     learn_guidance: bool = False
@@ -63,6 +64,7 @@ class DenoisingMDP:
             raise ValueError(f"min_steps must be from 1 to num_steps={self.num_steps}, got {self.min_steps}")
         if self.prices is not None and not 0 < self.prices[0] < self.prices[1]:
             raise ValueError(f"prices must be two numbers above 0, the smaller first, got {self.prices}")
+        self._check_predictions()
         if self.learn_guidance and self.teacher.guidance_scale is None:
             raise ValueError(f"learn_guidance needs a guided teacher: give {self.teacher.name!r} a guidance_scale")
         if self.observation.shows_condition and len(self.teacher.conditions) < 2:
@@ -71,9 +73,26 @@ class DenoisingMDP:
                 f"{len(self.teacher.conditions)}: choose 'features'"
             )
 
+    def _check_predictions(self) -> None:
+        """Refuse what cannot go with actions that bring the prediction."""
+        if not self.action_map.predicts:
+            return
+        if not isinstance(self.observation, Sample):
+            raise ValueError(
+                "action='noise' brings the prediction itself, of which this observation is made: choose "
+                "observation='sample'"
+            )
+        asked = {"min_steps": self.adaptive, "prices": self.prices is not None, "learn_guidance": self.learn_guidance}
+        given = [name for name, value in asked.items() if value]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} cannot be used with action='noise', whose network answers once a step: leave it "
+                "out, or choose action='solver'"
+            )
+
     @property
     def base(self) -> BaseSolver:
-        return BaseSolver(self.solver, self.grid, self.teacher.schedule)
+        return BaseSolver(self.solver, self.grid, self.teacher.reading)
 
     @property
     def adaptive(self) -> bool:
@@ -86,8 +105,19 @@ class DenoisingMDP:
         return self.action_map.size(self.teacher.sample_shape) + self.learn_guidance + self.adaptive
 
     @property
+    def calls(self) -> int:
+        """Network calls (NFE) a step: the teacher's, or one of the student's own network."""
+        return 1 if self.action_map.predicts else self.teacher.calls
+
+    @property
     def observation_size(self) -> int:
-        """Numbers in one observation."""
+        """Numbers in one observation, where it is a vector.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        if isinstance(self.observation, Sample):
+            raise ValueError("observation='sample' is a dict and has no size: use observation='features'")
         shown = self.teacher.conditions.embeddings.shape[1] if self.observation.shows_condition else 0
         return self.observation.size(self.teacher.sample_shape, self.num_steps) + shown + (self.prices is not None)
 
@@ -106,7 +136,12 @@ class DenoisingMDP:
         return state if price is None else replace(state, price=price.to(state.price))
 
     def predict(self, state: State, rows: Tensor) -> State:
-        """One network call on the given rows (``(B,)`` bool) alone; the others stay as they are."""
+        """The teacher's prediction on the given rows (``(B,)`` bool) alone; the others stay as they are.
+
+        Where actions bring the prediction, nothing is asked.
+        """
+        if self.action_map.predicts:
+            return state
         if bool(rows.all()):
             return predict(self.teacher, state)
         if not bool(rows.any()):
@@ -117,8 +152,14 @@ class DenoisingMDP:
         place[chosen] = torch.arange(len(chosen), device=rows.device)
         return state.merge(rows, answered.rows(place))
 
+    def answered(self, state: State, action: Tensor) -> State:
+        """``state`` with the prediction that ``action`` ``(B, A)`` brings; itself where the teacher predicts."""
+        if not self.action_map.predicts:
+            return state
+        return record(state, self.action_map.prediction(action, state, self.base))
+
     def decode(self, state: State, action: Tensor) -> Decision:
-        """What ``action`` ``(B, A)`` means in ``state``."""
+        """What ``action`` ``(B, A)`` means in ``state``, which holds the newest prediction."""
         if self.adaptive:
             state, action = self._give_up(state, action[:, -1]), action[:, :-1]
         if not self.learn_guidance:
@@ -131,8 +172,10 @@ class DenoisingMDP:
         """The deterministic solver step; no network call. Rows that are already clean come out as NaN."""
         return step_to(state, decision, self.teacher.schedule)
 
-    def observe(self, state: State) -> Tensor:
-        """Observations ``(B, F)`` float32."""
+    def observe(self, state: State) -> Tensor | dict[str, Tensor]:
+        """Observations: ``(B, F)`` float32, or a dict of such as :class:`~redif_env.observations.Sample` names them."""
+        if isinstance(self.observation, Sample):
+            return self.observation.observe(state, self.teacher.reading)
         normalised = replace(state, x=self.teacher.schedule.normalised(state.x, state.half_logsnr))
         seen = self.observation.observe(normalised, self.num_steps)
         if self.observation.shows_condition:

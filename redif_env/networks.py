@@ -21,6 +21,9 @@ NETWORKS = (
 TEXT_NETWORKS = ("UNet2DConditionModel", "SD3Transformer2DModel")
 """Those of them that take prompts."""
 
+LABELLED_NETWORKS = ("UNet2DModel", "DiTTransformer2DModel")
+"""Those of them that take a sample, a time and at most a class label."""
+
 _MORE_THAN_X = {
     "UNet3DConditionModel": "it makes videos of several frames, with more inputs than a sample and a prompt",
     "UNetSpatioTemporalConditionModel": "it makes videos from an image, which it takes besides the sample",
@@ -117,6 +120,39 @@ def tokens_of(config: Mapping[str, Any], shape: tuple[int, ...]) -> int | None:
     """Tokens that a transformer makes of a sample; None for other networks."""
     patch = config.get("patch_size")
     return None if patch is None else (shape[-2] // patch) * (shape[-1] // patch)
+
+
+def build_network(config: Mapping[str, Any]) -> nn.Module:
+    """A new diffusers model of a config, with its ``_class_name``; its weights are drawn by torch's default generator.
+
+    Raises:
+        ValueError: if it is of a class that is not called with a sample, a time and perhaps a label.
+    """
+    kind = config.get("_class_name")
+    if kind not in LABELLED_NETWORKS:
+        raise ValueError(
+            f"network has _class_name={kind!r}: a student's own network can be {', '.join(LABELLED_NETWORKS)}"
+        )
+    import diffusers
+
+    settings = {key: value for key, value in config.items() if not key.startswith("_")}
+    network: nn.Module = getattr(diffusers, kind)(**settings)
+    return network
+
+
+def narrowed(config: Mapping[str, Any], width: float) -> dict[str, Any]:
+    """A ``UNet2DModel`` config with ``width`` times the channels, rounded to whole groups of its normalisation.
+
+    Raises:
+        ValueError: if ``width`` is not above 0, or the network is another.
+    """
+    if not width > 0 or config.get("_class_name") != "UNet2DModel":
+        raise ValueError(
+            f"width={width} cannot be given a {config.get('_class_name')}: it must be above 0, of a UNet2DModel"
+        )
+    groups = config["norm_num_groups"]
+    channels = [max(1, round(width * channel / groups)) * groups for channel in config["block_out_channels"]]
+    return {**config, "block_out_channels": channels}
 
 
 def call_by_name(network: nn.Module, x: Tensor, timestep: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:

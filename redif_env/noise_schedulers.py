@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,17 @@ class Reading:
     schedule: Schedule
     prediction_type: PredictionType
     preconditioning: Preconditioning = PLAIN
+
+
+def student_reading(reading: Reading) -> Reading:
+    """In what form a student's network answers whose teacher's answers are read so.
+
+    Velocity in place of noise where the schedule preserves variance; the teacher's own form elsewhere.
+    """
+    noisy = reading.prediction_type is PredictionType.EPSILON
+    if noisy and isinstance(reading.schedule, VariancePreservingSchedule) and reading.preconditioning == PLAIN:
+        return replace(reading, prediction_type=PredictionType.V_PREDICTION)
+    return reading
 
 
 def read_scheduler(config: Mapping[str, Any], name: str, tokens: int | None = None) -> Reading:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from redif_env.bands import split_bands
+from redif_env.noise_schedulers import Reading
 from redif_env.types import State, expand
 
 BOUND = 10.0
 
 
 class Observation(ABC):
-    """Turns states into observations."""
+    """Turns states into vectors."""
 
     history: int = 1
     """Past predictions that the observation looks at."""
@@ -89,9 +90,39 @@ class Features(Observation):
         return list(torch.stack([size, moved, together], dim=1).flatten(0, 1))
 
 
-OBSERVATIONS: dict[str, Observation] = {
+@dataclass(frozen=True)
+class Sample:
+    """What a network is given, as a dict of float32 tensors: what a student that is a network itself needs.
+
+    =============  ===========  ===================================================================================
+    ``sample``     ``(B, *S)``  the noisy sample, as the teacher's network is given it
+    ``timestep``   ``(B, 1)``   what the network is told, in the training schedule's units
+    ``level``      ``(B, 1)``   ``half_logsnr``, clipped to [-10, 10]
+    ``nfe_left``   ``(B, 1)``   network calls left, this one included; 0 once the sample is finished
+    ``condition``  ``(B, 1)``   the row of the teacher's conditions
+    =============  ===========  ===================================================================================
+    """
+
+    history = 0
+    shows_condition = False
+
+    def observe(self, state: State, reading: Reading) -> dict[str, Tensor]:
+        """The dict, of a state of a process whose teacher's network is read so."""
+        level = reading.schedule.level(state.half_logsnr)
+        columns = {
+            "timestep": state.timestep,
+            "level": state.half_logsnr.clamp(-BOUND, BOUND),
+            "nfe_left": state.steps_left,
+            "condition": state.condition,
+        }
+        seen = {"sample": reading.preconditioning.inputs(state.x, level).float()}
+        return seen | {name: values[:, None].float() for name, values in columns.items()}
+
+
+OBSERVATIONS: dict[str, Observation | Sample] = {
     "features": Features(),
     "features+condition": Features(shows_condition=True),
+    "sample": Sample(),
 }
 """The observations by the names used at the command line and in ``gym.make``."""
 

@@ -10,15 +10,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from redif_env.cache import cached
-from redif_env.grids import Grid
-from redif_env.solvers import Solver, sample
+from redif_env.grids import Grid, TimeGrid
+from redif_env.solvers import DPMSolverPP, Solver, sample, trajectory
 from redif_env.teachers import ENDPOINT_BATCH, Teacher
+from redif_env.types import expand
 
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 0, 1, 2
 """Noise seeds of the three disjoint sets: to train on, to choose the best student by, and to report."""
 
 BASE_SIZE = 1024
 """Noises on which rewards look up what the base solver makes of them."""
+
+PATH_LEVELS = 25
+"""Levels at which a teacher's way is kept, beside its start."""
 
 QUIET_BELOW = 50_000
 """A reference set that costs fewer network calls than this shows no progress bar."""
@@ -29,13 +33,14 @@ class ReferenceSet:
     """Initial noises with the teacher's endpoints of each, both ``(N, *S)``.
 
     ``condition`` ``(N,)`` int64 is what each was asked to show (a row of the teacher's conditions); ``key`` a digest of
-    teacher, noise, condition and step count.
+    teacher, noise, condition and step count; ``num_steps`` the predictions that the teacher spent on each.
     """
 
     noise: Tensor
     condition: Tensor
     endpoints: Tensor
     key: str
+    num_steps: int = 100
 
     def __len__(self) -> int:
         return len(self.noise)
@@ -43,7 +48,7 @@ class ReferenceSet:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ReferenceSet:
         """The same on a device, in a floating point type."""
         placed = (self.noise.to(device, dtype), self.condition.to(device), self.endpoints.to(device, dtype))
-        return ReferenceSet(*placed, self.key)
+        return ReferenceSet(*placed, self.key, self.num_steps)
 
 
 def draw_starts(teacher: Teacher, size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -70,7 +75,7 @@ def reference_set(teacher: Teacher, size: int, seed: int = TRAIN_SEED, num_steps
         with tqdm(total=size, desc="teacher endpoints", disable=size * num_steps < QUIET_BELOW) as bar:
             return teacher.endpoint(noise, num_steps, condition, progress=bar.update).cpu()
 
-    return ReferenceSet(noise, condition, cached(key, compute), key)
+    return ReferenceSet(noise, condition, cached(key, compute), key, num_steps)
 
 
 def reference_key(teacher: Teacher, noise: Tensor, condition: Tensor, num_steps: int) -> str:
@@ -81,6 +86,58 @@ def reference_key(teacher: Teacher, noise: Tensor, condition: Tensor, num_steps:
     if len(teacher.conditions) > 1:
         digest.update(condition.numpy().tobytes())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ReferencePaths:
+    """The teacher's ways from the noises of a reference set to their endpoints, at K levels.
+
+    ``angle`` ``(K,)`` float64 falls from noise to 0, clean data: ``atan(sigma / alpha)``, in which ways are smooth;
+    ``x`` ``(N, K, *S)`` are samples there, of the size that variance-preserving schedules have
+    (:meth:`redif_env.schedules.Schedule.normalised`).
+    """
+
+    angle: Tensor
+    x: Tensor
+
+    def at(self, pair: Tensor, half_logsnr: Tensor) -> Tensor:
+        """Where the ways of rows ``pair`` ``(B,)`` pass levels ``half_logsnr`` ``(B,)``, ``(B, *S)``: linear."""
+        angle = angle_of(half_logsnr).clamp(max=self.angle[0])
+        after = torch.searchsorted(-self.angle, -angle).clamp(1, len(self.angle) - 1)
+        share = (self.angle[after - 1] - angle) / (self.angle[after - 1] - self.angle[after])
+        before = self.x[pair, after - 1]
+        return torch.lerp(before, self.x[pair, after], expand(share, before).to(before.dtype))
+
+
+def angle_of(half_logsnr: Tensor) -> Tensor:
+    """``atan(sigma / alpha)``: from 0 at clean data to pi / 2 where there is no signal."""
+    return torch.atan(torch.exp(-half_logsnr))
+
+
+def reference_paths(teacher: Teacher, reference: ReferenceSet) -> ReferencePaths:
+    """The ways to a reference set's endpoints: from the cache, or computed (with a progress bar) and kept there."""
+    steps = reference.num_steps
+    kept = torch.linspace(0, steps, min(steps, PATH_LEVELS) + 1).round().long().tolist()
+    schedule, grid = teacher.schedule, TimeGrid()
+    positions = torch.tensor(kept, dtype=torch.float64, device=teacher.device) / steps
+    levels = grid.half_logsnr(positions, schedule)
+
+    @torch.inference_mode()
+    def way(noise: Tensor, condition: Tensor) -> Tensor:
+        states = trajectory(teacher, DPMSolverPP(2), grid, noise, steps, condition)
+        passed = [schedule.normalised(state.x, state.half_logsnr) for state in states]
+        first = schedule.normalised(noise * schedule.init_noise_sigma, levels[:1].expand(len(noise)))
+        return torch.stack([[first, *passed][index] for index in kept], dim=1).cpu()
+
+    def compute() -> Tensor:
+        noise, condition = (part.to(teacher.device) for part in (reference.noise, reference.condition))
+        parts = list(zip(noise.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True))
+        quiet = len(noise) * steps < QUIET_BELOW
+        return torch.cat([way(*part) for part in tqdm(parts, desc="teacher's ways", disable=quiet)])
+
+    described = f"ways {reference.key} {kept} {reference.noise.dtype}"
+    x = cached(hashlib.sha256(described.encode()).hexdigest(), compute).to(reference.noise)
+    return ReferencePaths(angle_of(levels), x)
 
 
 def base_samples(teacher: Teacher, reference: ReferenceSet, solver: Solver, grid: Grid, num_steps: int) -> Tensor:

@@ -9,7 +9,7 @@ reward with that scale for a decision process and its reference set.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -27,9 +27,11 @@ from redif_env.kernels import (
 )
 from redif_env.mdp import DenoisingMDP
 from redif_env.predictions import noise_estimate
-from redif_env.references import ReferenceSet, base_samples
+from redif_env.references import BASE_SIZE, ReferencePaths, ReferenceSet, base_samples, reference_paths
+from redif_env.schedules import Schedule
+from redif_env.solvers import trajectory
 from redif_env.teachers import Teacher
-from redif_env.types import Transition, expand
+from redif_env.types import State, Transition, expand
 
 
 class Reward(Protocol):
@@ -185,14 +187,66 @@ class TrajectoryAlignment(EndpointAlignment):
     """
 
     name: str = "trajectory"
+    own: bool = False
+    """Whether the predictions are the student's own: each step's is then an action's doing, the first one's too."""
 
     def __call__(self, transition: Transition) -> Tensor:
         before, after = transition.state, transition.next_state
         reached = torch.where(expand(transition.terminated, after.x), after.x, after.x0_history[:, 0])
-        gone_before = self.distance(before.x0_history[:, 0], transition.endpoint)
+        known = before.x0_history[:, 1 if self.own else 0]
         # The first prediction is the noise's doing, not an action's: where it counted as 0, the sum telescopes.
-        potential = torch.where(before.predictions > 1, gone_before, 0.0)
+        potential = torch.where(before.predictions > 1, self.distance(known, transition.endpoint), 0.0)
         return (potential - self.distance(reached, transition.endpoint)) / self.scale
+
+    @classmethod
+    def calibrated(
+        cls,
+        mdp: DenoisingMDP,
+        reference: ReferenceSet,
+        distance: Distance = root_mean_square,
+        name: str | None = None,
+    ) -> Self:
+        """As :meth:`EndpointAlignment.calibrated`."""
+        scale = _base_distance(mdp, reference, distance)
+        return cls(scale, distance, name or cls.name, mdp.action_map.predicts)
+
+
+@dataclass(frozen=True)
+class PathAlignment:
+    """Minus the distance of where each step lands to where the teacher's own way from the same noise passes: dense.
+
+    Each step is paid for by itself, so ``gamma`` may be small: then an action's reward no longer carries the chance of
+    those that follow, which is what thousands of action numbers need. Distances are root mean squares of samples of the
+    size that variance-preserving schedules have; ``scale`` is the base solver's mean sum over an episode, so it pays
+    -1, and the teacher 0. The ways cost the teacher's many steps once more, and are cached like its endpoints.
+    """
+
+    paths: ReferencePaths
+    schedule: Schedule
+    scale: float
+    name: str = "path"
+
+    def __post_init__(self) -> None:
+        _check_scale(self.scale)
+
+    def __call__(self, transition: Transition) -> Tensor:
+        return -self.strayed(transition.next_state, transition.pair) / self.scale
+
+    def strayed(self, state: State, pair: Tensor) -> Tensor:
+        """How far ``state`` is from the ways of rows ``pair`` ``(B,)``, ``(B,)``."""
+        x = self.schedule.normalised(state.x, state.half_logsnr)
+        return root_mean_square(x, self.paths.at(pair, state.half_logsnr))
+
+    @classmethod
+    def calibrated(cls, mdp: DenoisingMDP, reference: ReferenceSet, name: str = "path") -> PathAlignment:
+        """With the base solver's mean sum of distances over the reference set as scale."""
+        bare = cls(reference_paths(mdp.teacher, reference), mdp.teacher.schedule, 1.0, name)
+        noise, asked = (part[:BASE_SIZE].to(mdp.teacher.device) for part in (reference.noise, reference.condition))
+        pair = torch.arange(len(noise), device=noise.device)
+        with torch.no_grad():
+            steps = trajectory(mdp.teacher, mdp.solver, mdp.grid, noise, mdp.num_steps, asked)
+            scale = sum(float(bare.strayed(state, pair).double().mean()) for state in steps)
+        return replace(bare, scale=scale)
 
 
 @dataclass(frozen=True)
@@ -452,6 +506,7 @@ REWARDS: dict[str, Calibrated] = {
     ),
     "feature": FeatureAlignment.calibrated,
     "trajectory": TrajectoryAlignment.calibrated,
+    "path": PathAlignment.calibrated,
     "score": ScoreAgreement.calibrated,
     "residual": TeacherResidual.calibrated,
     "mmd": DistributionAlignment.calibrated,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from redif_env.types import State
 
 def trajectory(
     mdp: DenoisingMDP,
-    policy: Callable[[Tensor], Tensor],
+    policy: Callable[[Any], Tensor],
     noise: Tensor,
     price: Tensor | None = None,
     condition: Tensor | None = None,
@@ -23,7 +24,7 @@ def trajectory(
 
     Args:
         mdp: what is decided.
-        policy: observations ``(B, F)`` to actions ``(B, A)``.
+        policy: observations ``(B, F)``, or dicts of them, to actions ``(B, A)``.
         noise: standard normal.
         price: ``(B,)`` of a network call, where the policy knows prices.
         condition: rows ``(B,)`` of the teacher's conditions; the first if not given.
@@ -32,7 +33,9 @@ def trajectory(
     unfinished = state.steps_left > 0
     while bool(unfinished.any()):
         state = mdp.predict(state, unfinished)
-        stepped = mdp.advance(state, mdp.decode(state, policy(mdp.observe(state))))
+        action = policy(mdp.observe(state))
+        answered = mdp.answered(state, action)
+        stepped = mdp.advance(answered, mdp.decode(answered, action))
         state = state.merge(unfinished, stepped)
         unfinished = state.steps_left > 0
         changed = yield state

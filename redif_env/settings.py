@@ -13,7 +13,7 @@ from redif_env.actions import ACTION_MAPS, ActionMap
 from redif_env.conditions import Wanted
 from redif_env.grids import GRIDS, Grid
 from redif_env.mdp import DenoisingMDP
-from redif_env.observations import OBSERVATIONS, Observation
+from redif_env.observations import OBSERVATIONS, Observation, Sample
 from redif_env.solvers import SOLVERS, Solver
 from redif_env.teachers import Teacher, load_teacher
 
@@ -107,7 +107,7 @@ def build_mdp(
     teacher: str | Path | Teacher,
     num_steps: int,
     action: str | ActionMap,
-    observation: str | Observation,
+    observation: str | Observation | Sample,
     solver: str | Solver,
     grid: str | Grid,
     device: str,

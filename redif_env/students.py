@@ -195,15 +195,16 @@ class Student:
         """The student of a trained Stable-Baselines3 agent; neither SB3 nor the agent is needed afterwards.
 
         Args:
-            agent: PPO, A2C, SAC or TD3 with a stock ``MlpPolicy``.
+            agent: PPO, A2C, SAC or TD3 with a stock ``MlpPolicy``; or one with a
+                :class:`~redif_env.sb3.StudentPolicy`, whose network becomes the student's.
             env: what it was trained on, if it was loaded without.
 
         Raises:
             ValueError: if there is no environment, it is no ReDiF one, or the policy is of another kind.
         """
-        from redif_env.sb3.export import actor_policy, environment_of
+        from redif_env.sb3.export import environment_of, student_of
 
-        return cls(environment_of(agent, env).mdp, actor_policy(agent.policy))
+        return student_of(agent.policy, environment_of(agent, env).mdp)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the folder of :meth:`pipeline`: config.json, safetensors, a model card; whole or not at all.

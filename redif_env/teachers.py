@@ -20,7 +20,7 @@ from redif_env.files import ASSETS, write_folder
 from redif_env.grids import TimeGrid
 from redif_env.mixtures import GaussianMixture
 from redif_env.networks import call_by_name
-from redif_env.noise_schedulers import Reading
+from redif_env.noise_schedulers import Reading, student_reading
 from redif_env.pipelines import read_pipeline, write_pipeline
 from redif_env.predictions import PLAIN, Preconditioning
 from redif_env.schedules import FlowSchedule, Schedule, VariancePreservingSchedule
@@ -73,6 +73,7 @@ class Teacher:
         call: how the network is called, if otherwise.
         decoder: of latents, for a model of such.
         source: the diffusers pipeline that it came from.
+        own_network: whether the network is a student's own, in the place of that of the teacher of this name.
 
     Copies (``copy.deepcopy``) share the teacher: it never changes, and networks are large.
     """
@@ -91,6 +92,7 @@ class Teacher:
         call: Call = positional,
         decoder: Decoder | None = None,
         source: DiffusionPipeline | None = None,
+        own_network: bool = False,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.schedule = schedule
@@ -103,6 +105,7 @@ class Teacher:
         self.call = call
         self.decoder = decoder
         self.source = source
+        self.own_network = own_network
         if self.guidance_scale is not None and conditions.null is None:
             raise ValueError(
                 f"guidance_scale={guidance_scale} needs a prediction without condition, which teacher {name!r} has "
@@ -357,6 +360,43 @@ class GaussianMixtureTeacher(Teacher):
         super().to(device, dtype)
         self.network.schedule = self.schedule
         return self
+
+
+def config_of(teacher: Teacher) -> dict[str, Any]:
+    """The config of a teacher's network, with its ``_class_name``.
+
+    Raises:
+        ValueError: if it is no diffusers model.
+    """
+    config = getattr(teacher.network, "config", None)
+    if config is None:
+        raise ValueError(
+            f"teacher={teacher.name!r} has a {type(teacher.network).__name__}, which is no diffusers model: give the "
+            "student's network a config"
+        )
+    return {**config, "_class_name": type(teacher.network).__name__}
+
+
+def own_teacher(teacher: Teacher, network: nn.Module) -> Teacher:
+    """A student's own ``network`` in the place of the teacher's: one call a prediction, of the same conditions.
+
+    It is read in the form of :func:`redif_env.noise_schedulers.student_reading`, and never guided: a student learns
+    what the guided teacher makes.
+    """
+    reading = student_reading(teacher.reading)
+    return Teacher(
+        network,
+        reading.schedule,
+        teacher.sample_shape,
+        reading.prediction_type,
+        teacher.name,
+        preconditioning=reading.preconditioning,
+        conditions=teacher.conditions,
+        call=call_by_name,
+        decoder=teacher.decoder,
+        source=teacher.source,
+        own_network=True,
+    )
 
 
 BUILT_IN: dict[str, int | None] = {"digits": None, "digits-classes": 10, "mnist": 10}

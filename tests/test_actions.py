@@ -12,6 +12,9 @@ from redif_env.observations import Features
 from redif_env.solvers import DDIM, SOLVERS, sample, trajectory
 from redif_env.teachers import load_teacher
 
+COMPACT = [name for name, action_map in ACTION_MAPS.items() if not action_map.predicts]
+"""Maps whose teacher predicts."""
+
 
 def decision_after(teacher, calls, action_map, action, num_steps=4):
     """What an action means in the state after some network calls along DDIM."""
@@ -24,7 +27,7 @@ def decision_after(teacher, calls, action_map, action, num_steps=4):
     return mdp, state, mdp.decode(state, zero), mdp.decode(state, zero + torch.tensor(action))
 
 
-@pytest.mark.parametrize(("name", "solver", "grid"), list(itertools.product(ACTION_MAPS, SOLVERS, GRIDS)))
+@pytest.mark.parametrize(("name", "solver", "grid"), list(itertools.product(COMPACT, SOLVERS, GRIDS)))
 @pytest.mark.parametrize("num_steps", [1, 4, 7])
 def test_zero_is_the_base_solver_exactly(ring, name, solver, grid, num_steps):
     """Bit for bit, for each action map, base solver and grid."""
@@ -123,7 +126,7 @@ def test_states_of_different_age_decode_as_they_would_alone(ring):
     initial = mdp.initial(noise)
     both = initial.merge(torch.tensor([True, False]), young.rows(torch.tensor([0, 0])))
     both = both.merge(torch.tensor([False, True]), old.rows(torch.tensor([0, 0])))
-    base = BaseSolver(mdp.solver, mdp.grid, ring.schedule)
+    base = BaseSolver(mdp.solver, mdp.grid, ring.reading)
     together = mdp.action_map.decode(action.expand(2, 5), both, base).x0
     apart = torch.cat([mdp.action_map.decode(action, one, base).x0 for one in (young, old)])
     assert torch.equal(together, apart)

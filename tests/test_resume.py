@@ -33,7 +33,7 @@ def make_agent(kind=PPO, adaptive=False):
 
 def make_callbacks(agent, folder, adaptive=False):
     mdp = agent.get_env().unwrapped.mdp
-    held_out = HeldOutCallback(Evaluator(GaussianMixtureTeacher.ring(), size=16), mdp, every=2)
+    held_out = HeldOutCallback(Evaluator(GaussianMixtureTeacher.ring(), size=16), mdp, agent.policy, every=2)
     companions = {"held_out": held_out, "stopwatch": Stopwatch()}
     if adaptive:
         companions["groups"] = GroupRelativeReturns()

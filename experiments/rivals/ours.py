@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from agents import cem, ppo
 from agents.plan import calls_per_second
+from agents.recipes import settled
 from experiments.rivals.rival import Clock, Fitted, Task, sampler_of
 
 PPO_SECONDS, SEARCH_SECONDS = 2.4e-4, 1e-5
@@ -17,7 +18,7 @@ machine. Only how near a fit comes to its budget depends on them: the table show
 
 def redif_ppo(task: Task) -> Fitted:
     """``python -m agents.ppo`` with its defaults, and as many network calls as the budget pays for."""
-    settings = ppo.Args(num_steps=task.num_steps, seed=task.seed, held_out_size=len(task.chooser.noise))
+    settings = settled(ppo.Args(num_steps=task.num_steps, seed=task.seed, held_out_size=len(task.chooser.noise)))
     calls = affordable(task, settings.num_envs, PPO_SECONDS)
     return _train(task, replace(settings, network_calls=calls))
 

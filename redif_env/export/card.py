@@ -35,11 +35,13 @@ def model_card(mdp: DenoisingMDP, record: Record) -> str:
         tags=["redif", "few-step", "diffusion", "reinforcement-learning"],
         pipeline_tag=kinds[text] if len(teacher.image_shape) == 3 else None,
     )
+    network = "is its own, trained too," if teacher.own_network else "is the teacher's,"
+    decided = "its steps are fixed" if teacher.own_network else "a small policy decides each step"
     sections = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {calls}-step student of {mdp.teacher.name}\n",
-        f"A few-step sampler trained by reinforcement learning (ReDiF): the network is the teacher's, called {calls} "
-        f"times a sample (NFE), and a small policy decides each step. Its base solver is "
+        f"A few-step sampler trained by reinforcement learning (ReDiF): the network {network} called {calls} "
+        f"times a sample (NFE), and {decided}. Its base solver is "
         f"`{name_of(mdp.solver, SOLVERS)}`. Samples have shape {decoded}.{_asked(mdp)}\n",
         f"## Use\n\n{USAGE}\n",
         f"## Quality\n\n{_quality(record)}\n",

@@ -45,6 +45,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         conditions: ``values`` (class labels or prompts), ``weights`` and ``null_label`` of the teacher's conditions.
         guidance_scale: of classifier-free guidance.
         teacher: the teacher's name, for messages.
+        own_network: whether the network is the student's own, and not the teacher's.
     """
 
     order = 1
@@ -68,6 +69,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         conditions: Mapping[str, Any] | None = None,
         guidance_scale: float | None = None,
         teacher: str = "teacher",
+        own_network: bool = False,
     ) -> None:
         self.reading = read_scheduler(noise or self.config, teacher)
         self.schedule = self.reading.schedule
@@ -103,6 +105,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             conditions=_described(mdp.teacher.conditions),
             guidance_scale=mdp.teacher.guidance_scale,
             teacher=mdp.teacher.name,
+            own_network=mdp.teacher.own_network,
         )
 
     def decision_process(
@@ -141,6 +144,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             call=call_by_name,
             decoder=decoder_of(source, shape),
             source=source,
+            own_network=self.config.own_network,
         )
 
     def _wanted(self) -> Wanted | None:

@@ -2,6 +2,23 @@
 
 from redif_env.sb3.checkpoints import Checkpointer
 from redif_env.sb3.groups import GroupRelativeReturns
+from redif_env.sb3.health import HealthCheck, UnhealthyRunError
+from redif_env.sb3.levels import LevelNormalisedAdvantages
+from redif_env.sb3.student_policy import Reduction, StudentPolicy, clip_range_of, student_kwargs
+from redif_env.sb3.trust import AnalyticKLStop
 from redif_env.sb3.vec_env import ReDiFVecEnv, make_vec_env
 
-__all__ = ["Checkpointer", "GroupRelativeReturns", "ReDiFVecEnv", "make_vec_env"]
+__all__ = [
+    "AnalyticKLStop",
+    "Checkpointer",
+    "GroupRelativeReturns",
+    "HealthCheck",
+    "LevelNormalisedAdvantages",
+    "ReDiFVecEnv",
+    "Reduction",
+    "StudentPolicy",
+    "UnhealthyRunError",
+    "clip_range_of",
+    "make_vec_env",
+    "student_kwargs",
+]

@@ -71,20 +71,24 @@ class Checkpointer(BaseCallback):
             return
         self._last = self.model.num_timesteps
 
-    def resume(self, agent: OnPolicyAlgorithm) -> None:
+    def resume(self, agent: OnPolicyAlgorithm) -> bool:
         """Continue ``agent`` and the companions from the newest checkpoint that is whole; a damaged one is a warning.
+
+        Returns:
+            Whether there was one.
 
         Raises:
             CorruptFileError: if there are checkpoints, and none of them can be read.
         """
         state = newest_state(self.folder)
         if state is None:
-            return
+            return False
         for name, companion in self.companions.items():
             companion.load_state_dict(state["companions"][name])
         # Last, since it sets the random states, and making a module draws from them.
         load_agent_state(agent, state["agent"])
         self._last = agent.num_timesteps
+        return True
 
     @contextmanager
     def stopping_on_signals(self) -> Iterator[None]:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from redif_env.actions import NoiseMap
 from redif_env.envs import ReDiFEnv, ReDiFVectorEnv
+from redif_env.mdp import DenoisingMDP
+from redif_env.networks import build_network
+from redif_env.observations import Features
 from redif_env.policies import ACTIVATIONS, Policy
+from redif_env.sb3.student_policy import StudentPolicy
+from redif_env.students import Student
+from redif_env.teachers import own_teacher
 
 
 def environment_of(agent: BaseAlgorithm, env: VecEnv | None) -> ReDiFVectorEnv:
@@ -30,6 +39,26 @@ def environment_of(agent: BaseAlgorithm, env: VecEnv | None) -> ReDiFVectorEnv:
     if isinstance(single, ReDiFEnv):
         return single.batch
     raise ValueError(f"env must be a ReDiF environment, wrapped or not, got {base!r}")
+
+
+def student_of(policy: BasePolicy, mdp: DenoisingMDP) -> Student:
+    """The student that a policy amounts to in the decision process it was trained in.
+
+    The student of a :class:`~redif_env.sb3.StudentPolicy` has the policy's network, and takes the steps it has learned.
+
+    Raises:
+        ValueError: if the policy is of another kind than those that can be exported.
+    """
+    if not isinstance(policy, StudentPolicy):
+        return Student(mdp, actor_policy(policy))
+    action_map = mdp.action_map
+    assert isinstance(action_map, NoiseMap)
+    network = build_network(policy.settings["network"])
+    network.load_state_dict(policy.plain_weights())
+    table = action_map.table(policy.shift.detach().cpu().clamp(-1, 1))
+    own = own_teacher(mdp.teacher, network).to(mdp.teacher.device, mdp.teacher.dtype)
+    process = replace(mdp, teacher=own, action_map=action_map.finished, observation=Features())
+    return Student(process, Policy.from_table(table, process.observation_size))
 
 
 def actor_policy(policy: BasePolicy) -> Policy:

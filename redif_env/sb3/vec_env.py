@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from redif_env.actions import ActionMap
 from redif_env.conditions import Wanted
 from redif_env.envs import ReDiFVectorEnv, info_of
+from redif_env.observations import Observation, Sample
 from redif_env.rewards import Term, load_memories, memories
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.teachers import Teacher
@@ -69,7 +71,7 @@ class ReDiFVecEnv(VecEnv):
         self.reset_infos = [info_of(infos, index) for index in range(self.num_envs)]
         self._lengths[:] = 0
         self._returns.clear()
-        return observations
+        return cast(VecEnvObs, observations)
 
     def step_async(self, actions: NDArray[np.float32]) -> None:
         self._actions = actions
@@ -83,7 +85,7 @@ class ReDiFVecEnv(VecEnv):
         rows: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for index in np.flatnonzero(dones).tolist():
             rows[index] = self._finished(infos, index, bool(truncated[index]))
-        return observations, rewards.astype(np.float32), dones, rows
+        return cast(VecEnvObs, observations), rewards.astype(np.float32), dones, rows
 
     def close(self) -> None:
         self.env.close()
@@ -160,8 +162,8 @@ def make_vec_env(
     *,
     teacher: str | Path | Teacher = "digits",
     num_steps: int = 4,
-    action: str = "solver",
-    observation: str = "features",
+    action: str | ActionMap = "solver",
+    observation: str | Observation | Sample = "features",
     solver: str = DEFAULT_SOLVER,
     grid: str = DEFAULT_GRID,
     reward: str | Mapping[str, float] = "endpoint",

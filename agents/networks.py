@@ -1,0 +1,145 @@
+"""Students that are networks: which, from what steps, and how they are warmed up."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from redif_env.actions import NoiseMap, SolverMap
+from redif_env.cloning import CloningPlan, clone
+from redif_env.mdp import DenoisingMDP
+from redif_env.networks import narrowed
+from redif_env.sb3 import Reduction, StudentPolicy, student_kwargs
+from redif_env.students import Student
+from redif_env.teachers import Teacher, config_of
+
+
+@dataclass(frozen=True)
+class NoiseSettings:
+    """Settings of action "noise"."""
+
+    start: str | None = None
+    """Student (folder or hub id, of --action solver) whose mean steps the network begins from."""
+    init: str | None = None
+    """Student (folder or hub id, of agents.clone, or of an earlier run) whose network it begins as; no cloning then."""
+    config: str | None = None
+    """JSON file with the network's diffusers config; the teacher's if not given."""
+    width: float = 1.0
+    """Channels of the network, as a multiple of the config's (UNet2DModel)."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank on a copy of the teacher, not all weights."""
+    clone_updates: int = 400
+    """Minibatches of behaviour cloning before training; 0 for none."""
+    clone_rate: float = 1e-3
+    """Learning rate of cloning."""
+    reduction: Reduction = Reduction.SUM
+    """Of the log-probabilities of an action's numbers."""
+    step_exploration: float = 0.05
+    """Standard deviation of the step size's shift, in logits, as a multiple of the output's."""
+    falloff: float = 0.0
+    """How much less to explore where there is less noise: by the noise's share to this power."""
+    target_kl: float | None = None
+    """Nats that one update may move the policy on average; no limit if not given."""
+    autocast: bool = False
+    """Run the network in bfloat16."""
+
+
+def noise_map(settings: NoiseSettings) -> NoiseMap:
+    """The action map, with the steps that it begins from.
+
+    Raises:
+        ValueError: if those are of a student that has no fixed number of steps, or whose map is another.
+    """
+    if settings.start is None:
+        return NoiseMap()
+    student = Student.from_pretrained(settings.start)
+    if not isinstance(student.mdp.action_map, SolverMap) or student.mdp.learn_guidance:
+        raise ValueError(f"network.start='{settings.start}' was not trained with --action solver alone: choose another")
+    actions = student.frozen().mean_actions
+    assert actions is not None
+    return NoiseMap(start=tuple(map(tuple, actions.tolist())))
+
+
+def network_config(settings: NoiseSettings, teacher: Teacher) -> dict[str, Any]:
+    """The config of the student's network.
+
+    Raises:
+        ValueError: if the file holds none.
+    """
+    config: Mapping[str, Any] = config_of(teacher)
+    if settings.config is not None:
+        config = read_config(Path(settings.config))
+    return dict(config) if settings.width == 1 else narrowed(config, settings.width)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A network's config from a JSON file."""
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"network.config='{path}' is no JSON ({error}): give the config.json of a diffusers model"
+        ) from error
+    if not isinstance(config, dict) or "_class_name" not in config:
+        raise ValueError(f"network.config='{path}' names no _class_name: give the config.json of a diffusers model")
+    return config
+
+
+def policy_kwargs(settings: NoiseSettings, mdp: DenoisingMDP) -> dict[str, Any]:
+    """Of the :class:`~redif_env.sb3.StudentPolicy`."""
+    return {
+        **student_kwargs(mdp, network_config(settings, mdp.teacher)),
+        "reduction": settings.reduction,
+        "lora_rank": settings.lora_rank,
+        "autocast": settings.autocast,
+    }
+
+
+def warm_start(settings: NoiseSettings, mdp: DenoisingMDP, policy: StudentPolicy, seed: int) -> dict[str, Any]:
+    """Begin with what ``settings`` say, in place: a student's network, or a clone of the teacher. What it cost."""
+    start = time.monotonic()
+    if settings.init is not None:
+        load_plain(
+            policy.unet, Student.from_pretrained(settings.init).network.state_dict(), f"network.init='{settings.init}'"
+        )
+    else:
+        clone_teacher(settings, mdp, policy.unet, seed)
+    return {"clone_seconds": round(time.monotonic() - start, 1)}
+
+
+def clone_teacher(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module, seed: int) -> None:
+    """Clone the teacher into ``network``, which begins as a copy of it where the two are alike."""
+    if network_config(settings, mdp.teacher) == config_of(mdp.teacher):
+        load_plain(network, mdp.teacher.network.state_dict(), "the teacher")
+    plan = CloningPlan(updates=settings.clone_updates, learning_rate=settings.clone_rate, seed=seed)
+    with tqdm(total=plan.updates, desc="cloning the teacher") as bar:
+
+        def progress(loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
+
+        clone(mdp, network, plan, progress)
+
+
+def load_plain(network: nn.Module, weights: Mapping[str, torch.Tensor], name: str) -> None:
+    """Load the weights of a plain network into one that may have adapters, which are left as they are.
+
+    Raises:
+        ValueError: if it is another network.
+    """
+    own = network.state_dict()
+    places = {key.replace(".base_layer.", "."): key for key in own if ".lora_" not in key}
+    wrong = [key for key, place in places.items() if key not in weights or weights[key].shape != own[place].shape]
+    if wrong or set(weights) - set(places):
+        raise ValueError(
+            f"{name} has another network than this student: first of {len(wrong)} differences, {wrong[:1]}"
+        )
+    network.load_state_dict({**own, **{place: weights[key] for key, place in places.items()}})

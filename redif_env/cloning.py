@@ -1,0 +1,124 @@
+"""Behaviour cloning: a student's own network learns to say what the teacher says, where the student will be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from redif_env.mdp import DenoisingMDP
+from redif_env.noise_schedulers import student_reading
+from redif_env.solvers import predict
+from redif_env.teachers import Teacher, own_teacher
+from redif_env.types import Prediction
+
+STEERED = 0.5
+"""Share of the rollouts whose steps are taken with the student's predictions, the others with the teacher's."""
+
+
+@dataclass(frozen=True)
+class CloningPlan:
+    """How a network is cloned.
+
+    ``updates`` minibatches of ``batch_size`` states; after every ``refresh`` of them the states are drawn anew, from
+    ``rollouts`` noises; the ``learning_rate`` of Adam falls linearly to zero; the weights are a moving average
+    (``decay``); chance comes from ``seed``.
+    """
+
+    updates: int = 1500
+    batch_size: int = 128
+    rollouts: int = 512
+    refresh: int = 50
+    learning_rate: float = 1e-3
+    decay: float = 0.99
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """States and the answers to give there: network inputs ``(N, *S)``, times told ``(N,)``, conditions, outputs."""
+
+    inputs: Tensor
+    timestep: Tensor
+    condition: Tensor
+    output: Tensor
+
+    def rows(self, index: Tensor) -> Lesson:
+        """Some of them."""
+        return Lesson(self.inputs[index], self.timestep[index], self.condition[index], self.output[index])
+
+
+def clone(mdp: DenoisingMDP, network: nn.Module, plan: CloningPlan, progress: Callable[[float], object]) -> None:
+    """Train ``network`` in place until it says what the teacher says on the way of the base solver.
+
+    The states are those of the solver that the action map begins from (DAgger: Ross et al. 2011): at first stepped with
+    the teacher's predictions, then half of them with the student's own, so that it knows what to say where its own
+    errors lead. The loss is the squared error of the network's output, in the student's form
+    (:func:`redif_env.noise_schedulers.student_reading`). Only parameters that require a gradient are moved.
+
+    Args:
+        mdp: with the teacher, the base solver and a :class:`~redif_env.actions.NoiseMap`.
+        network: the student's, called as the teacher's is, without guidance.
+        plan: how much of it.
+        progress: called with the loss of each update.
+    """
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    student = own_teacher(mdp.teacher, network)
+    for parameter in trained:  # a teacher's are frozen
+        parameter.requires_grad_(True)
+    generator = torch.Generator().manual_seed(plan.seed)
+    averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(plan.decay)
+    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=averaging)
+    optimizer = torch.optim.Adam(trained, lr=plan.learning_rate)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, plan.updates)
+    lesson = None
+    for update in range(plan.updates):
+        if lesson is None or update % plan.refresh == 0:
+            lesson = rollout(mdp, student if update else None, plan.rollouts, generator)
+        rows = torch.randint(len(lesson.inputs), (plan.batch_size,), generator=generator)
+        loss = _loss(student, lesson.rows(rows.to(lesson.inputs.device)))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update_parameters(network)
+        progress(loss.item())
+    network.load_state_dict(average.module.state_dict())
+
+
+@torch.no_grad()
+def rollout(mdp: DenoisingMDP, student: Teacher | None, count: int, generator: torch.Generator) -> Lesson:
+    """States of ``count`` noises on their way, and what the teacher says there: ``count * num_steps`` rows.
+
+    With a ``student``, half of the noises are stepped with its predictions.
+    """
+    teacher, reading = mdp.teacher, student_reading(mdp.teacher.reading)
+    noise = torch.randn(count, *teacher.sample_shape, generator=generator).to(teacher.device)
+    condition = teacher.conditions.draw(count, generator).to(teacher.device)
+    steered = (torch.rand(count, generator=generator) < STEERED).to(teacher.device)
+    state, found = mdp.initial(noise, None, condition), []
+    start = torch.zeros(count, mdp.action_size, device=teacher.device)
+    for _ in range(mdp.num_steps):
+        told = predict(teacher, state)
+        level = reading.schedule.level(state.half_logsnr)
+        said = Prediction(told.x0_history[:, 0], told.eps_history[:, 0])
+        output = reading.preconditioning.write(said, level, reading.prediction_type)
+        inputs = reading.preconditioning.inputs(state.x, level)
+        found.append(Lesson(inputs, state.timestep, condition, output))
+        if student is not None:
+            told = told.merge(steered, replace(predict(student, state), nfe=told.nfe))
+        state = mdp.advance(told, mdp.decode(told, start))
+    return Lesson(
+        *(torch.cat([getattr(part, name) for part in found]) for name in ("inputs", "timestep", "condition", "output"))
+    )
+
+
+def _loss(student: Teacher, lesson: Lesson) -> Tensor:
+    asked = student.conditions.select(lesson.condition)
+    dtype = student.dtype
+    output = student.call(student.network, lesson.inputs.to(dtype), lesson.timestep.to(dtype), asked)
+    return F.mse_loss(output, lesson.output.to(dtype))
