@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 from stable_baselines3.common.utils import set_random_seed
 
 from agents.command import prepare_folder, run, wanted
@@ -18,8 +20,10 @@ from agents.runs import begin, check, settings_json
 from redif_env.evaluation import Evaluator
 from redif_env.sb3 import StudentPolicy
 from redif_env.sb3.export import student_of
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp, parse_device, shared_teacher
 from redif_env.spaces import action_space, observation_space
+from redif_env.students import Student
+from redif_env.teachers import Teacher
 
 PROGRAM = "agents.clone"
 
@@ -54,12 +58,8 @@ class Args:
     """Take an unfinished run's folder; it starts again, with its settings."""
 
 
-def main(args: Args) -> None:
-    prepare_folder(args.out)
-    check(args, PROGRAM)
-    if (args.out / RESULT).exists():
-        print(f"{args.out} is finished: {args.out / RESULT} holds its table, {args.out / 'student'} its student")
-        return
+def make(args: Args) -> tuple[Student, dict[str, Any]]:
+    """The clone, and what it cost."""
     mdp = build_mdp(
         args.teacher,
         args.num_steps,
@@ -74,14 +74,35 @@ def main(args: Args) -> None:
         guidance_scale=args.guidance_scale,
     )
     set_random_seed(args.seed)
-    policy = StudentPolicy(
-        observation_space(mdp), action_space(mdp), lambda _: 0.0, **policy_kwargs(args.network, mdp)
-    ).to(mdp.teacher.device)
+    spaces = observation_space(mdp), action_space(mdp)
+    policy = StudentPolicy(*spaces, lambda _: 0.0, **policy_kwargs(args.network, mdp)).to(mdp.teacher.device)
     begin(args, PROGRAM)
     facts = warm_start(args.network, mdp, policy, args.seed)
-    evaluator = Evaluator(mdp.teacher, args.test_size, teacher_steps=args.teacher_steps)
-    cost = {"train_seconds": facts["clone_seconds"], "environment_steps": 0}
-    report("clone", student_of(policy, mdp), settings_json(args), cost, args.out, evaluator)
+    return student_of(policy, mdp), {"train_seconds": facts["clone_seconds"], "environment_steps": 0}
+
+
+def main(args: Args) -> None:
+    prepare_folder(args.out)
+    check(args, PROGRAM)
+    if (args.out / RESULT).exists():
+        print(f"{args.out} is finished: {args.out / RESULT} holds its table, {args.out / 'student'} its student")
+        return
+    student, facts = make(args)
+    teacher = build_teacher(args)
+    evaluator = Evaluator(teacher, args.test_size, teacher_steps=args.teacher_steps)
+    report("clone", student, settings_json(args), facts, args.out, evaluator)
+
+
+def build_teacher(args: Args) -> Teacher:
+    """The teacher that the clone is judged by; shared with the process that it was cloned in."""
+    return shared_teacher(
+        args.teacher,
+        parse_device(args.device),
+        torch.float32,
+        conditions=wanted(args.conditions),
+        null_label=args.null_label,
+        guidance_scale=args.guidance_scale,
+    )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class NoiseSettings:
     """Minibatches of behaviour cloning before training; 0 for none."""
     clone_rate: float = 1e-3
     """Learning rate of cloning."""
-    reduction: Reduction = Reduction.SUM
+    reduction: Reduction = Reduction.MEAN
     """Of the log-probabilities of an action's numbers."""
     step_exploration: float = 0.05
     """Standard deviation of the step size's shift, in logits, as a multiple of the output's."""

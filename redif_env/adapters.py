@@ -15,13 +15,13 @@ def add_adapters(network: nn.Module, rank: int) -> None:
     The adapters begin as nothing: the network answers as before.
 
     Raises:
-        ImportError: without peft (``pip install 'redif-env[train]'``).
+        ImportError: without peft (``pip install 'redif-env[lora]'``).
         ValueError: if ``rank`` is below 1.
     """
     if rank < 1:
         raise ValueError(f"rank of adapters must be at least 1, got {rank}")
     if find_spec("peft") is None:
-        raise ImportError("adapters are made by peft: pip install 'redif-env[train]'")
+        raise ImportError("adapters are made by peft: pip install 'redif-env[lora]'")
     from peft import LoraConfig, inject_adapter_in_model
 
     layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]

@@ -22,6 +22,7 @@ def split_bands(images: Tensor, count: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # kept for later calls, which may want a gradient
 def _ring_masks(height: int, width: int, count: int, device: torch.device) -> Tensor:
     """``(count, H, W // 2 + 1)``, 1 inside ring k and 0 elsewhere."""
     vertical = torch.fft.fftfreq(height, device=device).abs()[:, None]

@@ -180,6 +180,13 @@ def TrajectoryAlignment(
     return _add_alignment(env, rewards.TrajectoryAlignment, distance, weight, name)
 
 
+def PathAlignment(env: AnyEnv, weight: float = 1.0, name: str = "path") -> AnyEnv:
+    """Add :class:`redif_env.rewards.PathAlignment`: how near each step lands to the teacher's own way."""
+    core = core_of(env)
+    reward = rewards.PathAlignment.calibrated(core.mdp, core.reference, name)
+    return add_reward(env, reward, weight, Recipe("PathAlignment", {"weight": weight, "name": name}))
+
+
 def ScoreAgreement(env: AnyEnv, weight: float = 1.0, name: str = "score") -> AnyEnv:
     """Add :class:`redif_env.rewards.ScoreAgreement`."""
     core = core_of(env)

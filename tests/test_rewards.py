@@ -9,7 +9,7 @@ from redif_env import ReDiFVectorEnv
 from redif_env.distances import squared_error
 from redif_env.kernels import EnergyKernel, squared_discrepancy
 from redif_env.predictions import noise_estimate
-from redif_env.references import base_samples
+from redif_env.references import base_samples, reference_paths, reference_set
 from redif_env.rewards import (
     REWARDS,
     CallableReward,
@@ -22,6 +22,8 @@ from redif_env.rewards import (
     Term,
     TrajectoryAlignment,
 )
+from redif_env.schedules import FlowSchedule, VarianceExplodingSchedule
+from redif_env.teachers import GaussianMixtureTeacher
 
 RING = {"teacher": "gaussian-ring", "reference_size": 64, "teacher_steps": 20}
 TINY = RING | {"num_steps": 2}
@@ -102,6 +104,67 @@ def test_trajectory_rewards_sum_to_the_endpoint_reward():
     total = sum(dense(transition) for transition in transitions)
     torch.testing.assert_close(total, terminal(transitions[-1]))
     assert (dense(transitions[1]) != 0).all()
+
+
+def test_trajectory_reward_of_a_student_s_own_predictions_telescopes_too():
+    """There each prediction is an action's doing, the first one's too."""
+    env = ReDiFVectorEnv(8, **RING, num_steps=4, action="noise", observation="sample", reward="trajectory")
+    terminal, transitions = EndpointAlignment(env.terms[0].reward.scale), episode(env)
+    total = sum(env.terms[0](transition) for transition in transitions)
+    torch.testing.assert_close(total, terminal(transitions[-1]))
+    assert (env.terms[0](transitions[0]) != 0).all()
+
+
+def test_the_teacher_s_way_in_closed_form():
+    """A single Gaussian's probability flow: ``x - alpha m`` keeps its ratio to the marginal standard deviation."""
+    means, stds = torch.tensor([[0.3, -0.2, 0.1]]).double(), torch.tensor([[0.5, 0.2, 1.0]]).double()
+    teacher = GaussianMixtureTeacher(means, stds)
+    reference = reference_set(teacher, 5, num_steps=400)
+    paths = reference_paths(teacher, reference)
+    level_of = teacher.schedule.level
+    half_logsnr = torch.tensor([-4.0, -1.3, 0.0, 0.7, 2.5], dtype=torch.float64)
+    level, first = level_of(half_logsnr), level_of(teacher.schedule.half_logsnr_at(torch.ones(5, dtype=torch.float64)))
+
+    def spread(at):
+        return ((at.alpha[:, None] * stds) ** 2 + at.sigma[:, None] ** 2).sqrt()
+
+    z = (reference.noise.double() - first.alpha[:, None] * means) / spread(first)
+    exact = level.alpha[:, None] * means + spread(level) * z
+    torch.testing.assert_close(paths.at(torch.arange(5), half_logsnr).double(), exact, rtol=0, atol=5e-3)
+    clean = torch.full((5,), torch.inf, dtype=torch.float64)
+    torch.testing.assert_close(paths.at(torch.arange(5), clean), reference.endpoints)
+    assert paths.angle[-1] == 0
+
+
+@pytest.mark.parametrize("teacher", ["flow", "exploding"])
+def test_ways_of_other_schedules_begin_at_the_noise(teacher):
+    schedule = {"flow": FlowSchedule(), "exploding": VarianceExplodingSchedule()}[teacher]
+    mixture = GaussianMixtureTeacher(torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), 0.3, None, schedule)
+    reference = reference_set(mixture, 4, num_steps=30)
+    paths = reference_paths(mixture, reference)
+    start = schedule.half_logsnr_at(torch.ones(4, dtype=torch.float64))
+    begun = schedule.normalised(reference.noise * schedule.init_noise_sigma, start)
+    torch.testing.assert_close(paths.at(torch.arange(4), start), begun)
+    assert bool(paths.x.isfinite().all())
+
+
+def test_path_reward_pays_the_base_solver_minus_one_and_the_teacher_nothing():
+    """An episode of the base solver over the whole reference set; and states on the teacher's own way."""
+    env = ReDiFVectorEnv(32, **{**RING, "reference_size": 32}, num_steps=3, reward="path")
+    env.reset(seed=0)
+    env._pair = torch.arange(32)
+    state = env.mdp.initial(env.reference.noise)
+    env._state = env.mdp.predict(state, torch.ones(32, dtype=torch.bool))
+    total = 0
+    for _ in range(3):
+        total += env.step(np.zeros(env.action_space.shape, np.float32))[1]
+    assert total.mean() == pytest.approx(-1, abs=1e-4)
+    transition = env.last_transition
+    reward = env.terms[0].reward
+    there = reward.paths.at(transition.pair, transition.next_state.half_logsnr)
+    np.testing.assert_allclose(reward(moved_to(transition, there)), 0, atol=1e-6)
+    apart = reward(moved_to(transition, there + torch.tensor([0.3, 0.4])))
+    np.testing.assert_allclose(apart, -(0.125**0.5) / reward.scale, rtol=1e-4)
 
 
 def test_trajectory_reward_by_hand():

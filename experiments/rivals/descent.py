@@ -34,7 +34,7 @@ def descend(
     averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
     average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=averaging)
     optimizer = torch.optim.Adam(module.parameters(), lr=rate)
-    clock, best, judged = Clock(task.seconds), (float("inf"), sampler_of(module)), 0
+    clock, best, judged = Clock(task.seconds, task.calls), (float("inf"), sampler_of(module)), 0
     while clock.share < 1:
         chosen = torch.randint(len(task.reference), (BATCH,), generator=generator)
         noise, condition = (part[chosen].to(device) for part in (task.reference.noise, task.reference.condition))

@@ -8,6 +8,7 @@ numbers or a small policy, this one moves every weight.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -24,22 +25,29 @@ EMA = 0.99
 
 
 def regression(task: Task) -> Fitted:
-    """Adam on the copy, the rate falling to zero with the budget; the best moving average of weights is kept.
+    """A copy of the teacher, as it answers.
 
     Raises:
         ValueError: if the teacher has no weights.
     """
     if not list(task.teacher.network.parameters()):
         raise ValueError(f"teacher={task.teacher.name!r} has no weights: leave 'network, regression' out of --methods")
-    student = _copied(task.teacher)
+    return regress(task, _copied(task.teacher), lambda network: _solver(task, network))
+
+
+def regress(task: Task, student: Teacher, sampler: Callable[[Teacher], Sampler]) -> Fitted:
+    """Adam on the network of ``student``, the rate falling to zero with the budget; the best moving average is kept.
+
+    ``sampler`` says how samples are made with such a network.
+    """
     network = student.network.requires_grad_(True)
 
     def sampler_of(averaged: nn.Module) -> Sampler:
         found = _copied(student)
         found.network.load_state_dict(averaged.state_dict())
-        return torch.inference_mode()(_sampler(task, found))
+        return torch.inference_mode()(sampler(found))
 
-    return descend(task, network, _sampler(task, student), sampler_of, RATE, EMA)
+    return descend(task, network, sampler(student), sampler_of, RATE, EMA)
 
 
 def _copied(teacher: Teacher) -> Teacher:
@@ -57,6 +65,7 @@ def _copied(teacher: Teacher) -> Teacher:
     )
 
 
-def _sampler(task: Task, student: Teacher) -> Sampler:
+def _solver(task: Task, student: Teacher) -> Sampler:
+    """The base solver's samples."""
     solver, grid = SOLVERS[DEFAULT_SOLVER], GRIDS[DEFAULT_GRID]
     return lambda noise, condition: sample(student, solver, grid, noise, task.num_steps, condition)

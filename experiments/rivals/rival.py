@@ -25,7 +25,8 @@ class Task:
     """One rival's work.
 
     ``reference`` is what may be trained on, ``chooser`` judges candidates on noises that are neither trained nor
-    reported on, ``seconds`` is the time that fitting may take (references are given, and not counted).
+    reported on, ``seconds`` is the time that fitting may take (references are given, and not counted), ``calls`` the
+    network calls that it may make, if they are bounded too.
     """
 
     teacher: Teacher
@@ -34,6 +35,7 @@ class Task:
     num_steps: int
     seed: int
     seconds: float
+    calls: int | None = None
 
     @property
     def nfe(self) -> int:
@@ -59,6 +61,7 @@ class Clock:
     """Time and network calls spent on a task."""
 
     seconds: float
+    calls: int | None = None
     network_calls: int = 0
     start: float = field(default_factory=time.monotonic)
 
@@ -69,8 +72,9 @@ class Clock:
 
     @property
     def share(self) -> float:
-        """Of the budget that is spent, at most 1."""
-        return min(1.0, self.spent / self.seconds)
+        """Of the budget that is spent, at most 1; of whichever bound is nearer."""
+        called = self.network_calls / self.calls if self.calls else 0.0
+        return min(1.0, max(self.spent / self.seconds, called))
 
 
 def sampler_of(student: Student) -> Sampler:

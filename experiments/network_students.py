@@ -1,0 +1,254 @@
+"""Students that are networks of their own: what PPO makes of a warm start, beside the gradient through the sampler.
+
+    python -m experiments.network_students --seeds 3 --out results/networks
+
+The rows of a seed begin as the same clone of the teacher and are judged on the same noises. The gradient is given the
+seconds that PPO took, and once more the network calls that PPO made (a backward pass counts as two calls).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from agents import clone, ppo
+from agents.command import prepare_folder, run
+from agents.networks import NoiseSettings
+from agents.recipes import settled
+from experiments.rivals.regression import regress
+from experiments.rivals.rival import BACKWARD_CALLS, Sampler, Task, sampler_of
+from redif_env.evaluation import Evaluator
+from redif_env.files import write_file
+from redif_env.references import VALIDATION_SEED, reference_paths, reference_set
+from redif_env.sampling import trajectory
+from redif_env.settings import shared_teacher
+from redif_env.students import Student
+from redif_env.teachers import Teacher
+
+WARM, PPO, EQUAL_SECONDS, EQUAL_CALLS = "warm start", "PPO", "gradient, equal seconds", "gradient, equal calls"
+METHODS = (WARM, PPO, EQUAL_SECONDS, EQUAL_CALLS)
+MEASURES = ("fd_teacher", "mse_teacher", "kd", "precision", "recall", "coverage")
+
+
+@dataclass(frozen=True)
+class Args:
+    teacher: str = "digits"
+    num_steps: int = 4
+    seeds: int = 3
+    methods: tuple[str, ...] = METHODS
+    network_calls: int = 400_000
+    """Of PPO's episodes; its updates come on top."""
+    clone_updates: int = 400
+    widths: tuple[float, ...] = (1.0, 0.6)
+    """Channels of the students, as a multiple of the teacher's."""
+    lora_ranks: tuple[int, ...] = ()
+    """Adapters on a copy of the teacher, of these ranks."""
+    start: str | None = None
+    """Student of --action solver whose steps all begin from; the base solver's if not given."""
+    reference_size: int = 16384
+    teacher_steps: int = 30
+    """Predictions that the teacher spends on each of them; judges have 100."""
+    test_size: int = 2000
+    held_out_size: int = 512
+    out: Path = Path("results/networks")
+    jobs: int = 2
+    """Students at the same time, each with its share of the cores."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One network and one seed."""
+
+    network: NoiseSettings
+    seed: int
+
+    @property
+    def described(self) -> str:
+        rank = self.network.lora_rank
+        return f"adapters, rank {rank}" if rank else f"width {self.network.width:g}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.described.replace(', rank ', '-').replace(' ', '-')}-{self.seed}"
+
+
+def cells_of(args: Args) -> list[Cell]:
+    """Every network with every seed."""
+    base = NoiseSettings(start=args.start, clone_updates=args.clone_updates)
+    networks = [replace(base, width=width) for width in args.widths]
+    networks += [replace(base, lora_rank=rank) for rank in args.lora_ranks]
+    return [Cell(network, seed) for seed, network in product(range(args.seeds), networks)]
+
+
+def finish(args: Args, cell: Cell, threads: int) -> list[dict[str, Any]]:
+    """The rows of one cell, each kept once made."""
+    torch.set_num_threads(threads)
+    bench = Bench(args, cell)
+    rows = {WARM: once(bench.folder / "clone.json", bench.clone)}
+    if PPO in args.methods:
+        rows[PPO] = once(bench.folder / "ppo.json", bench.ppo)
+    for method in set(args.methods) & {EQUAL_SECONDS, EQUAL_CALLS}:
+        if cell.network.lora_rank:  # the gradient moves all weights
+            continue
+        spent = rows[PPO]["seconds"], rows[PPO]["network_calls"]
+        seconds, calls = (spent[0], None) if method == EQUAL_SECONDS else (float("inf"), spent[1])
+        make = partial(bench.gradient, method, seconds, calls)
+        rows[method] = once(bench.folder / f"{method.replace(', ', '-').replace(' ', '-')}.json", make)
+    return [rows[method] for method in METHODS if method in rows]
+
+
+class Bench:
+    """Makes and judges the rows of one cell."""
+
+    def __init__(self, args: Args, cell: Cell) -> None:
+        self.args, self.cell, self.folder = args, cell, args.out / cell.name
+        self.cloned = self.folder / "clone" / "student"
+        self.teacher = shared_teacher(args.teacher, torch.device("cpu"), torch.float32)
+
+    def clone(self) -> dict[str, Any]:
+        """The warm start of all others."""
+        settings = clone.Args(
+            teacher=self.args.teacher,
+            num_steps=self.args.num_steps,
+            network=self.cell.network,
+            seed=self.cell.seed,
+            out=self.folder / "clone",
+            resume=True,
+        )
+        student, facts = clone.make(settings)
+        student.save_pretrained(self.cloned)
+        return self.judged(WARM, sampler_of(student), facts["train_seconds"], 0)
+
+    def ppo(self) -> dict[str, Any]:
+        """``python -m agents.ppo --action noise`` from the clone."""
+        settings = settled(
+            ppo.Args(
+                teacher=self.args.teacher,
+                num_steps=self.args.num_steps,
+                action="noise",
+                seed=self.cell.seed,
+                network_calls=self.args.network_calls,
+                network=replace(self.cell.network, init=str(self.cloned)),
+                reference_size=self.args.reference_size,
+                teacher_steps=self.args.teacher_steps,
+                held_out_size=self.args.held_out_size,
+                held_out_every=10,
+                out=self.folder / "ppo",
+                resume=True,
+            )
+        )
+        student, facts = ppo.train(settings)
+        student.save_pretrained(self.folder / "ppo" / "student")
+        steps = facts["environment_steps"]
+        # A rollout asks for the value of one state more, and every epoch goes forward and backward.
+        calls = steps + steps // self.args.num_steps + steps * settings.epochs * (1 + BACKWARD_CALLS)
+        return self.judged(PPO, sampler_of(student), facts["train_seconds"], calls)
+
+    def gradient(self, method: str, seconds: float, calls: int | None) -> dict[str, Any]:
+        """The same clone by the gradient of the features' distance, through all steps."""
+        args, student = self.args, Student.from_pretrained(self.cloned)
+        reference = reference_set(self.teacher, args.reference_size, num_steps=args.teacher_steps)
+        chooser = Evaluator(self.teacher, args.held_out_size, VALIDATION_SEED, args.teacher_steps, args.reference_size)
+        task = Task(self.teacher, reference, chooser, args.num_steps, self.cell.seed, seconds, calls)
+
+        def sampler(network: Teacher) -> Sampler:
+            mdp = replace(student.mdp, teacher=network)
+
+            def make(noise: Tensor, condition: Tensor) -> Tensor:
+                *_, last = trajectory(mdp, student.policy, noise, None, condition)
+                return last.x
+
+            return make
+
+        fitted = regress(task, student.mdp.teacher, sampler)
+        return self.judged(method, fitted.sampler, fitted.seconds, fitted.network_calls)
+
+    def judged(self, method: str, sampler: Sampler, seconds: float, calls: int) -> dict[str, Any]:
+        """A row of the table."""
+        judge = Evaluator(self.teacher, self.args.test_size, train_size=self.args.reference_size)
+        with torch.inference_mode():
+            samples = sampler(judge.noise, judge.condition)
+        network = Student.from_pretrained(self.cloned).network
+        return {
+            **asdict(judge.row(method, "learned", self.args.num_steps, samples)),
+            **judge.set_measures(self.teacher.clip(samples)),
+            **{"network": self.cell.described, "seed": self.cell.seed, "judged": judge.described},
+            **{"seconds": seconds, "network_calls": calls},
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        }
+
+
+def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The row kept in ``path``, or a new one."""
+    if not path.exists():
+        row = make()
+        with write_file(path) as temporary:
+            temporary.write_text(json.dumps(row, indent=2) + "\n")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def summary(rows: Sequence[dict[str, Any]], args: Args) -> Table:
+    """A line a network and method: medians over seeds, the range of the first measure, and its ratio to the clone's."""
+    title = f"{args.teacher}, {args.num_steps} NFE, {args.seeds} seeds, {rows[0]['judged']}"
+    table = Table("network", "parameters", "method", title=title)
+    for name in ("fd_teacher", "range", "of warm start", *MEASURES[1:], "seconds", "network calls"):
+        table.add_column(name, justify="right")
+    for network in dict.fromkeys(row["network"] for row in rows):
+        own = [row for row in rows if row["network"] == network]
+        begun = median(row["fd_teacher"] for row in own if row["method"] == WARM)
+        for method in dict.fromkeys(row["method"] for row in own):
+            table.add_row(network, f"{own[0]['parameters']:,}", method, *_numbers(own, method, begun))
+    return table
+
+
+def _numbers(rows: Sequence[dict[str, Any]], method: str, begun: float) -> list[str]:
+    own = [row for row in rows if row["method"] == method]
+    found = sorted(row["fd_teacher"] for row in own)
+
+    def middle(name: str) -> float:
+        return median(row[name] for row in own)
+
+    cells = [f"{median(found):.3f}", f"{found[0]:.3f}-{found[-1]:.3f}", f"{median(found) / begun:.2f}"]
+    cells += [f"{middle(name):.4f}" for name in MEASURES[1:]]
+    return [*cells, f"{middle('seconds'):.0f}", f"{middle('network_calls'):,.0f}"]
+
+
+def main(args: Args) -> None:
+    unknown = sorted(set(args.methods) - set(METHODS))
+    if unknown or WARM not in args.methods:
+        raise ValueError(f"methods={args.methods} must hold {WARM!r} and be among {', '.join(map(repr, METHODS))}")
+    if set(args.methods) & {EQUAL_SECONDS, EQUAL_CALLS} and PPO not in args.methods:
+        raise ValueError(f"methods={args.methods} must hold {PPO!r}, which the gradient's budget is taken from")
+    prepare_folder(args.out)
+    teacher = shared_teacher(args.teacher, torch.device("cpu"), torch.float32)
+    # What all processes need is computed once, by this one.
+    reference_paths(teacher, reference_set(teacher, args.reference_size, num_steps=args.teacher_steps))
+    Evaluator(teacher, args.test_size)
+    Evaluator(teacher, args.held_out_size, VALIDATION_SEED, args.teacher_steps)
+    cells, threads = cells_of(args), max(1, (os.cpu_count() or 1) // args.jobs)
+    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = pool.map(finish, [args] * len(cells), cells, [threads] * len(cells))
+        rows = [row for own in found for row in own]
+    with write_file(args.out / "rows.json") as temporary:
+        temporary.write_text(json.dumps(rows, indent=2) + "\n")
+    Console(width=170).print(summary(rows, args))
+    print(f"Rows and students: {args.out}")
+
+
+if __name__ == "__main__":
+    run(main, Args)

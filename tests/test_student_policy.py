@@ -1,0 +1,571 @@
+"""The network as the student: the policy, its spaces, its export, its checks."""
+
+import copy
+import math
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
+from torch.distributions import Normal, kl_divergence
+
+from redif_env import ReDiFEnv, ReDiFVectorEnv, Student
+from redif_env.actions import NoiseMap, SolverMap, StepMap
+from redif_env.adapters import add_adapters, merged_weights
+from redif_env.cloning import CloningPlan, clone, rollout
+from redif_env.grids import GRIDS
+from redif_env.mdp import DenoisingMDP
+from redif_env.networks import build_network, narrowed
+from redif_env.noise_schedulers import student_reading
+from redif_env.observations import Features, Sample
+from redif_env.predictions import EDMPreconditioning
+from redif_env.sampling import trajectory
+from redif_env.sb3 import (
+    AnalyticKLStop,
+    HealthCheck,
+    LevelNormalisedAdvantages,
+    Reduction,
+    StudentPolicy,
+    UnhealthyRunError,
+    clip_range_of,
+    make_vec_env,
+    student_kwargs,
+)
+from redif_env.sb3.export import student_of
+from redif_env.sb3.levels import steps_of_buffer
+from redif_env.sb3.student_policy import ReducedGaussian
+from redif_env.schedules import FlowSchedule, VarianceExplodingSchedule, VariancePreservingSchedule
+from redif_env.solvers import SOLVERS, predict, sample
+from redif_env.teachers import GaussianMixtureTeacher, Teacher, config_of, own_teacher
+from redif_env.types import Prediction, PredictionType
+from tests.models import save_dit, save_unet_of_classes, unet
+
+SMALL = {"reference_size": 16, "teacher_steps": 8, "num_steps": 3}
+NOISE = {"action": "noise", "observation": "sample"}
+
+
+@pytest.fixture
+def environment(pipeline_folder):
+    return make_vec_env(8, teacher=str(pipeline_folder), **SMALL, **NOISE, group_size=4)
+
+
+def make_agent(env, kind=PPO, **options):
+    settings = {"batch_size": 12, "n_epochs": 2, "clip_range": 0.1} if kind is PPO else {}
+    policy = {name: options.pop(name) for name in list(options) if name not in ("learning_rate", "verbose", "n_epochs")}
+    kwargs = {**student_kwargs(env.unwrapped.mdp), **policy}
+    return kind(StudentPolicy, env, n_steps=3, policy_kwargs=kwargs, seed=0, **{**settings, **options})
+
+
+def observed(env):
+    env.seed(0)
+    return obs_as_tensor(env.reset(), torch.device("cpu"))
+
+
+def mixture(schedule, prediction_type=None, preconditioning=None):
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(2, 5, generator=generator, dtype=torch.float64) / 2
+    options = {} if preconditioning is None else {"preconditioning": preconditioning}
+    return GaussianMixtureTeacher(means, 0.3, schedule=schedule, prediction_type=prediction_type, **options)
+
+
+TEACHERS = {
+    "vp epsilon": lambda: mixture(VariancePreservingSchedule.from_diffusers()),
+    "vp v": lambda: mixture(VariancePreservingSchedule.from_diffusers(), PredictionType.V_PREDICTION),
+    "vp sample": lambda: mixture(VariancePreservingSchedule.from_diffusers(), PredictionType.SAMPLE),
+    "flow": lambda: mixture(FlowSchedule()),
+    "ve edm": lambda: mixture(VarianceExplodingSchedule(), PredictionType.EPSILON, EDMPreconditioning()),
+}
+
+
+def said_by(teacher, state, action_map):
+    """The action of a student that says what ``teacher`` says, at the base solver's step."""
+    reading = student_reading(teacher.reading)
+    told = predict(teacher, state)
+    said = Prediction(told.x0_history[:, 0], told.eps_history[:, 0])
+    output = reading.preconditioning.write(said, reading.schedule.level(state.half_logsnr), reading.prediction_type)
+    return torch.cat([torch.zeros(len(output), 1), output.flatten(1) / action_map.max_output], dim=1)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++3m", "ipndm4"])
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_saying_what_the_teacher_says_is_the_base_solver(kind, solver):
+    """On every schedule and form, whatever the order of the solver."""
+    teacher = TEACHERS[kind]()
+    mdp = DenoisingMDP(teacher, SOLVERS[solver], GRIDS["time^1.5"], 4, NoiseMap(), Sample())
+    noise = torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    state = mdp.initial(noise)
+    for step in range(4):
+        assert mdp.predict(state, torch.ones(6, dtype=torch.bool)) is state
+        action = said_by(teacher, state, mdp.action_map)
+        state = mdp.answered(state, action)
+        assert state.nfe.tolist() == [step + 1] * 6
+        state = mdp.advance(state, mdp.decode(state, action))
+    wanted = sample(teacher, SOLVERS[solver], GRIDS["time^1.5"], noise, 4)
+    torch.testing.assert_close(state.x, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_velocity_is_well_conditioned_where_epsilon_is_not():
+    """An error in the action moves the clean estimate by at most its own size, at any level; in eps 157 times that."""
+    teacher = TEACHERS["vp epsilon"]()
+    mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 4, NoiseMap(), Sample())
+    state = mdp.initial(torch.randn(1, 5, dtype=torch.float64))
+    level = teacher.schedule.level(state.half_logsnr)
+    assert float(level.sigma / level.alpha) == pytest.approx(157, abs=1)
+    zero = torch.zeros(1, 6, dtype=torch.float64)
+    moved = zero + torch.tensor([[0.0, 0.25, 0, 0, 0, 0]])
+    x0, other = (mdp.action_map.prediction(action, state, mdp.base).x0 for action in (zero, moved))
+    assert float((x0 - other).norm()) == pytest.approx(float(level.sigma) * 0.25 * 4)
+
+
+def test_a_start_is_the_solver_map_s_steps():
+    """With a table to begin from, the same predictions make what the solver map makes of that table."""
+    teacher = TEACHERS["vp epsilon"]()
+    generator = torch.Generator().manual_seed(3)
+    table = 0.3 * torch.randn(3, 5, generator=generator)
+    noise = torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    grid, solver = GRIDS["time"], SOLVERS["dpm++2m"]
+    compact = DenoisingMDP(teacher, solver, grid, 3, SolverMap(), Features())
+    own = DenoisingMDP(teacher, solver, grid, 3, NoiseMap(start=tuple(map(tuple, table.tolist()))), Sample())
+    one, other = compact.initial(noise), own.initial(noise)
+    for step in range(3):
+        one = predict(teacher, one)
+        one = compact.advance(one, compact.decode(one, table[step].expand(4, 5)))
+        action = said_by(teacher, other, own.action_map)
+        other = own.answered(other, action)
+        other = own.advance(other, own.decode(other, action))
+    torch.testing.assert_close(other.x, one.x, rtol=1e-4, atol=1e-4)
+    assert isinstance(own.action_map.finished, SolverMap)
+    assert isinstance(NoiseMap().finished, StepMap)
+    torch.testing.assert_close(own.action_map.table(torch.zeros(3)), table.clamp(-1, 1))
+
+
+def test_checkers_pass(pipeline_folder):
+    """Gymnasium's and SB3's; the warnings are that samples have no bounds, and that they are no camera's pictures."""
+    env = gym.make("ReDiF-v0", teacher=str(pipeline_folder), **SMALL, **NOISE)
+    assert env.action_space.shape == (1 + 3 * 8 * 8,)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        check_env(env.unwrapped)
+        check_env_for_sb3(env.unwrapped)
+    allowed = ("-infinity", "infinity", "is an image", "minimal resolution")
+    assert [str(item.message) for item in told if not any(part in str(item.message) for part in allowed)] == []
+
+
+def test_single_and_batched_environments_agree(pipeline_folder):
+    options = {"teacher": str(pipeline_folder), **SMALL, **NOISE}
+    single, batched = ReDiFEnv(**options), ReDiFVectorEnv(2, **options)
+    observations, _ = batched.reset(seed=5)
+    alone, _ = single.reset(seed=6)
+    rng = np.random.default_rng(0)
+    for step in range(3):
+        for name, values in alone.items():
+            np.testing.assert_allclose(values, observations[name][1], rtol=1e-6, atol=1e-6)
+            assert values.dtype == np.float32
+        assert observations["nfe_left"][:, 0].tolist() == [3 - step] * 2
+        actions = rng.uniform(-0.3, 0.3, batched.action_space.shape).astype(np.float32)
+        observations, rewards, done, _, infos = batched.step(actions)
+        alone, reward, finished, _, info = single.step(actions[1])
+        assert reward == pytest.approx(rewards[1], rel=1e-5)
+        assert finished == done[1] == (step == 2)
+    assert info["nfe"] == infos["final_info"]["nfe"][1] == 3
+    np.testing.assert_allclose(infos["final_obs"][1]["sample"], alone["sample"], rtol=1e-6, atol=1e-6)
+
+
+def test_the_teacher_is_not_asked(pipeline_folder):
+    env = ReDiFVectorEnv(2, teacher=str(pipeline_folder), **SMALL, **NOISE)
+    env.mdp.teacher.network.register_forward_hook(lambda *_: pytest.fail("the teacher was called"))
+    env.reset(seed=0)
+    for _ in range(6):
+        env.step(np.zeros(env.action_space.shape, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"observation": "features"}, "observation='sample'"),
+        ({"min_steps": 1}, "min_steps cannot be used with action='noise'"),
+        ({"prices": (0.1, 0.2)}, "prices cannot be used with action='noise'"),
+    ],
+)
+def test_what_cannot_go_with_it_is_refused(options, message, pipeline_folder):
+    with pytest.raises(ValueError, match=message):
+        ReDiFVectorEnv(2, teacher=str(pipeline_folder), **{**SMALL, **NOISE, **options})
+
+
+def test_log_probabilities_by_hand():
+    mean, std = torch.tensor([[0.0, 1.0, -1.0]]), torch.tensor([[1.0, 0.5, 2.0]])
+    action = torch.tensor([[0.5, 1.5, -3.0]])
+    each = [-(z**2) / 2 - math.log(s) - math.log(2 * math.pi) / 2 for z, s in ((0.5, 1.0), (1.0, 0.5), (-1.0, 2.0))]
+    summed = ReducedGaussian(mean, std, Reduction.SUM)
+    averaged = ReducedGaussian(mean, std, Reduction.MEAN)
+    assert summed.log_prob(action).item() == pytest.approx(sum(each), rel=1e-6)
+    assert averaged.log_prob(action).item() == pytest.approx(sum(each) / 3, rel=1e-6)
+    assert averaged.entropy().item() == pytest.approx(summed.entropy().item() / 3, rel=1e-6)
+
+
+def test_clip_ranges_stand_for_the_same_trust_region():
+    """A ratio at the border of one is at the border of the other."""
+    ratio = 1.2
+    assert 1 + clip_range_of(0.2, 65, Reduction.MEAN) == pytest.approx(ratio ** (1 / 65), rel=1e-12)
+    assert clip_range_of(0.2, 65, Reduction.SUM) == 0.2
+
+
+def test_one_pass_gives_all(environment):
+    policy = make_agent(environment).policy
+    calls = []
+    policy.unet.register_forward_hook(lambda *_: calls.append(1))
+    obs = observed(environment)
+    torch.manual_seed(0)
+    actions, values, log_prob = policy(obs)
+    assert len(calls) == 1
+    assert actions.shape == (8, 193)
+    assert values.shape == (8, 1)
+    again = policy.evaluate_actions(obs, actions)
+    assert torch.equal(again[0], values)
+    assert torch.equal(again[1], log_prob)
+    output = policy.unet(obs["sample"], obs["timestep"][:, 0]).sample
+    torch.testing.assert_close(policy.get_distribution(obs).mode()[:, 1:], output.flatten(1) / 4)
+
+
+def test_the_value_never_moves_the_student(environment):
+    policy = make_agent(environment).policy
+    policy.predict_values(observed(environment)).sum().backward()
+    assert all(parameter.grad is None for parameter in policy.unet.parameters())
+    assert all(parameter.grad is not None for parameter in policy.value_net.parameters())
+
+
+def test_exploration_is_set_a_level(environment):
+    """Row by row of ``log_std``: step size first, then the prediction."""
+    policy = make_agent(environment, exploration=(0.2, 0.4)).policy
+    policy.log_std[1] += math.log(3.0)
+    obs = observed(environment)
+    obs["nfe_left"][:2] = torch.tensor([[3.0], [2.0]])
+    std = policy.get_distribution(obs).distribution.stddev
+    torch.testing.assert_close(std[0, :2], torch.tensor([0.2, 0.05]))
+    torch.testing.assert_close(std[1, :2], torch.tensor([0.6, 0.15]))
+    assert not policy.log_std.requires_grad
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"autocast": True}, {"reduction": "sum"}])
+def test_the_first_ratio_is_one(options, pipeline_folder):
+    """Whatever the network has: here dropout and rounding to bfloat16 too."""
+    env = make_vec_env(8, teacher=str(pipeline_folder), **SMALL, **NOISE, group_size=4)
+    config = {**config_of(env.unwrapped.mdp.teacher), "dropout": 0.3}
+    agent = make_agent(env, network=config, **options)
+    agent.learn(48, callback=HealthCheck(every=1, rows=4))
+    assert agent.policy._output(observed(env)).dtype is torch.float32
+
+
+class Recorded(BaseCallback):
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        self.seen |= self.logger.name_to_value
+
+
+def test_health_is_logged(environment):
+    agent, recorded = make_agent(environment, reduction="sum"), Recorded()
+    agent.learn(72, callback=[HealthCheck(every=1, rows=4), recorded])
+    names = ["reward_std", "reward_std_in_group", "first_ratio_error"]
+    names += [f"{kind}_{step}" for kind in ("exploration", "kl", "gradient") for step in range(3)]
+    assert {f"health/{name}" for name in names} <= set(recorded.seen)
+    assert recorded.seen["health/exploration_0"] == pytest.approx(0.1)
+    for step in range(3):
+        assert recorded.seen[f"health/kl_{step}"] > 0
+        assert recorded.seen[f"health/gradient_{step}"] > 0
+
+
+def test_a_ratio_that_is_not_one_stops_the_run(environment):
+    agent = make_agent(environment)
+    agent.policy.unet.register_forward_hook(lambda module, _, out: type(out)(out.sample + torch.randn(1)))
+    with pytest.raises(UnhealthyRunError, match="ratio before the first update is off 1 by"):
+        agent.learn(48, callback=HealthCheck())
+
+
+def test_values_that_are_not_finite_stop_the_run(environment):
+    agent = make_agent(environment, learning_rate=1e30)
+    with pytest.raises(UnhealthyRunError, match=r"not finite after 24 steps.*lower the learning rate"):
+        agent.learn(96, callback=HealthCheck())
+
+
+def test_health_checks_are_for_student_policies():
+    env = make_vec_env(4, teacher="gaussian-ring", reference_size=8, teacher_steps=4)
+    with pytest.raises(ValueError, match="health checks are for a StudentPolicy"):
+        PPO("MlpPolicy", env, n_steps=4, batch_size=8).learn(16, callback=HealthCheck())
+
+
+def test_an_update_stops_at_the_divergence_that_is_asked(environment):
+    """The last divergence looked at exceeds the target; those before it do not; the updates after it are not made."""
+    stop = AnalyticKLStop(0.5, rows=24)
+    agent = make_agent(environment, reduction="sum", learning_rate=3e-3, n_epochs=30)
+    moved = []
+    stop._after_update, looked = (lambda *args: (looked(*args), moved.append(stop.stops))), stop._after_update
+    agent.learn(24, callback=stop)
+    assert stop.stops == 1
+    assert 1 <= stop.updates < 60
+    free = make_agent(environment, reduction="sum", learning_rate=3e-3, n_epochs=30)
+    never = AnalyticKLStop(1e9, rows=24)
+    free.learn(24, callback=never)
+    assert (never.updates, never.stops) == (60, 0)
+
+
+def test_the_divergence_is_gaussians_own():
+    from redif_env.sb3.trust import divergence
+
+    old, new = Normal(torch.zeros(2, 3), 2.0), Normal(torch.ones(2, 3), 2.0)
+    torch.testing.assert_close(divergence(old, new), torch.full((2,), 3 * 1 / (2 * 4)))
+    torch.testing.assert_close(divergence(old, new), kl_divergence(old, new).sum(1))
+
+
+def test_a_divergence_needs_ppo(environment):
+    with pytest.raises(ValueError, match="only PPO with a StudentPolicy"):
+        make_agent(environment, A2C).learn(24, callback=AnalyticKLStop(1.0))
+
+
+def test_advantages_are_normalised_a_level(environment):
+    agent = make_agent(environment)
+    found = {}
+
+    class Look(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            buffer = self.model.rollout_buffer
+            found["steps"], found["advantages"] = steps_of_buffer(buffer), buffer.advantages.copy()
+
+    agent.learn(24, callback=[LevelNormalisedAdvantages(), Look()])
+    assert np.unique(found["steps"]).tolist() == [0, 1, 2]
+    for step in range(3):
+        own = found["advantages"][found["steps"] == step]
+        assert own.mean() == pytest.approx(0, abs=1e-5)
+        assert own.std() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
+def test_the_exported_student_is_the_policy(environment, options, tmp_path):
+    """The agent acting in the environment, the student taken from it, and what is read back: the same samples."""
+    agent = make_agent(environment, learning_rate=1e-2, reduction="sum", **options)
+    agent.learn(72)
+    mdp = environment.unwrapped.mdp
+    noise = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def act(observation):
+        return agent.policy.get_distribution(observation).mode().clamp(-1, 1).detach()
+
+    *_, last = trajectory(mdp, act, noise)
+    student = Student.from_agent(agent)
+    assert student.mdp.teacher.own_network
+    torch.testing.assert_close(student.trajectory(noise)[-1].x, last.x, rtol=1e-4, atol=1e-5)
+    assert student.trajectory(noise)[-1].nfe.tolist() == [3] * 5
+    student.save_pretrained(tmp_path / "student")
+    read = Student.from_pretrained(tmp_path / "student")
+    assert read.mdp.teacher.own_network
+    assert torch.equal(read.trajectory(noise)[-1].x, student.trajectory(noise)[-1].x)
+    assert torch.equal(read.pipeline()(latents=noise, output_type="latent").images, student(noise=noise))
+
+
+@pytest.mark.parametrize("kind", [PPO, A2C])
+def test_sb3_saves_and_loads_it_without_custom_objects(kind, environment, tmp_path):
+    agent = make_agent(environment, kind, reduction=Reduction.SUM, lora_rank=1)
+    agent.learn(48)
+    agent.save(tmp_path / "agent")
+    loaded = kind.load(tmp_path / "agent")
+    obs = observed(environment)
+    assert torch.equal(loaded.policy.get_distribution(obs).mode(), agent.policy.get_distribution(obs).mode())
+    agent.policy.save(tmp_path / "policy")
+    policy = StudentPolicy.load(tmp_path / "policy")
+    assert torch.equal(policy.get_distribution(obs).mode(), agent.policy.get_distribution(obs).mode())
+
+
+@pytest.mark.slow
+def test_it_compiles_in_place(environment):
+    """Rollouts and updates run, and the weights keep their names."""
+    agent = make_agent(environment)
+    names = list(agent.policy.state_dict())
+    agent.policy.unet.compile(backend="eager")
+    agent.learn(24, callback=HealthCheck(rows=4))
+    assert list(agent.policy.state_dict()) == names
+
+
+def test_a_copy_watches_its_own_network(environment):
+    policy = make_agent(environment).policy
+    obs = observed(environment)
+    policy.predict_values(obs)
+    other = copy.deepcopy(policy)
+    with torch.no_grad():
+        for parameter in other.unet.parameters():
+            parameter.zero_()
+    before = policy.predict_values(obs)
+    assert not torch.equal(other.predict_values(obs), before)
+    assert torch.equal(policy.predict_values(obs), before)
+
+
+@pytest.mark.parametrize(
+    ("save", "asked", "policy"),
+    [
+        (save_unet_of_classes, {"null_label": 3}, {}),
+        (save_dit, {"conditions": [0, 1, 2, 3]}, {"features_from": "transformer_blocks.0"}),
+    ],
+)
+def test_a_guided_teacher_of_classes_has_students_of_one_call(save, asked, policy, tmp_path):
+    """A UNet with labels, and a transformer of latents."""
+    save(tmp_path / "teacher")
+    env = make_vec_env(8, teacher=str(tmp_path / "teacher"), **SMALL, **NOISE, **asked, guidance_scale=2.0)
+    assert env.unwrapped.mdp.calls == 1
+    assert env.unwrapped.mdp.teacher.calls == 2
+    agent = make_agent(env, **policy)
+    agent.learn(36)
+    assert len(observed(env)["condition"].unique()) > 1
+    student = Student.from_agent(agent)
+    noise = torch.randn(2, *student.sample_shape)
+    state = student.trajectory(noise, condition=torch.tensor([0, 1]))[-1]
+    assert state.nfe.tolist() == [3] * 2
+    student.save_pretrained(tmp_path / "student")
+    read = Student.from_pretrained(tmp_path / "student")
+    assert torch.equal(read.trajectory(noise, condition=torch.tensor([0, 1]))[-1].x, state.x)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": {"_class_name": "AutoencoderKL"}}, "network has _class_name='AutoencoderKL'"),
+        ({"features_from": "nowhere"}, "features_from='nowhere' is no part of the network"),
+        ({"reduction": "median"}, "median"),
+        ({"lora_rank": -1}, "rank of adapters must be at least 1"),
+    ],
+)
+def test_bad_arguments_are_named(change, message, environment):
+    with pytest.raises(ValueError, match=message):
+        make_agent(environment, **change)
+
+
+def test_other_spaces_are_refused(pipeline_folder):
+    options = {"teacher": str(pipeline_folder), **SMALL}
+    env = make_vec_env(4, **options, **NOISE)
+    kwargs = student_kwargs(env.unwrapped.mdp)
+    compact = make_vec_env(4, **options)
+    with pytest.raises(ValueError, match="observation='sample'"):
+        PPO(StudentPolicy, compact, policy_kwargs=kwargs)
+    with pytest.raises(ValueError, match="action='noise'"):
+        PPO(StudentPolicy, make_vec_env(4, **options, observation="sample"), policy_kwargs=kwargs)
+    with pytest.raises(ValueError, match="action='noise'"):
+        student_kwargs(compact.unwrapped.mdp)
+    with pytest.raises(ValueError, match="use_sde"):
+        PPO(StudentPolicy, env, policy_kwargs=kwargs, use_sde=True)
+
+
+def test_adapters_begin_as_nothing_and_merge_into_a_plain_network():
+    torch.manual_seed(0)
+    network, x = unet(), torch.randn(2, 3, 8, 8)
+    plain = network(x, 3).sample
+    add_adapters(network, 2)
+    torch.testing.assert_close(network(x, 3).sample, plain)
+    trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all(".lora_" in name for name in trained)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    merged = unet()
+    merged.load_state_dict(merged_weights(network))
+    assert not torch.allclose(network(x, 3).sample, plain, atol=1e-3)
+    torch.testing.assert_close(merged(x, 3).sample, network(x, 3).sample, rtol=1e-4, atol=1e-5)
+
+
+def test_narrower_networks_keep_whole_groups():
+    config = {**unet().config, "_class_name": "UNet2DModel", "block_out_channels": (32, 64), "norm_num_groups": 8}
+    assert narrowed(config, 0.5)["block_out_channels"] == [16, 32]
+    assert narrowed(config, 0.1)["block_out_channels"] == [8, 8]
+    whole, half = build_network(config), build_network(narrowed(config, 0.5))
+    sizes = [sum(parameter.numel() for parameter in network.parameters()) for network in (whole, half)]
+    assert sizes[1] < 0.4 * sizes[0]
+    with pytest.raises(ValueError, match="width=0"):
+        narrowed(config, 0)
+    with pytest.raises(ValueError, match=r"width=0\.5 cannot be given a DiT"):
+        narrowed({"_class_name": "DiTTransformer2DModel"}, 0.5)
+
+
+class Line(nn.Module):
+    """What the exact velocity of one Gaussian is: linear in the sample, with weights that depend on the time."""
+
+    def __init__(self, steps, size):
+        super().__init__()
+        self.steps = torch.tensor(steps)
+        self.scale, self.offset = (
+            nn.Parameter(torch.zeros(len(steps), size)),
+            nn.Parameter(torch.zeros(len(steps), size)),
+        )
+
+    def forward(self, x, timestep):
+        row = (timestep[:, None] - self.steps).abs().argmin(dim=1)
+        return self.scale[row] * x + self.offset[row]
+
+
+def test_cloning_finds_the_exact_velocity():
+    """A Gaussian's velocity is linear at each level: the clone becomes it, and its samples are the base solver's."""
+    means, stds = torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[0.5, 0.2, 1.0]])
+    teacher = GaussianMixtureTeacher(means, stds)
+    mdp = DenoisingMDP(teacher, SOLVERS["dpm++2m"], GRIDS["time"], 3, NoiseMap(), Sample())
+    lesson = rollout(mdp, None, 4, torch.Generator().manual_seed(0))
+    network = Line(sorted(set(lesson.timestep.tolist())), 3)
+    losses = []
+    clone(mdp, network, CloningPlan(600, rollouts=128, learning_rate=0.05, decay=0.9), losses.append)
+    assert losses[-1] < 1e-4 < losses[0]
+    noise = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
+    student, base = own_teacher(teacher, network), (SOLVERS["dpm++2m"], GRIDS["time"])
+    torch.testing.assert_close(sample(student, *base, noise, 3), sample(teacher, *base, noise, 3), rtol=0, atol=0.03)
+
+
+def test_states_are_visited_with_the_student_s_own_errors():
+    """Half of the noises are stepped with what the student says; the answers remain the teacher's."""
+    teacher = TEACHERS["vp epsilon"]()
+    mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 2, NoiseMap(), Sample())
+    wrong = own_teacher(teacher, Line([0.0], 5).double())
+    alone, steered = (rollout(mdp, student, 64, torch.Generator().manual_seed(0)) for student in (None, wrong))
+    assert torch.equal(alone.inputs[:64], steered.inputs[:64])
+    strayed = (alone.inputs[64:] != steered.inputs[64:]).any(dim=1)
+    assert 0.25 < strayed.double().mean() < 0.75
+    level = teacher.schedule.level(teacher.schedule.half_logsnr(steered.timestep))
+    said = teacher.predict(steered.inputs, teacher.schedule.half_logsnr(steered.timestep), steered.timestep)
+    reading = student_reading(teacher.reading)
+    torch.testing.assert_close(
+        steered.output, reading.preconditioning.write(said, level, reading.prediction_type), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_the_form_of_a_student():
+    """Velocity for noise where the variance is preserved; the rest as the teacher has it."""
+    forms = {kind: student_reading(make().reading).prediction_type for kind, make in TEACHERS.items()}
+    assert forms == {
+        "vp epsilon": PredictionType.V_PREDICTION,
+        "vp v": PredictionType.V_PREDICTION,
+        "vp sample": PredictionType.SAMPLE,
+        "flow": PredictionType.FLOW_PREDICTION,
+        "ve edm": PredictionType.EPSILON,
+    }
+
+
+def test_a_teacher_without_a_config_is_refused():
+    teacher = Teacher(nn.Linear(2, 2), VariancePreservingSchedule.from_diffusers(), (2,))
+    with pytest.raises(ValueError, match="no diffusers model"):
+        config_of(teacher)
+
+
+def test_student_of_takes_other_policies_too():
+    env = make_vec_env(4, teacher="gaussian-ring", reference_size=8, teacher_steps=4)
+    agent = PPO("MlpPolicy", env, n_steps=4, batch_size=8)
+    assert not student_of(agent.policy, env.unwrapped.mdp).mdp.teacher.own_network
