@@ -187,7 +187,7 @@ def student_exploration(mdp: DenoisingMDP, output: float, shift: float, falloff:
         output: standard deviation of the network's output at pure noise.
         shift: of the step size's shift, in logits.
         falloff: the output's is multiplied by ``share ** falloff`` at the other levels of the base solver, where
-            ``share`` is the noise's part of the sample: 0 explores every level alike, 1 the last ones less.
+            ``share`` is the noise's part of the sample: 0 explores every level alike, -1 the last ones more.
     """
     action_map = mdp.action_map
     assert isinstance(action_map, NoiseMap)

@@ -44,7 +44,7 @@ class Args:
     solver: str = DEFAULT_SOLVER
     """Base solver, on whose way the student is to know what to say."""
     grid: str = DEFAULT_GRID
-    network: NoiseSettings = field(default_factory=lambda: NoiseSettings(clone_updates=1500))
+    network: NoiseSettings = field(default_factory=NoiseSettings)
     seed: int = 0
     out: Path = Path("runs/clone")
     """Folder for config.json, student/, result.json and samples.png."""
@@ -88,12 +88,12 @@ def main(args: Args) -> None:
         print(f"{args.out} is finished: {args.out / RESULT} holds its table, {args.out / 'student'} its student")
         return
     student, facts = make(args)
-    teacher = build_teacher(args)
+    teacher = teacher_of(args)
     evaluator = Evaluator(teacher, args.test_size, teacher_steps=args.teacher_steps)
     report("clone", student, settings_json(args), facts, args.out, evaluator)
 
 
-def build_teacher(args: Args) -> Teacher:
+def teacher_of(args: Args) -> Teacher:
     """The teacher that the clone is judged by; shared with the process that it was cloned in."""
     return shared_teacher(
         args.teacher,

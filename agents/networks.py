@@ -36,7 +36,7 @@ class NoiseSettings:
     """Channels of the network, as a multiple of the config's (UNet2DModel)."""
     lora_rank: int = 0
     """Train low-rank adapters of this rank on a copy of the teacher, not all weights."""
-    clone_updates: int = 400
+    clone_updates: int = 1000
     """Minibatches of behaviour cloning before training; 0 for none."""
     clone_rate: float = 1e-3
     """Learning rate of cloning."""
@@ -44,8 +44,9 @@ class NoiseSettings:
     """Of the log-probabilities of an action's numbers."""
     step_exploration: float = 0.05
     """Standard deviation of the step size's shift, in logits, as a multiple of the output's."""
-    falloff: float = 0.0
-    """How much less to explore where there is less noise: by the noise's share to this power."""
+    falloff: float = -1.0
+    """How much less to explore where there is less noise, by the noise's share to this power; below 0, how much more:
+    then what a step tries is not drowned by what the steps before it tried."""
     target_kl: float | None = None
     """Nats that one update may move the policy on average; no limit if not given."""
     autocast: bool = False

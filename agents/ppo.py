@@ -101,7 +101,7 @@ class Args:
     exploration: tuple[float, float] | None = None
     """Standard deviation of the actions at the start and at the end. By default 0.8 and 0.25, divided by the number of
     steps: with more steps the base solver is nearer the teacher, and each action should stray less from it. With
-    --action noise, of the network's output: by default 0.3 and 0.1."""
+    --action noise, of the network's output at pure noise: by default 0.2 and 0.07."""
     average: float | None = None
     """Decay of the policy's moving average over rollouts, which is what is judged and shipped."""
     level_advantages: bool | None = None
@@ -210,7 +210,7 @@ def callbacks_of(args: Args, agent: PPO) -> list[BaseCallback]:
     chosen = args.network
     stds = [
         student_exploration(mdp, output, output * chosen.step_exploration, chosen.falloff)
-        for output in args.exploration or (0.3, 0.1)
+        for output in args.exploration or (0.2, 0.07)
     ]
     callbacks: list[BaseCallback] = [HealthCheck(args.held_out_every), AnnealedExploration(*stds)]
     if args.level_advantages:

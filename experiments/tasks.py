@@ -36,7 +36,9 @@ def finish(task: Task, threads: int) -> list[dict[str, Any]]:
         torch.set_num_threads(threads)
         student, facts = TRAINERS[task.method].train(replace(task.settings, resume=True))
         student.save_pretrained(task.settings.out / "student")
-        evaluator = Evaluator(student.mdp.teacher)
+        # A student with a network of its own is no teacher.
+        own = student.mdp.teacher.own_network
+        evaluator = Evaluator(ppo.teacher_of(task.settings) if own else student.mdp.teacher)
         rows = []
         for price in prices_of(student):
             last = student.trajectory(evaluator.noise, price, evaluator.condition)[-1]

@@ -28,10 +28,10 @@ class CloningPlan:
     (``decay``); chance comes from ``seed``.
     """
 
-    updates: int = 1500
+    updates: int = 1000
     batch_size: int = 128
     rollouts: int = 512
-    refresh: int = 50
+    refresh: int = 100
     learning_rate: float = 1e-3
     decay: float = 0.99
     seed: int = 0

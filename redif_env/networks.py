@@ -152,6 +152,8 @@ def narrowed(config: Mapping[str, Any], width: float) -> dict[str, Any]:
         )
     groups = config["norm_num_groups"]
     channels = [max(1, round(width * channel / groups)) * groups for channel in config["block_out_channels"]]
+    # The middle's attention needs one head at least.
+    channels[-1] = max(channels[-1], config["attention_head_dim"] or 0)
     return {**config, "block_out_channels": channels}
 
 

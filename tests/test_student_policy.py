@@ -490,6 +490,7 @@ def test_narrower_networks_keep_whole_groups():
     config = {**unet().config, "_class_name": "UNet2DModel", "block_out_channels": (32, 64), "norm_num_groups": 8}
     assert narrowed(config, 0.5)["block_out_channels"] == [16, 32]
     assert narrowed(config, 0.1)["block_out_channels"] == [8, 8]
+    assert narrowed({**config, "attention_head_dim": 16}, 0.1)["block_out_channels"] == [8, 16]
     whole, half = build_network(config), build_network(narrowed(config, 0.5))
     sizes = [sum(parameter.numel() for parameter in network.parameters()) for network in (whole, half)]
     assert sizes[1] < 0.4 * sizes[0]

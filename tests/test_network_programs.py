@@ -1,0 +1,238 @@
+"""The programs that train a student's own network, on a tiny random teacher: warm start, PPO, resuming, judging."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from agents import clone, ppo
+from agents.callbacks import student_exploration
+from agents.networks import NoiseSettings, noise_map
+from agents.recipes import NOISE, SOLVER, settled
+from agents.runs import check, read_settings, settings_json
+from experiments import ablate_noise, network_students
+from redif_env import Student
+from redif_env.baselines import Baseline
+from redif_env.checkpoints import checkpoints
+from redif_env.grids import GRIDS
+from redif_env.mdp import DenoisingMDP
+from redif_env.observations import Sample
+from redif_env.sb3 import Reduction, UnhealthyRunError
+from redif_env.solvers import SOLVERS
+from redif_env.teachers import load_teacher
+from tests.models import unet
+
+# Stable-Baselines3's progress bar is tqdm's, drawn by rich.
+pytestmark = pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
+
+
+@pytest.fixture
+def settings(pipeline_folder, tmp_path):
+    return ppo.Args(
+        teacher=str(pipeline_folder),
+        num_steps=3,
+        action="noise",
+        network_calls=144,
+        num_envs=8,
+        group_size=4,
+        batches=2,
+        reference_size=16,
+        teacher_steps=8,
+        test_size=16,
+        held_out_size=16,
+        held_out_every=2,
+        checkpoint_every=24,
+        network=NoiseSettings(clone_updates=3),
+        out=tmp_path / "run",
+    )
+
+
+def weights(student):
+    return student.network.state_dict()
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_each_action_has_its_recipe():
+    noise, solver = settled(ppo.Args(action="noise")), settled(ppo.Args())
+    assert (noise.num_envs, noise.observation, noise.gamma) == (NOISE.num_envs, "sample", 0.0)
+    assert (solver.num_envs, solver.observation, solver.learning_rate) == (SOLVER.num_envs, "features", 3e-3)
+    assert settled(ppo.Args(action="noise", epochs=7)).epochs == 7
+    assert settled(noise) == noise
+
+
+def test_settings_survive_their_file(settings):
+    """Nested settings, and an enumeration among them, come back as they were."""
+    given = settled(replace(settings, network=replace(settings.network, reduction=Reduction.SUM, width=0.5)))
+    ppo.begin(given, ppo.PROGRAM)
+    read = read_settings(given.out, given)
+    assert settings_json(read) == settings_json(given)
+    assert read.network.reduction is Reduction.SUM
+    check(replace(read, resume=True), ppo.PROGRAM)
+    with pytest.raises(ValueError, match="network="):
+        check(replace(read, resume=True, network=replace(read.network, width=0.25)), ppo.PROGRAM)
+
+
+def test_a_run_broken_off_ends_as_an_unbroken_one(settings):
+    """From every checkpoint: the student's weights, bit for bit."""
+    unbroken = replace(settings, checkpoint_every=48)
+    student, facts = ppo.train(unbroken)
+    assert facts["environment_steps"] == 144
+    kept = checkpoints(unbroken.out / "checkpoints")
+    assert [int(path.name) for path in kept] == [96, 144]
+    for path in kept:
+        out = unbroken.out.parent / f"from-{path.name}"
+        shutil.copytree(path, out / "checkpoints" / path.name)
+        config = json.loads((unbroken.out / "config.json").read_text())
+        (out / "config.json").write_text(json.dumps(config))
+        again, _ = ppo.train(replace(unbroken, out=out, resume=True))
+        assert same(weights(again), weights(student))
+        assert torch.equal(again.policy.linears[0].weight, student.policy.linears[0].weight)
+
+
+def test_training_moves_what_cloning_made(settings, tmp_path):
+    """The warm start is what agents.clone makes with the same settings; PPO goes on from it."""
+    cloning = clone.Args(
+        teacher=settings.teacher, num_steps=3, network=settings.network, seed=0, out=tmp_path / "clone", test_size=16,
+        teacher_steps=8,
+    )  # fmt: skip
+    cloned, _ = clone.make(cloning)
+    teacher = load_teacher(settings.teacher)
+    assert not same(weights(cloned), teacher.network.state_dict())
+    cloned.save_pretrained(tmp_path / "clone" / "student")
+    begun = replace(settings.network, init=str(tmp_path / "clone" / "student"))
+    agent = ppo.build(replace(settings, network=begun))
+    ppo.warm_start(begun, agent.get_env().unwrapped.mdp, agent.policy, 0)
+    assert same(agent.policy.plain_weights(), weights(cloned))
+    trained, _ = ppo.train(settings)
+    assert not same(weights(trained), weights(cloned))
+
+
+@pytest.mark.parametrize("network", [{"width": 0.5}, {"lora_rank": 2}, {"target_kl": 0.1}, {"autocast": True}])
+def test_other_networks_train_too(settings, network):
+    changed = replace(settings, network=replace(settings.network, **network), network_calls=48)
+    student, _ = ppo.train(changed)
+    count = sum(parameter.numel() for parameter in student.network.parameters())
+    whole = sum(parameter.numel() for parameter in load_teacher(settings.teacher).network.parameters())
+    assert count < whole if "width" in network else count == whole
+
+
+def test_a_config_file_names_the_network(settings, tmp_path):
+    config = {**unet().config, "_class_name": "UNet2DModel", "block_out_channels": [4, 8]}
+    (tmp_path / "network.json").write_text(json.dumps(config))
+    agent = ppo.build(replace(settings, network=NoiseSettings(config=str(tmp_path / "network.json"))))
+    assert agent.policy.settings["network"]["block_out_channels"] == [4, 8]
+    for text, message in (("{", "is no JSON"), ("[]", "names no _class_name")):
+        (tmp_path / "network.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            ppo.build(replace(settings, network=NoiseSettings(config=str(tmp_path / "network.json"))))
+
+
+def test_another_network_s_weights_are_refused(settings, tmp_path):
+    student, _ = ppo.train(replace(settings, network=replace(settings.network, width=0.5), network_calls=24))
+    student.save_pretrained(tmp_path / "narrow")
+    wrong = replace(settings, out=tmp_path / "wrong", network=NoiseSettings(init=str(tmp_path / "narrow")))
+    with pytest.raises(ValueError, match="has another network than this student"):
+        ppo.train(wrong)
+
+
+def test_a_network_begins_from_a_trained_policy_s_steps(settings, tmp_path):
+    """Both together: the solver student's mean steps are the first steps of the network student."""
+    compact = replace(
+        settings, action="solver", network_calls=48, reward=(("endpoint", 1.0),), out=tmp_path / "compact"
+    )
+    student, _ = ppo.train(compact)
+    student.save_pretrained(tmp_path / "compact" / "student")
+    start = NoiseSettings(start=str(tmp_path / "compact" / "student"), clone_updates=2)
+    action_map = noise_map(start)
+    torch.testing.assert_close(torch.tensor(action_map.start), student.frozen().mean_actions)
+    both, _ = ppo.train(replace(settings, network=start, network_calls=24))
+    assert both.mdp.action_map == action_map.finished
+    both.save_pretrained(tmp_path / "both")
+    own, _ = ppo.train(replace(settings, out=tmp_path / "own", network_calls=24))
+    own.save_pretrained(tmp_path / "own" / "student")
+    with pytest.raises(ValueError, match="was not trained with --action solver alone"):
+        noise_map(NoiseSettings(start=str(tmp_path / "own" / "student")))
+
+
+def test_a_run_that_breaks_leaves_the_last_good_student(settings):
+    broken = replace(settings, learning_rate=1e30)
+    with pytest.raises(UnhealthyRunError, match=r"lower the learning rate.*The last good student is in"):
+        ppo.train(broken)
+    student = Student.from_pretrained(settings.out / "student")
+    assert bool(student(num_samples=2).isfinite().all())
+
+
+def test_the_programs_report_and_the_command_judges_by_the_teacher(settings, tmp_path, capsys, monkeypatch):
+    """The whole of agents.ppo and agents.clone; and ``redif evaluate``, whose standard is the teacher's endpoints."""
+    from redif_env.cli import Evaluate, Info
+
+    few = [Baseline("dpm++2m", "time"), Baseline("ddim", "time")]
+    monkeypatch.setattr("redif_env.evaluation.all_baselines", lambda: few)
+    ppo.main(settings)
+    rows = json.loads((settings.out / "result.json").read_text())["rows"]
+    found = {row["method"]: row for row in rows}
+    assert found["redif-ppo"]["fd_teacher"] > 0
+    assert (settings.out / "samples.png").stat().st_size > 0
+    card = (settings.out / "student" / "README.md").read_text()
+    assert "its own, trained too" in card
+    Evaluate(str(settings.out / "student"), size=16, out=tmp_path / "judged.json").run()
+    judged = {row["method"]: row for row in json.loads((tmp_path / "judged.json").read_text())}
+    assert judged["dpm++2m"]["fd_teacher"] > 0
+    Info(str(settings.out / "student")).run()
+    assert "its own, v_prediction" in capsys.readouterr().out
+    cloning = clone.Args(
+        teacher=settings.teacher, num_steps=3, network=settings.network, out=tmp_path / "clone", test_size=16,
+        teacher_steps=8,
+    )  # fmt: skip
+    clone.main(cloning)
+    clone.main(replace(cloning, resume=True))
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_exploration_falls_off_by_the_noise_s_share():
+    teacher = load_teacher("gaussian-ring")
+    mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 2, noise_map(NoiseSettings()), Sample())
+    table = student_exploration(mdp, 0.4, 0.2, falloff=2.0)
+    half = teacher.schedule.level(teacher.schedule.half_logsnr_at(torch.tensor([0.5], dtype=torch.float64)))
+    assert table[0].tolist() == pytest.approx([0.1, 0.1], rel=1e-3)
+    assert table[1].tolist() == pytest.approx([0.1, 0.1 * float(half.sigma) ** 2], rel=1e-6)
+
+
+def test_the_experiment_s_rows(settings, tmp_path, capsys):
+    """The same clone under PPO and twice under the gradient; a second run computes nothing."""
+    args = network_students.Args(
+        teacher=settings.teacher, num_steps=2, seeds=1, network_calls=1024, clone_updates=2, widths=(0.5,),
+        reference_size=16, teacher_steps=8, test_size=16, held_out_size=16, out=tmp_path / "out", jobs=1,
+    )  # fmt: skip
+    rows = network_students.finish(args, network_students.cells_of(args)[0], 1)
+    assert [row["method"] for row in rows] == list(network_students.METHODS)
+    warm, trained, timed, counted = rows
+    assert warm["network_calls"] == 0
+    assert trained["network_calls"] == 1024 + 512 + 3 * 1024
+    assert timed["seconds"] >= trained["seconds"]
+    assert counted["network_calls"] >= trained["network_calls"]
+    assert network_students.finish(args, network_students.cells_of(args)[0], 1) == rows
+    from rich.console import Console
+
+    Console(width=170).print(network_students.summary(rows, args))
+    assert "gradient, equal calls" in capsys.readouterr().out
+
+
+def test_the_ablation_changes_one_thing_at_a_time(tmp_path):
+    args = ablate_noise.Args(out=tmp_path)
+    recipe, *others = (settled(task.settings) for task in ablate_noise.tasks_of(args))
+    for changed in others:
+        differ = [
+            name
+            for name, value in settings_json(changed).items()
+            if value != settings_json(recipe)[name] and name != "out"
+        ]
+        assert 1 <= len(differ) <= 2, differ
+    with pytest.raises(ValueError, match="changes='nothing' is unknown"):
+        ablate_noise.tasks_of(replace(args, changes=("nothing",)))
