@@ -89,7 +89,7 @@ def main(args: Args) -> None:
         return
     student, facts = make(args)
     teacher = teacher_of(args)
-    evaluator = Evaluator(teacher, args.test_size, teacher_steps=args.teacher_steps)
+    evaluator = Evaluator(teacher, args.test_size, teacher_steps=args.teacher_steps, train_size=args.test_size)
     report("clone", student, settings_json(args), facts, args.out, evaluator)
 
 

@@ -205,7 +205,8 @@ def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def summary(rows: Sequence[dict[str, Any]], args: Args) -> Table:
     """A line a network and method: medians over seeds, the range of the first measure, and its ratio to the clone's."""
     title = f"{args.teacher}, {args.num_steps} NFE, {args.seeds} seeds, {rows[0]['judged']}"
-    table = Table("network", "parameters", "method", title=title)
+    table = Table("network", "parameters", title=title)
+    table.add_column("method", no_wrap=True)
     for name in ("fd_teacher", "range", "of warm start", *MEASURES[1:], "seconds", "network calls"):
         table.add_column(name, justify="right")
     for network in dict.fromkeys(row["network"] for row in rows):
@@ -246,7 +247,7 @@ def main(args: Args) -> None:
         rows = [row for own in found for row in own]
     with write_file(args.out / "rows.json") as temporary:
         temporary.write_text(json.dumps(rows, indent=2) + "\n")
-    Console(width=170).print(summary(rows, args))
+    Console(width=190).print(summary(rows, args))
     print(f"Rows and students: {args.out}")
 
 

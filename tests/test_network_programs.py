@@ -169,8 +169,8 @@ def test_a_run_that_breaks_leaves_the_last_good_student(settings):
 
 
 def test_the_programs_report_and_the_command_judges_by_the_teacher(settings, tmp_path, capsys, monkeypatch):
-    """The whole of agents.ppo and agents.clone; and ``redif evaluate``, whose standard is the teacher's endpoints."""
-    from redif_env.cli import Evaluate, Info
+    """The whole of agents.ppo and agents.clone; and the teacher is what ``redif evaluate`` judges by."""
+    from redif_env.cli import Info, load, teacher_of
 
     few = [Baseline("dpm++2m", "time"), Baseline("ddim", "time")]
     monkeypatch.setattr("redif_env.evaluation.all_baselines", lambda: few)
@@ -181,9 +181,9 @@ def test_the_programs_report_and_the_command_judges_by_the_teacher(settings, tmp
     assert (settings.out / "samples.png").stat().st_size > 0
     card = (settings.out / "student" / "README.md").read_text()
     assert "its own, trained too" in card
-    Evaluate(str(settings.out / "student"), size=16, out=tmp_path / "judged.json").run()
-    judged = {row["method"]: row for row in json.loads((tmp_path / "judged.json").read_text())}
-    assert judged["dpm++2m"]["fd_teacher"] > 0
+    standard, teacher = teacher_of(load(str(settings.out / "student"), "cpu")), load_teacher(settings.teacher)
+    assert not standard.own_network
+    assert standard.fingerprint == teacher.fingerprint
     Info(str(settings.out / "student")).run()
     assert "its own, v_prediction" in capsys.readouterr().out
     cloning = clone.Args(
@@ -220,7 +220,7 @@ def test_the_experiment_s_rows(settings, tmp_path, capsys):
     assert network_students.finish(args, network_students.cells_of(args)[0], 1) == rows
     from rich.console import Console
 
-    Console(width=170).print(network_students.summary(rows, args))
+    Console(width=190).print(network_students.summary(rows, args))
     assert "gradient, equal calls" in capsys.readouterr().out
 
 

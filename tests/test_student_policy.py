@@ -26,11 +26,13 @@ from redif_env.networks import build_network, narrowed
 from redif_env.noise_schedulers import student_reading
 from redif_env.observations import Features, Sample
 from redif_env.predictions import EDMPreconditioning
+from redif_env.rewards import EndpointAlignment
 from redif_env.sampling import trajectory
 from redif_env.sb3 import (
     AnalyticKLStop,
     HealthCheck,
     LevelNormalisedAdvantages,
+    ReDiFVecEnv,
     Reduction,
     StudentPolicy,
     UnhealthyRunError,
@@ -45,6 +47,7 @@ from redif_env.schedules import FlowSchedule, VarianceExplodingSchedule, Varianc
 from redif_env.solvers import SOLVERS, predict, sample
 from redif_env.teachers import GaussianMixtureTeacher, Teacher, config_of, own_teacher
 from redif_env.types import Prediction, PredictionType
+from redif_env.wrappers import GroupRelativeReward
 from tests.models import save_dit, save_unet_of_classes, unet
 
 SMALL = {"reference_size": 16, "teacher_steps": 8, "num_steps": 3}
@@ -570,3 +573,28 @@ def test_student_of_takes_other_policies_too():
     env = make_vec_env(4, teacher="gaussian-ring", reference_size=8, teacher_steps=4)
     agent = PPO("MlpPolicy", env, n_steps=4, batch_size=8)
     assert not student_of(agent.policy, env.unwrapped.mdp).mdp.teacher.own_network
+
+
+def test_a_network_learns_a_known_optimum():
+    """One step to a teacher of nearly one image: the best output is minus that image, whatever the noise."""
+    image = torch.tensor([[0.5, -0.5, 0.25, 0.0], [-0.25, 0.5, 0.0, -0.5], [0.5, 0.5, -0.5, 0.25], [0.0] * 4])
+    teacher = GaussianMixtureTeacher(image[None, None], 0.02)
+    options = {"num_steps": 1, "reference_size": 64, "teacher_steps": 10, "group_size": 8, **NOISE}
+    env = ReDiFVecEnv(
+        GroupRelativeReward(ReDiFVectorEnv(64, teacher=teacher, reward=EndpointAlignment(1.0), **options))
+    )
+    config = {**unet().config, "_class_name": "UNet2DModel", "sample_size": 4, "in_channels": 1, "out_channels": 1}
+    kwargs = {**student_kwargs(env.unwrapped.mdp, config), "exploration": (0.15, 0.01)}
+    agent = PPO(
+        StudentPolicy, env, n_steps=2, batch_size=64, n_epochs=4, learning_rate=2e-3, gamma=0.0, seed=0,
+        clip_range=clip_range_of(0.2, 17, Reduction.MEAN), policy_kwargs=kwargs,
+    )  # fmt: skip
+    noise = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+
+    def error():
+        return (Student.from_agent(agent).trajectory(noise)[-1].x - image).square().mean().sqrt().item()
+
+    before = error()
+    agent.learn(128 * 45)
+    assert before > 0.3
+    assert error() < 0.12
