@@ -27,9 +27,10 @@ from agents.callbacks import (
 from agents.command import prepare_folder, run, wanted
 from agents.evaluate import RESULT, report
 from agents.networks import NoiseSettings, noise_map, policy_kwargs, warm_start
-from agents.plan import Sizes, plan, print_plan
+from agents.plan import Item, Sizes, plan, print_plan
 from agents.recipes import settled
 from agents.runs import RunStoppedError, begin, check, settings_json
+from redif_env.cloning import CloningPlan
 from redif_env.evaluation import Evaluator
 from redif_env.mdp import DenoisingMDP
 from redif_env.references import VALIDATION_SEED
@@ -126,6 +127,19 @@ class Args:
     """Go on with the run in out, with its settings; start it if there is none."""
     dry_run: bool = False
     """Print what the run would cost, and stop."""
+
+
+def network_items(args: Args) -> list[Item]:
+    """What a network student costs besides; a backward pass counts as two calls, any network's as the teacher's."""
+    cloning = CloningPlan(updates=0 if args.network.init else args.network.clone_updates)
+    visits = math.ceil(cloning.updates / cloning.refresh) * cloning.rollouts * args.num_steps * 2
+    items = [
+        Item("cloning the teacher", visits + 3 * cloning.updates * cloning.batch_size),
+        Item("updates of the network, forward and back", 3 * args.network_calls * args.epochs),
+    ]
+    if "path" in dict(args.reward):
+        items.append(Item("the teacher's ways, for the path reward", args.reference_size * args.teacher_steps))
+    return items
 
 
 def teacher_of(args: Args) -> Teacher:
@@ -281,6 +295,8 @@ def main(args: Args) -> None:
         judgements = math.ceil(rollouts / args.held_out_every) + 1
         sizes = Sizes(args.reference_size, args.held_out_size, args.test_size, args.teacher_steps)
         items = plan(teacher, args.num_steps, args.network_calls, judgements, sizes)
+        if args.action == "noise":
+            items += network_items(args)
         print_plan(items, teacher, args.num_envs, sizes)
         return
     prepare_folder(args.out)

@@ -46,7 +46,7 @@ SOLVER = Recipe(
 NOISE = Recipe(
     observation="sample",
     reward=(("path", 4.0), ("feature", 1.0)),
-    network_calls=960_000,
+    network_calls=240_000,
     num_envs=512,
     batches=4,
     epochs=1,
@@ -55,7 +55,7 @@ NOISE = Recipe(
     gamma=0.0,
     clip_range=0.2,
     level_advantages=True,
-    average=0.98,
+    average=0.9,
 )
 """For a network's whole noise prediction (``experiments.ablate_noise``)."""
 

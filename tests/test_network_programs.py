@@ -236,3 +236,14 @@ def test_the_ablation_changes_one_thing_at_a_time(tmp_path):
         assert 1 <= len(differ) <= 2, differ
     with pytest.raises(ValueError, match="changes='nothing' is unknown"):
         ablate_noise.tasks_of(replace(args, changes=("nothing",)))
+
+
+def test_the_plan_counts_what_a_network_costs_besides():
+    args = settled(ppo.Args(action="noise", network_calls=1000, epochs=2, reference_size=50, teacher_steps=10))
+    found = {item.name: item.calls for item in ppo.network_items(args)}
+    # 1,000 updates of 128 states; 10 times 512 noises over 4 steps, each asked of the teacher and of the student.
+    assert found["cloning the teacher"] == 3 * 1000 * 128 + 10 * 512 * 4 * 2
+    assert found["updates of the network, forward and back"] == 3 * 1000 * 2
+    assert found["the teacher's ways, for the path reward"] == 50 * 10
+    begun = replace(args, network=NoiseSettings(init="elsewhere"), reward=(("feature", 1.0),))
+    assert [item.calls for item in ppo.network_items(begun)] == [0, 6000]
