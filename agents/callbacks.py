@@ -23,7 +23,6 @@ from redif_env.evaluation import Evaluator
 from redif_env.mdp import DenoisingMDP
 from redif_env.rendering import tile, to_pixels
 from redif_env.sb3.export import student_of
-from redif_env.schedules import noise_share
 from redif_env.students import Student
 
 
@@ -179,21 +178,19 @@ class AnnealedExploration(BaseCallback):
         log_std.copy_((remaining * self.start.log() + (1 - remaining) * self.end.log()).expand_as(log_std))
 
 
-def student_exploration(mdp: DenoisingMDP, output: float, shift: float, falloff: float = 0.0) -> Tensor:
+def student_exploration(mdp: DenoisingMDP, output: float, shift: float, rise: float = 1.0) -> Tensor:
     """Standard deviations ``(num_steps, 2)`` of a :class:`~redif_env.sb3.StudentPolicy`, in units of its actions.
 
     Args:
         mdp: that it is trained in.
-        output: standard deviation of the network's output at pure noise.
-        shift: of the step size's shift, in logits.
-        falloff: the output's is multiplied by ``share ** falloff`` at the other levels of the base solver, where
-            ``share`` is the noise's part of the sample: 0 explores every level alike, -1 the last ones more.
+        output: standard deviation of the network's output, the geometric mean over the steps.
+        shift: of the step size's shift, in logits; the same at every step.
+        rise: the output's at one step over that at the step before.
     """
     action_map = mdp.action_map
     assert isinstance(action_map, NoiseMap)
-    position = torch.arange(mdp.num_steps, dtype=torch.float64) / mdp.num_steps
-    share = noise_share(mdp.grid.half_logsnr(position.to(mdp.teacher.device), mdp.teacher.schedule)).cpu()
-    outputs = output / action_map.max_output * share**falloff
+    steps = torch.arange(mdp.num_steps, dtype=torch.float64) - (mdp.num_steps - 1) / 2
+    outputs = output / action_map.max_output * rise**steps
     return torch.stack([torch.full_like(outputs, shift / action_map.max_shift), outputs], dim=1)
 
 

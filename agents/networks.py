@@ -44,9 +44,9 @@ class NoiseSettings:
     """Of the log-probabilities of an action's numbers."""
     step_exploration: float = 0.05
     """Standard deviation of the step size's shift, in logits, as a multiple of the output's."""
-    falloff: float = -1.0
-    """How much less to explore where there is less noise, by the noise's share to this power; below 0, how much more:
-    then what a step tries is not drowned by what the steps before it tried."""
+    rise: float = 1.4
+    """How many times wider each step explores than the one before it: then what a step tries is not drowned by what the
+    steps before it tried."""
     target_kl: float | None = None
     """Nats that one update may move the policy on average; no limit if not given."""
     autocast: bool = False

@@ -2,8 +2,9 @@
 
     python -m experiments.network_students --seeds 3 --out results/networks
 
-The rows of a seed begin as the same clone of the teacher and are judged on the same noises. The gradient is given the
-seconds that PPO took, and once more the network calls that PPO made (a backward pass counts as two calls).
+All rows of a network begin as one clone of the teacher, whatever the seed, and are judged on the same noises. The
+gradient is given the seconds that PPO took, and once more the network calls that PPO made (a backward pass counts as
+two calls).
 """
 
 from __future__ import annotations
@@ -50,9 +51,11 @@ class Args:
     num_steps: int = 4
     seeds: int = 3
     methods: tuple[str, ...] = METHODS
-    network_calls: int = 180_000
-    """Of PPO's episodes; its updates come on top."""
-    clone_updates: int = 1000
+    network_calls: tuple[int, ...] = (150_000, 300_000)
+    """Of PPO's episodes, for each width; its updates come on top. A narrower network makes more of them in its time."""
+    clone_updates: tuple[int, ...] = (1000, 6000)
+    """Minibatches of cloning, for each width; a network that does not begin with the teacher's weights needs more."""
+    clone_rates: tuple[float, ...] = (1e-3, 2e-3)
     widths: tuple[float, ...] = (1.0, 0.62)
     """Channels of the students, as a multiple of the teacher's; the gradient has the first of them alone."""
     lora_ranks: tuple[int, ...] = ()
@@ -74,6 +77,7 @@ class Cell:
     """One network and one seed."""
 
     network: NoiseSettings
+    network_calls: int
     seed: int
 
     @property
@@ -82,23 +86,36 @@ class Cell:
         return f"adapters, rank {rank}" if rank else f"width {self.network.width:g}"
 
     @property
-    def name(self) -> str:
-        return f"{self.described.replace(', rank ', '-').replace(' ', '-')}-{self.seed}"
+    def kind(self) -> str:
+        """Of the network, as a folder's name."""
+        return self.described.replace(", rank ", "-").replace(" ", "-")
 
 
 def cells_of(args: Args) -> list[Cell]:
     """Every network with every seed."""
-    base = NoiseSettings(start=args.start, clone_updates=args.clone_updates)
-    networks = [replace(base, width=width) for width in args.widths]
-    networks += [replace(base, lora_rank=rank) for rank in args.lora_ranks]
-    return [Cell(network, seed) for seed, network in product(range(args.seeds), networks)]
+    base = NoiseSettings(start=args.start)
+    kinds = [
+        (replace(base, width=width, clone_updates=updates, clone_rate=rate), calls)
+        for width, updates, rate, calls in zip(
+            args.widths, args.clone_updates, args.clone_rates, args.network_calls, strict=True
+        )
+    ]
+    whole, calls = kinds[0]
+    kinds += [(replace(whole, lora_rank=rank), calls) for rank in args.lora_ranks]
+    return [Cell(*kind, seed) for seed, kind in product(range(args.seeds), kinds)]
+
+
+def warm(args: Args, cell: Cell) -> dict[str, Any]:
+    """The row of the clone, kept once made."""
+    bench = Bench(args, cell)
+    return once(bench.cloned.parent / "row.json", bench.clone)
 
 
 def finish(args: Args, cell: Cell, threads: int) -> list[dict[str, Any]]:
     """The rows of one cell, each kept once made."""
     torch.set_num_threads(threads)
     bench = Bench(args, cell)
-    rows = {WARM: once(bench.folder / "clone.json", bench.clone)}
+    rows = {WARM: warm(args, cell)}
     if PPO in args.methods:
         rows[PPO] = once(bench.folder / "ppo.json", bench.ppo)
     for method in set(args.methods) & {EQUAL_SECONDS, EQUAL_CALLS}:
@@ -115,8 +132,8 @@ class Bench:
     """Makes and judges the rows of one cell."""
 
     def __init__(self, args: Args, cell: Cell) -> None:
-        self.args, self.cell, self.folder = args, cell, args.out / cell.name
-        self.cloned = self.folder / "clone" / "student"
+        self.args, self.cell, self.folder = args, cell, args.out / f"{cell.kind}-{cell.seed}"
+        self.cloned = args.out / f"{cell.kind}-clone" / "student"
         self.teacher = shared_teacher(args.teacher, torch.device("cpu"), torch.float32)
 
     def clone(self) -> dict[str, Any]:
@@ -125,8 +142,7 @@ class Bench:
             teacher=self.args.teacher,
             num_steps=self.args.num_steps,
             network=self.cell.network,
-            seed=self.cell.seed,
-            out=self.folder / "clone",
+            out=self.cloned.parent,
             resume=True,
         )
         student, facts = clone.make(settings)
@@ -141,7 +157,7 @@ class Bench:
                 num_steps=self.args.num_steps,
                 action="noise",
                 seed=self.cell.seed,
-                network_calls=self.args.network_calls,
+                network_calls=self.cell.network_calls,
                 network=replace(self.cell.network, init=str(self.cloned)),
                 reference_size=self.args.reference_size,
                 teacher_steps=self.args.teacher_steps,
@@ -231,6 +247,9 @@ def _numbers(rows: Sequence[dict[str, Any]], method: str, begun: float) -> list[
 
 def main(args: Args) -> None:
     unknown = sorted(set(args.methods) - set(METHODS))
+    for name in ("network_calls", "clone_updates", "clone_rates"):
+        if len(getattr(args, name)) != len(args.widths):
+            raise ValueError(f"{name}={getattr(args, name)} must be as many as widths={args.widths}")
     if unknown or WARM not in args.methods:
         raise ValueError(f"methods={args.methods} must hold {WARM!r} and be among {', '.join(map(repr, METHODS))}")
     if set(args.methods) & {EQUAL_SECONDS, EQUAL_CALLS} and PPO not in args.methods:
@@ -243,6 +262,9 @@ def main(args: Args) -> None:
     Evaluator(teacher, args.held_out_size, VALIDATION_SEED, args.teacher_steps)
     cells, threads = cells_of(args), max(1, (os.cpu_count() or 1) // args.jobs)
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        # One clone a network, before the seeds need it.
+        first = [cell for cell in cells if not cell.seed]
+        list(pool.map(warm, [args] * len(first), first))
         found = pool.map(finish, [args] * len(cells), cells, [threads] * len(cells))
         rows = [row for own in found for row in own]
     with write_file(args.out / "rows.json") as temporary:

@@ -195,19 +195,19 @@ def test_the_programs_report_and_the_command_judges_by_the_teacher(settings, tmp
     assert "is finished" in capsys.readouterr().out
 
 
-def test_exploration_falls_off_by_the_noise_s_share():
+def test_exploration_rises_from_step_to_step():
     teacher = load_teacher("gaussian-ring")
-    mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 2, noise_map(NoiseSettings()), Sample())
-    table = student_exploration(mdp, 0.4, 0.2, falloff=2.0)
-    half = teacher.schedule.level(teacher.schedule.half_logsnr_at(torch.tensor([0.5], dtype=torch.float64)))
-    assert table[0].tolist() == pytest.approx([0.1, 0.1], rel=1e-3)
-    assert table[1].tolist() == pytest.approx([0.1, 0.1 * float(half.sigma) ** 2], rel=1e-6)
+    mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 3, noise_map(NoiseSettings()), Sample())
+    table = student_exploration(mdp, 0.4, 0.2, rise=2.0)
+    assert table[:, 0].tolist() == pytest.approx([0.1] * 3)
+    assert table[:, 1].tolist() == pytest.approx([0.05, 0.1, 0.2])
 
 
 def test_the_experiment_s_rows(settings, tmp_path, capsys):
     """The same clone under PPO and twice under the gradient; a second run computes nothing."""
     args = network_students.Args(
-        teacher=settings.teacher, num_steps=2, seeds=1, network_calls=1024, clone_updates=2, widths=(0.5,),
+        teacher=settings.teacher, num_steps=2, seeds=1, widths=(0.5,), network_calls=(1024,), clone_updates=(2,),
+        clone_rates=(1e-3,),
         reference_size=16, teacher_steps=8, test_size=16, held_out_size=16, out=tmp_path / "out", jobs=1,
     )  # fmt: skip
     rows = network_students.finish(args, network_students.cells_of(args)[0], 1)
