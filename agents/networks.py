@@ -42,11 +42,8 @@ class NoiseSettings:
     """Learning rate of cloning."""
     reduction: Reduction = Reduction.MEAN
     """Of the log-probabilities of an action's numbers."""
-    step_exploration: float = 0.05
-    """Standard deviation of the step size's shift, in logits, as a multiple of the output's."""
-    rise: float = 1.4
-    """How many times wider each step explores than the one before it: then what a step tries is not drowned by what the
-    steps before it tried."""
+    step_exploration: float = 0.1
+    """Standard deviation of the step size's shift, in logits, as a multiple of where steps land."""
     target_kl: float | None = None
     """Nats that one update may move the policy on average; no limit if not given."""
     autocast: bool = False

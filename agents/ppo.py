@@ -102,7 +102,7 @@ class Args:
     exploration: tuple[float, float] | None = None
     """Standard deviation of the actions at the start and at the end. By default 0.8 and 0.25, divided by the number of
     steps: with more steps the base solver is nearer the teacher, and each action should stray less from it. With
-    --action noise, of the network's output, at the geometric mean of the steps: by default 0.3 and 0.1."""
+    --action noise, of where a step lands: by default 0.15 and 0.05."""
     average: float | None = None
     """Decay of the policy's moving average over rollouts, which is what is judged and shipped."""
     level_advantages: bool | None = None
@@ -223,8 +223,8 @@ def callbacks_of(args: Args, agent: PPO) -> list[BaseCallback]:
     mdp = agent.get_env().unwrapped.mdp
     chosen = args.network
     stds = [
-        student_exploration(mdp, output, output * chosen.step_exploration, chosen.rise)
-        for output in args.exploration or (0.3, 0.1)
+        student_exploration(mdp, landing, landing * chosen.step_exploration)
+        for landing in args.exploration or (0.15, 0.05)
     ]
     callbacks: list[BaseCallback] = [HealthCheck(args.held_out_every), AnnealedExploration(*stds)]
     if args.level_advantages:

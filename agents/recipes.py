@@ -45,12 +45,12 @@ SOLVER = Recipe(
 
 NOISE = Recipe(
     observation="sample",
-    reward=(("path", 4.0), ("feature", 1.0)),
+    reward=(("path", 4.0), ("feature", 2.0), ("energy", 0.3)),
     network_calls=240_000,
     num_envs=512,
     batches=4,
     epochs=1,
-    learning_rate=1e-4,
+    learning_rate=2e-4,
     # Each step is paid for by itself: what the others do by chance is no part of its return.
     gamma=0.0,
     clip_range=0.2,

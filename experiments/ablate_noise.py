@@ -36,7 +36,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "path reward alone": {"reward": (("path", 4.0),)},
     "gamma 1": {"gamma": 1.0},
     "advantages normalised over minibatches": {"level_advantages": False},
-    "the same exploration at every level": {"network": {"rise": 1.0}},
+    "half the exploration": {"exploration": (0.075, 0.025)},
     "four epochs a rollout": {"epochs": 4},
     "stop at 0.02 nats": {"network": {"target_kl": 0.02}},
     "summed log-probability": {"network": {"reduction": Reduction.SUM}},

@@ -26,6 +26,7 @@ from rich.table import Table
 from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.utils import obs_as_tensor
 
 from agents.command import prepare_folder, run
 from redif_env.cloning import CloningPlan, clone
@@ -142,11 +143,25 @@ def large_row(name: str, make: Make, folder: Path) -> dict[str, Any]:
     logged = agent.logger.name_to_value
     facts = {"mean shift of an action": moved, "bytes a step": kept}
     facts["parameters"] = sum(parameter.numel() for parameter in agent.policy.parameters())
+    if isinstance(agent.policy, StudentPolicy):
+        facts["ratio off 1"] = rounding(agent.policy, seen)
     if hasattr(agent, "target_entropy"):
         facts["target entropy"] = float(agent.target_entropy)
     if "train/approx_kl" in logged:
         facts["approx_kl"] = float(logged["train/approx_kl"])
     return {"agent": name, **facts}
+
+
+@torch.no_grad()
+def rounding(policy: StudentPolicy, seen: dict[str, np.ndarray]) -> float:
+    """How far rounding alone takes the importance ratio from 1: the same actions in one batch, and one by one."""
+    batch = obs_as_tensor(seen, torch.device("cpu"))
+    actions, _, together = policy(batch)
+    alone = [
+        policy.evaluate_actions({name: values[i : i + 1] for name, values in batch.items()}, actions[i : i + 1])[1]
+        for i in range(len(actions))
+    ]
+    return float(((torch.cat(alone) - together).exp() - 1).abs().max())
 
 
 def random_teacher(folder: Path) -> None:

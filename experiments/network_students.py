@@ -51,7 +51,7 @@ class Args:
     num_steps: int = 4
     seeds: int = 3
     methods: tuple[str, ...] = METHODS
-    network_calls: tuple[int, ...] = (150_000, 300_000)
+    network_calls: tuple[int, ...] = (180_000, 240_000)
     """Of PPO's episodes, for each width; its updates come on top. A narrower network makes more of them in its time."""
     clone_updates: tuple[int, ...] = (1000, 6000)
     """Minibatches of cloning, for each width; a network that does not begin with the teacher's weights needs more."""

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from agents import clone, ppo
-from agents.callbacks import student_exploration
+from agents.callbacks import landing_gains, student_exploration
 from agents.networks import NoiseSettings, noise_map
 from agents.recipes import NOISE, SOLVER, settled
 from agents.runs import check, read_settings, settings_json
 from experiments import ablate_noise, network_students
 from redif_env import Student
+from redif_env.actions import NoiseMap
 from redif_env.baselines import Baseline
 from redif_env.checkpoints import checkpoints
 from redif_env.grids import GRIDS
@@ -195,12 +196,20 @@ def test_the_programs_report_and_the_command_judges_by_the_teacher(settings, tmp
     assert "is finished" in capsys.readouterr().out
 
 
-def test_exploration_rises_from_step_to_step():
-    teacher = load_teacher("gaussian-ring")
-    mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 3, noise_map(NoiseSettings()), Sample())
-    table = student_exploration(mdp, 0.4, 0.2, rise=2.0)
+def test_every_step_explores_as_far_in_the_sample():
+    """By hand for DDIM on one Gaussian's schedule: a step's slope is its gain times sigma times what 1 stands for."""
+    mdp = DenoisingMDP(load_teacher("gaussian-ring"), SOLVERS["ddim"], GRIDS["time"], 3, NoiseMap(), Sample())
+    schedule = mdp.teacher.schedule
+    level = schedule.level(schedule.half_logsnr_at(torch.tensor([1.0, 2 / 3, 1 / 3], dtype=torch.float64)))
+    reached = [*zip(level.alpha[1:].tolist(), level.sigma[1:].tolist(), strict=True), (1.0, 0.0)]
+    slopes = [
+        4 * sigma * (after[0] - alpha * after[1] / sigma)
+        for alpha, sigma, after in zip(level.alpha.tolist(), level.sigma.tolist(), reached, strict=True)
+    ]
+    assert landing_gains(mdp).tolist() == pytest.approx(slopes, rel=1e-5)
+    table = student_exploration(mdp, 0.1, 0.2)
     assert table[:, 0].tolist() == pytest.approx([0.1] * 3)
-    assert table[:, 1].tolist() == pytest.approx([0.05, 0.1, 0.2])
+    assert table[:, 1].tolist() == pytest.approx([0.1 / slope for slope in slopes], rel=1e-5)
 
 
 def test_the_experiment_s_rows(settings, tmp_path, capsys):
