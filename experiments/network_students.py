@@ -56,6 +56,8 @@ class Args:
     clone_updates: tuple[int, ...] = (1000, 6000)
     """Minibatches of cloning, for each width; a network that does not begin with the teacher's weights needs more."""
     clone_rates: tuple[float, ...] = (1e-3, 2e-3)
+    learning_rates: tuple[float, ...] = (2e-4, 5e-5)
+    """Of PPO, for each width: the narrower network is the more sensitive one."""
     widths: tuple[float, ...] = (1.0, 0.62)
     """Channels of the students, as a multiple of the teacher's; the gradient has the first of them alone."""
     lora_ranks: tuple[int, ...] = ()
@@ -78,6 +80,7 @@ class Cell:
 
     network: NoiseSettings
     network_calls: int
+    learning_rate: float
     seed: int
 
     @property
@@ -94,14 +97,13 @@ class Cell:
 def cells_of(args: Args) -> list[Cell]:
     """Every network with every seed."""
     base = NoiseSettings(start=args.start)
+    sizes = zip(args.widths, args.clone_updates, args.clone_rates, args.network_calls, args.learning_rates, strict=True)
     kinds = [
-        (replace(base, width=width, clone_updates=updates, clone_rate=rate), calls)
-        for width, updates, rate, calls in zip(
-            args.widths, args.clone_updates, args.clone_rates, args.network_calls, strict=True
-        )
+        (replace(base, width=width, clone_updates=updates, clone_rate=clone_rate), calls, rate)
+        for width, updates, clone_rate, calls, rate in sizes
     ]
-    whole, calls = kinds[0]
-    kinds += [(replace(whole, lora_rank=rank), calls) for rank in args.lora_ranks]
+    whole, *facts = kinds[0]
+    kinds += [(replace(whole, lora_rank=rank), *facts) for rank in args.lora_ranks]
     return [Cell(*kind, seed) for seed, kind in product(range(args.seeds), kinds)]
 
 
@@ -158,6 +160,7 @@ class Bench:
                 action="noise",
                 seed=self.cell.seed,
                 network_calls=self.cell.network_calls,
+                learning_rate=self.cell.learning_rate,
                 network=replace(self.cell.network, init=str(self.cloned)),
                 reference_size=self.args.reference_size,
                 teacher_steps=self.args.teacher_steps,
@@ -247,7 +250,7 @@ def _numbers(rows: Sequence[dict[str, Any]], method: str, begun: float) -> list[
 
 def main(args: Args) -> None:
     unknown = sorted(set(args.methods) - set(METHODS))
-    for name in ("network_calls", "clone_updates", "clone_rates"):
+    for name in ("network_calls", "clone_updates", "clone_rates", "learning_rates"):
         if len(getattr(args, name)) != len(args.widths):
             raise ValueError(f"{name}={getattr(args, name)} must be as many as widths={args.widths}")
     if unknown or WARM not in args.methods:

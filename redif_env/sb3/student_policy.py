@@ -65,8 +65,8 @@ class StudentPolicy(ActorCriticPolicy):
         PPO(StudentPolicy, env, policy_kwargs=student_kwargs(env.unwrapped.mdp), ...)
 
     The network's output over ``max_output`` is the mean of a Gaussian; it is read in the form of
-    :func:`redif_env.noise_schedulers.student_reading`, so that exploration does as much at every level. The step size's
-    mean is one learned number a step: the finished student is then a fixed few-step sampler, which every export holds.
+    :func:`redif_env.noise_schedulers.student_reading`, in which no level magnifies errors. The step size's mean is one
+    learned number a step: the finished student is then a fixed few-step sampler, which every export holds.
     The value is read from the network's middle features; its gradient stops there, and never moves the student. The
     standard deviations are not learned but set: ``log_std`` ``(num_steps, 2)``, first to last step, of the step size
     and of the prediction, both in units of the action.
