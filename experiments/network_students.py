@@ -42,6 +42,8 @@ from redif_env.teachers import Teacher
 
 WARM, PPO, EQUAL_SECONDS, EQUAL_CALLS = "warm start", "PPO", "gradient, equal seconds", "gradient, equal calls"
 METHODS = (WARM, PPO, EQUAL_SECONDS, EQUAL_CALLS)
+OF_PPO = ("network_calls", "learning_rates", "explorations")
+"""Settings of PPO that each width has its own of."""
 MEASURES = ("fd_teacher", "mse_teacher", "kd", "precision", "recall", "coverage")
 
 
@@ -51,13 +53,14 @@ class Args:
     num_steps: int = 4
     seeds: int = 3
     methods: tuple[str, ...] = METHODS
-    network_calls: tuple[int, ...] = (180_000, 240_000)
+    network_calls: tuple[int, ...] = (180_000, 400_000)
     """Of PPO's episodes, for each width; its updates come on top. A narrower network makes more of them in its time."""
     clone_updates: tuple[int, ...] = (1000, 6000)
     """Minibatches of cloning, for each width; a network that does not begin with the teacher's weights needs more."""
     clone_rates: tuple[float, ...] = (1e-3, 2e-3)
-    learning_rates: tuple[float, ...] = (2e-4, 5e-5)
+    learning_rates: tuple[float, ...] = (2e-4, 8e-5)
     """Of PPO, for each width: the narrower network is the more sensitive one."""
+    explorations: tuple[tuple[float, float], ...] = ((0.15, 0.05), (0.08, 0.02))
     widths: tuple[float, ...] = (1.0, 0.62)
     """Channels of the students, as a multiple of the teacher's; the gradient has the first of them alone."""
     lora_ranks: tuple[int, ...] = ()
@@ -81,6 +84,7 @@ class Cell:
     network: NoiseSettings
     network_calls: int
     learning_rate: float
+    exploration: tuple[float, float]
     seed: int
 
     @property
@@ -97,10 +101,10 @@ class Cell:
 def cells_of(args: Args) -> list[Cell]:
     """Every network with every seed."""
     base = NoiseSettings(start=args.start)
-    sizes = zip(args.widths, args.clone_updates, args.clone_rates, args.network_calls, args.learning_rates, strict=True)
+    columns = (args.widths, args.clone_updates, args.clone_rates, *(getattr(args, name) for name in OF_PPO))
     kinds = [
-        (replace(base, width=width, clone_updates=updates, clone_rate=clone_rate), calls, rate)
-        for width, updates, clone_rate, calls, rate in sizes
+        (replace(base, width=width, clone_updates=updates, clone_rate=rate), *facts)
+        for width, updates, rate, *facts in zip(*columns, strict=True)
     ]
     whole, *facts = kinds[0]
     kinds += [(replace(whole, lora_rank=rank), *facts) for rank in args.lora_ranks]
@@ -161,6 +165,7 @@ class Bench:
                 seed=self.cell.seed,
                 network_calls=self.cell.network_calls,
                 learning_rate=self.cell.learning_rate,
+                exploration=self.cell.exploration,
                 network=replace(self.cell.network, init=str(self.cloned)),
                 reference_size=self.args.reference_size,
                 teacher_steps=self.args.teacher_steps,
@@ -250,7 +255,7 @@ def _numbers(rows: Sequence[dict[str, Any]], method: str, begun: float) -> list[
 
 def main(args: Args) -> None:
     unknown = sorted(set(args.methods) - set(METHODS))
-    for name in ("network_calls", "clone_updates", "clone_rates", "learning_rates"):
+    for name in ("clone_updates", "clone_rates", *OF_PPO):
         if len(getattr(args, name)) != len(args.widths):
             raise ValueError(f"{name}={getattr(args, name)} must be as many as widths={args.widths}")
     if unknown or WARM not in args.methods:
