@@ -53,14 +53,14 @@ class Args:
     num_steps: int = 4
     seeds: int = 3
     methods: tuple[str, ...] = METHODS
-    network_calls: tuple[int, ...] = (180_000, 400_000)
+    network_calls: tuple[int, ...] = (180_000, 240_000)
     """Of PPO's episodes, for each width; its updates come on top. A narrower network makes more of them in its time."""
     clone_updates: tuple[int, ...] = (1000, 6000)
     """Minibatches of cloning, for each width; a network that does not begin with the teacher's weights needs more."""
     clone_rates: tuple[float, ...] = (1e-3, 2e-3)
-    learning_rates: tuple[float, ...] = (2e-4, 8e-5)
+    learning_rates: tuple[float, ...] = (2e-4, 5e-5)
     """Of PPO, for each width: the narrower network is the more sensitive one."""
-    explorations: tuple[tuple[float, float], ...] = ((0.15, 0.05), (0.08, 0.02))
+    explorations: tuple[tuple[float, float], ...] = ((0.15, 0.05), (0.05, 0.02))
     widths: tuple[float, ...] = (1.0, 0.62)
     """Channels of the students, as a multiple of the teacher's; the gradient has the first of them alone."""
     lora_ranks: tuple[int, ...] = ()
