@@ -38,7 +38,7 @@ Make = Callable[[ReDiFVecEnv], BaseAlgorithm]
 
 @dataclass(frozen=True)
 class Args:
-    steps: int = 40_000
+    steps: int = 20_000
     """Environment steps of each agent on digits."""
     num_envs: int = 128
     clone_updates: int = 400
@@ -140,15 +140,12 @@ def large_row(name: str, make: Make, folder: Path) -> dict[str, Any]:
     observation = sum(values[0].nbytes for values in seen.values())
     # Replay keeps the next observation beside the observation.
     kept = before[0].nbytes + observation * (1 if hasattr(agent, "rollout_buffer") else 2)
-    logged = agent.logger.name_to_value
     facts = {"mean shift of an action": moved, "bytes a step": kept}
     facts["parameters"] = sum(parameter.numel() for parameter in agent.policy.parameters())
     if isinstance(agent.policy, StudentPolicy):
         facts["ratio off 1"] = rounding(agent.policy, seen)
     if hasattr(agent, "target_entropy"):
         facts["target entropy"] = float(agent.target_entropy)
-    if "train/approx_kl" in logged:
-        facts["approx_kl"] = float(logged["train/approx_kl"])
     return {"agent": name, **facts}
 
 
