@@ -50,10 +50,10 @@ class Args:
     teacher: str = "digits"
     num_steps: int = 4
     seeds: int = 1
-    network_calls: int = 60_000
+    network_calls: int = 50_000
     """Training budget of each run."""
     changes: tuple[str, ...] = tuple(CHANGES)
-    reference_size: int = 4096
+    reference_size: int = 16384
     teacher_steps: int = 30
     out: Path = Path("runs/ablate-noise")
     jobs: int = 2
