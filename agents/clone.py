@@ -10,20 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from stable_baselines3.common.utils import set_random_seed
 
-from agents.command import prepare_folder, run, wanted
+from agents.command import prepare_folder, run, teacher_of, wanted
 from agents.evaluate import RESULT, report
 from agents.networks import NoiseSettings, noise_map, policy_kwargs, warm_start
 from agents.runs import begin, check, settings_json
 from redif_env.evaluation import Evaluator
 from redif_env.sb3 import StudentPolicy
 from redif_env.sb3.export import student_of
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp, parse_device, shared_teacher
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
 from redif_env.spaces import action_space, observation_space
 from redif_env.students import Student
-from redif_env.teachers import Teacher
 
 PROGRAM = "agents.clone"
 
@@ -88,21 +86,8 @@ def main(args: Args) -> None:
         print(f"{args.out} is finished: {args.out / RESULT} holds its table, {args.out / 'student'} its student")
         return
     student, facts = make(args)
-    teacher = teacher_of(args)
-    evaluator = Evaluator(teacher, args.test_size, teacher_steps=args.teacher_steps, train_size=args.test_size)
+    evaluator = Evaluator(teacher_of(args), args.test_size, teacher_steps=args.teacher_steps, train_size=args.test_size)
     report("clone", student, settings_json(args), facts, args.out, evaluator)
-
-
-def teacher_of(args: Args) -> Teacher:
-    """The teacher that the clone is judged by; shared with the process that it was cloned in."""
-    return shared_teacher(
-        args.teacher,
-        parse_device(args.device),
-        torch.float32,
-        conditions=wanted(args.conditions),
-        null_label=args.null_label,
-        guidance_scale=args.guidance_scale,
-    )
 
 
 if __name__ == "__main__":

@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 import tyro
 from safetensors import SafetensorError
 
 from agents.runs import CONFIG_FILE, RunStoppedError, read_settings
 from redif_env.sb3 import UnhealthyRunError
+from redif_env.settings import parse_device, shared_teacher
+from redif_env.teachers import Teacher
 
 Settings = TypeVar("Settings")
 
@@ -52,6 +55,18 @@ def wanted(conditions: Sequence[str] | None) -> list[int] | list[str] | None:
         return None
     labels = [int(word) for word in conditions if word.isdigit()]
     return labels if len(labels) == len(conditions) else list(conditions)
+
+
+def teacher_of(settings: Any) -> Teacher:
+    """The teacher that a training program's settings name; processes of the same settings share it."""
+    return shared_teacher(
+        settings.teacher,
+        parse_device(settings.device),
+        torch.float32,
+        conditions=wanted(settings.conditions),
+        null_label=settings.null_label,
+        guidance_scale=settings.guidance_scale,
+    )
 
 
 def prepare_folder(out: Path) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -24,7 +23,7 @@ from agents.callbacks import (
     student_exploration,
     tensorboard_logger,
 )
-from agents.command import prepare_folder, run, wanted
+from agents.command import prepare_folder, run, teacher_of, wanted
 from agents.evaluate import RESULT, report
 from agents.networks import NoiseSettings, noise_map, policy_kwargs, warm_start
 from agents.plan import Item, Sizes, plan, print_plan
@@ -45,9 +44,8 @@ from redif_env.sb3 import (
     clip_range_of,
     make_vec_env,
 )
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, parse_device, shared_teacher
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.students import Student
-from redif_env.teachers import Teacher
 
 PROGRAM = "agents.ppo"
 
@@ -140,18 +138,6 @@ def network_items(args: Args) -> list[Item]:
     if "path" in dict(args.reward):
         items.append(Item("the teacher's ways, for the path reward", args.reference_size * args.teacher_steps))
     return items
-
-
-def teacher_of(args: Args) -> Teacher:
-    """The teacher, which environments share."""
-    return shared_teacher(
-        args.teacher,
-        parse_device(args.device),
-        torch.float32,
-        conditions=wanted(args.conditions),
-        null_label=args.null_label,
-        guidance_scale=args.guidance_scale,
-    )
 
 
 def judge_of(args: Args, mdp: DenoisingMDP) -> Evaluator:

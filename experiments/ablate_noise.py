@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents import clone, ppo
-from agents.command import prepare_folder, run
+from agents.command import prepare_folder, run, teacher_of
 from agents.networks import NoiseSettings
 from experiments.tasks import Task, finish_all
 from redif_env.evaluation import Evaluator
@@ -92,7 +92,7 @@ def warm_row(args: Args) -> dict[str, Any]:
         settings = clone.Args(teacher=args.teacher, num_steps=args.num_steps, out=args.out / "clone", resume=True)
         student, _ = clone.make(settings)
         student.save_pretrained(args.out / "clone" / "student")
-        row = Evaluator(clone.teacher_of(settings)).student_row("warm start", student)
+        row = Evaluator(teacher_of(settings)).student_row("warm start", student)
         with write_file(path) as temporary:
             temporary.write_text(json.dumps({"fd_teacher": row.fd_teacher, "mse_teacher": row.mse_teacher}) + "\n")
     found: dict[str, Any] = json.loads(path.read_text())

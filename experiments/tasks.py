@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from agents import cem, ppo
+from agents.command import teacher_of
 from redif_env.evaluation import Evaluator, prices_of
 from redif_env.files import write_file
 from redif_env.settings import shared_teacher
@@ -38,7 +39,7 @@ def finish(task: Task, threads: int) -> list[dict[str, Any]]:
         student.save_pretrained(task.settings.out / "student")
         # A student with a network of its own is no teacher.
         own = student.mdp.teacher.own_network
-        evaluator = Evaluator(ppo.teacher_of(task.settings) if own else student.mdp.teacher)
+        evaluator = Evaluator(teacher_of(task.settings) if own else student.mdp.teacher)
         rows = []
         for price in prices_of(student):
             last = student.trajectory(evaluator.noise, price, evaluator.condition)[-1]

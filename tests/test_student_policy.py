@@ -183,10 +183,12 @@ def test_single_and_batched_environments_agree(pipeline_folder):
 
 def test_the_teacher_is_not_asked(pipeline_folder):
     env = ReDiFVectorEnv(2, teacher=str(pipeline_folder), **SMALL, **NOISE)
-    env.mdp.teacher.network.register_forward_hook(lambda *_: pytest.fail("the teacher was called"))
+    # All environments of the process share the network: the hook must go.
+    hook = env.mdp.teacher.network.register_forward_hook(lambda *_: pytest.fail("the teacher was called"))
     env.reset(seed=0)
     for _ in range(6):
         env.step(np.zeros(env.action_space.shape, np.float32))
+    hook.remove()
 
 
 @pytest.mark.parametrize(
