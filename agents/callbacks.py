@@ -18,7 +18,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.evaluate import PICTURED
-from redif_env.actions import NoiseMap
 from redif_env.evaluation import Evaluator
 from redif_env.mdp import DenoisingMDP
 from redif_env.rendering import tile, to_pixels
@@ -160,7 +159,7 @@ class AnnealedExploration(BaseCallback):
     """Take a Gaussian policy's standard deviation geometrically from ``start`` to ``end`` over training.
 
     Left to the gradient it falls early, and with it how far PPO's clipped updates can move the mean. Both are numbers,
-    or tensors of the shape of the policy's ``log_std`` (:func:`student_exploration`).
+    or tensors of the shape of the policy's ``log_std`` (:func:`redif_env.sb3.student_exploration`).
     """
 
     def __init__(self, start: float | Tensor, end: float | Tensor) -> None:
@@ -176,42 +175,6 @@ class AnnealedExploration(BaseCallback):
         remaining = self.model._current_progress_remaining
         log_std = self.model.policy.log_std.requires_grad_(False)
         log_std.copy_((remaining * self.start.log() + (1 - remaining) * self.end.log()).expand_as(log_std))
-
-
-def student_exploration(mdp: DenoisingMDP, landing: float, shift: float) -> Tensor:
-    """Standard deviations ``(num_steps, 2)`` of a :class:`~redif_env.sb3.StudentPolicy`, in units of its actions.
-
-    Every step explores as far in the sample as every other: what the network's output does to where a step lands
-    differs by a factor of five between the levels, and so does what an update of the weights does.
-
-    Args:
-        mdp: that it is trained in.
-        landing: root mean square of how far a step lands from where it would without exploration, in samples of the
-            size that variance-preserving schedules have.
-        shift: standard deviation of the step size's shift, in logits.
-    """
-    action_map = mdp.action_map
-    assert isinstance(action_map, NoiseMap)
-    outputs = landing / landing_gains(mdp)
-    return torch.stack([torch.full_like(outputs, shift / action_map.max_shift), outputs], dim=1)
-
-
-@torch.no_grad()
-def landing_gains(mdp: DenoisingMDP) -> Tensor:
-    """How far a step of the base solver lands from zero for actions of 1, from where those of 0 land at zero.
-
-    ``(num_steps,)``: steps are linear in the prediction, so this is their slope.
-    """
-    shape, schedule = mdp.teacher.sample_shape, mdp.teacher.schedule
-    state = mdp.initial(torch.zeros(1, *shape, device=mdp.teacher.device))
-    zero = torch.zeros(1, mdp.action_size, device=mdp.teacher.device)
-    one = torch.cat([zero[:, :1], torch.ones_like(zero[:, 1:])], dim=1)
-    gains = []
-    for _ in range(mdp.num_steps):
-        ends = [mdp.answered(state, action) for action in (one, zero)]
-        landed, state = (mdp.advance(end, mdp.decode(end, zero)) for end in ends)
-        gains.append(schedule.normalised(landed.x, landed.half_logsnr).square().mean().sqrt())
-    return torch.stack(gains).double().cpu()
 
 
 def tensorboard_logger(folder: Path, steps_done: int) -> Logger:

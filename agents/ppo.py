@@ -20,7 +20,6 @@ from agents.callbacks import (
     HeldOutCallback,
     Stopwatch,
     linear_to_zero,
-    student_exploration,
     tensorboard_logger,
 )
 from agents.command import prepare_folder, run, teacher_of, wanted
@@ -43,6 +42,7 @@ from redif_env.sb3 import (
     UnhealthyRunError,
     clip_range_of,
     make_vec_env,
+    student_exploration,
 )
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.students import Student

@@ -111,17 +111,17 @@ def cells_of(args: Args) -> list[Cell]:
     return [Cell(*kind, seed) for seed, kind in product(range(args.seeds), kinds)]
 
 
-def warm(args: Args, cell: Cell) -> dict[str, Any]:
+def warm(args: Args, cell: Cell, threads: int) -> dict[str, Any]:
     """The row of the clone, kept once made."""
+    torch.set_num_threads(threads)
     bench = Bench(args, cell)
     return once(bench.cloned.parent / "row.json", bench.clone)
 
 
 def finish(args: Args, cell: Cell, threads: int) -> list[dict[str, Any]]:
     """The rows of one cell, each kept once made."""
-    torch.set_num_threads(threads)
+    rows = {WARM: warm(args, cell, threads)}
     bench = Bench(args, cell)
-    rows = {WARM: warm(args, cell)}
     if PPO in args.methods:
         rows[PPO] = once(bench.folder / "ppo.json", bench.ppo)
     for method in set(args.methods) & {EQUAL_SECONDS, EQUAL_CALLS}:
@@ -272,7 +272,7 @@ def main(args: Args) -> None:
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         # One clone a network, before the seeds need it.
         first = [cell for cell in cells if not cell.seed]
-        list(pool.map(warm, [args] * len(first), first))
+        list(pool.map(warm, [args] * len(first), first, [threads] * len(first)))
         found = pool.map(finish, [args] * len(cells), cells, [threads] * len(cells))
         rows = [row for own in found for row in own]
     with write_file(args.out / "rows.json") as temporary:

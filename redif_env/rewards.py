@@ -207,8 +207,7 @@ class TrajectoryAlignment(EndpointAlignment):
         name: str | None = None,
     ) -> Self:
         """As :meth:`EndpointAlignment.calibrated`."""
-        scale = _base_distance(mdp, reference, distance)
-        return cls(scale, distance, name or cls.name, mdp.action_map.predicts)
+        return replace(super().calibrated(mdp, reference, distance, name), own=mdp.action_map.predicts)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from agents import clone, ppo
-from agents.callbacks import landing_gains, student_exploration
 from agents.networks import NoiseSettings, noise_map
 from agents.recipes import NOISE, SOLVER, settled
 from agents.runs import check, read_settings, settings_json
@@ -20,7 +19,7 @@ from redif_env.checkpoints import checkpoints
 from redif_env.grids import GRIDS
 from redif_env.mdp import DenoisingMDP
 from redif_env.observations import Sample
-from redif_env.sb3 import Reduction, UnhealthyRunError
+from redif_env.sb3 import Reduction, UnhealthyRunError, landing_gains, student_exploration
 from redif_env.solvers import SOLVERS
 from redif_env.teachers import load_teacher
 from tests.models import unet

@@ -52,17 +52,9 @@ def regress(task: Task, student: Teacher, sampler: Callable[[Teacher], Sampler])
 
 def _copied(teacher: Teacher) -> Teacher:
     """The same with a network of its own."""
-    return Teacher(
-        copy.deepcopy(teacher.network),
-        teacher.schedule,
-        teacher.sample_shape,
-        teacher.prediction_type,
-        teacher.name,
-        preconditioning=teacher.preconditioning,
-        conditions=teacher.conditions,
-        guidance_scale=teacher.guidance_scale,
-        call=teacher.call,
-    )
+    copied = copy.copy(teacher)
+    copied.network = copy.deepcopy(teacher.network)
+    return copied
 
 
 def _solver(task: Task, student: Teacher) -> Sampler:

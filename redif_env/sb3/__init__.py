@@ -1,6 +1,7 @@
 """Stable-Baselines3: the adapter, and what its stock agents need besides. The only place that imports it."""
 
 from redif_env.sb3.checkpoints import Checkpointer
+from redif_env.sb3.exploration import landing_gains, student_exploration
 from redif_env.sb3.groups import GroupRelativeReturns
 from redif_env.sb3.health import HealthCheck, UnhealthyRunError
 from redif_env.sb3.levels import LevelNormalisedAdvantages
@@ -19,6 +20,8 @@ __all__ = [
     "StudentPolicy",
     "UnhealthyRunError",
     "clip_range_of",
+    "landing_gains",
     "make_vec_env",
+    "student_exploration",
     "student_kwargs",
 ]
