@@ -51,6 +51,8 @@ class Args:
     """Weight of the elite's mean and deviation against the last ones."""
     reference_size: int = 4096
     """Noises to search on."""
+    teacher_steps: int = 100
+    """Predictions that the teacher spends on an endpoint."""
     checkpoint_every: int = 10
     """Generations between two checkpoints."""
     license: str | None = None
@@ -132,6 +134,7 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
         reward=dict(args.reward),
         group_size=args.population,
         reference_size=args.reference_size,
+        teacher_steps=args.teacher_steps,
     )
     begin(args, PROGRAM)
     found = search(args, env)

@@ -1,6 +1,6 @@
 """The comparison: every rival on the same teacher, noises and budget, judged by one judge; table, JSON and figures.
 
-    python -m experiments.compare --teacher digits --nfe 4 6 8 --seeds 3 --out results/
+    python -m experiments.compare --teacher digits --nfe 4 5 6 8 10 --seeds 3 --out results/
     python -m experiments.compare --quick
 
 What is finished is kept in ``--out`` and not repeated. Rivals that need no chance are fitted once.
@@ -14,61 +14,70 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
-from statistics import median, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from agents import clone
 from agents.command import prepare_folder, run
-from experiments.rivals.gits import gits
-from experiments.rivals.gradient import gradient_policy, gradient_table
-from experiments.rivals.ours import cross_entropy, redif_ppo
-from experiments.rivals.regression import regression
-from experiments.rivals.rival import Rival, Task
-from experiments.rivals.training_free import ddim, solver
+from agents.networks import NoiseSettings
+from experiments.figures import draw_curves, draw_samples, draw_schedules
+from experiments.rivals.field import FIELD, takes_part
+from experiments.rivals.rival import StudentSampler, Task
 from redif_env.evaluation import Evaluator
 from redif_env.files import write_file
-from redif_env.references import VALIDATION_SEED, reference_set
-from redif_env.rendering import tile, to_pixels
+from redif_env.references import TEST_SEED, VALIDATION_SEED, reference_paths, reference_set
 from redif_env.settings import shared_teacher
+from redif_env.teachers import Teacher
 
-RIVALS: dict[str, tuple[Rival, bool]] = {
-    "ddim": (ddim, False),
-    "best solver": (solver, False),
-    "gits": (gits, False),
-    "cross-entropy": (cross_entropy, True),
-    "gradient, table": (gradient_table, True),
-    "gradient, policy": (gradient_policy, True),
-    "network, regression": (regression, True),
-    "redif-ppo": (redif_ppo, True),
+WARM, FLOOR = "warm start", "teacher, other noises"
+MEASURES = {
+    "fd_data": 3,
+    "mse_teacher": 4,
+    "kd": 3,
+    "swd": 3,
+    "precision": 3,
+    "recall": 3,
+    "density": 3,
+    "coverage": 3,
+    "nll": 3,
+    "wasserstein": 4,
 }
-"""By the names of the table: how each is fitted, and whether chance plays a part."""
-MEASURES = ("fd_teacher", "mse_teacher", "kd", "swd", "precision", "recall", "density", "coverage")
+"""Columns of the table beside the Frechet distance to the teacher, where they are known, and their digits."""
 PICTURED = 12
 
 
 @dataclass(frozen=True)
 class Args:
     teacher: tuple[str, ...] = ("digits",)
-    nfe: tuple[int, ...] = (4, 6, 8)
+    nfe: tuple[int, ...] = (4, 5, 6, 8, 10)
+    trained_nfe: tuple[int, ...] = (4, 6, 8)
+    """Of these, where rivals that are trained take part; training-free ones do everywhere."""
     seeds: int = 3
-    seconds: float = 150.0
-    """Time that each fit may take, on its share of the cores; endpoints to train on are given."""
-    methods: tuple[str, ...] = tuple(RIVALS)
+    seconds: float = 40.0
+    """Time that each fit may take, on its share of the cores; endpoints to train on and the warm start are given."""
+    budgets: tuple[float, ...] = (1.0,)
+    """Multiples of that time. Any but the first is for rivals that train a whole network, and for redif-ppo."""
+    methods: tuple[str, ...] = tuple(FIELD)
     reference_size: int = 4096
+    teacher_steps: int = 100
+    """Predictions that the teacher spends on an endpoint to train on; judges have 100."""
+    clone_updates: int = 400
+    """Minibatches of cloning that make the warm start of all networks."""
     test_size: int = 2000
     held_out_size: int = 512
     out: Path = Path("results")
     jobs: int = 2
     """Fits at the same time, each with its share of the cores."""
     quick: bool = False
-    """4 NFE, one seed, 20 seconds a fit."""
+    """4 NFE, one seed, 20 seconds a fit, no networks."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +88,69 @@ class Cell:
     method: str
     nfe: int
     seed: int
+    budget: float
+
+    @property
+    def label(self) -> str:
+        """The method's name in the table."""
+        return self.method if self.budget == 1 else f"{self.method} (x{self.budget:g})"
 
     @property
     def name(self) -> str:
-        return f"{self.teacher}-{self.method}-{self.nfe}-{self.seed}".replace(", ", "-").replace(" ", "-")
+        """Of its files."""
+        return f"{self.teacher}-{self.label}-{self.nfe}-{self.seed}".replace(", ", "-").replace(" ", "-")
 
 
 def cells_of(args: Args) -> list[Cell]:
-    """All fits, those without chance once."""
+    """All fits, the longest first; those without chance once."""
     found = []
-    for teacher, method, nfe in product(args.teacher, args.methods, args.nfe):
-        seeds = args.seeds if RIVALS[method][1] else 1
-        found += [Cell(teacher, method, nfe, seed) for seed in range(seeds)]
+    for teacher, nfe, method in product(args.teacher, args.nfe, args.methods):
+        entry = FIELD[method]
+        left_out = entry.trained and nfe not in args.trained_nfe
+        if left_out or not takes_part(method, nfe // placed(teacher).calls):
+            continue
+        longer = args.budgets if entry.network or method == "redif-ppo" else args.budgets[:1]
+        found += [
+            Cell(teacher, method, nfe, seed, budget)
+            for seed in range(args.seeds if entry.trained else 1)
+            for budget in (longer if entry.trained else (1.0,))
+        ]
+    return sorted(found, key=lambda cell: (-cell.budget, not FIELD[cell.method].trained))
+
+
+@cache
+def placed(name: str) -> Teacher:
+    """The teacher, on the CPU."""
+    return shared_teacher(name, torch.device("cpu"), torch.float32)
+
+
+@cache
+def evaluator(teacher: str, size: int, seed: int, train_size: int) -> Evaluator:
+    """One for all fits of a process."""
+    return Evaluator(placed(teacher), size, seed, train_size=train_size)
+
+
+def warm_folder(args: Args, teacher: str, nfe: int) -> Path:
+    """Where the student is kept that all networks begin as."""
+    return args.out / "warm" / f"{teacher.replace('/', '-')}-{nfe}"
+
+
+def warm_up(args: Args, teacher: str, nfe: int, threads: int) -> dict[str, Any]:
+    """Clone the teacher, unless that is done; the clone's own row."""
+    folder = warm_folder(args, teacher, nfe)
+    path = folder / "row.json"
+    if not path.exists():
+        torch.set_num_threads(threads)
+        network = NoiseSettings(clone_updates=args.clone_updates)
+        student, facts = clone.make(
+            clone.Args(teacher=teacher, num_steps=nfe, network=network, out=folder / "run", resume=True)
+        )
+        student.save_pretrained(folder / "student")
+        cell = Cell(teacher, WARM, nfe, 0, 1.0)
+        row = judged(args, cell, StudentSampler(student), {"train_seconds": facts["train_seconds"]})
+        with write_file(path) as temporary:
+            temporary.write_text(json.dumps(row, indent=2) + "\n")
+    found: dict[str, Any] = json.loads(path.read_text())
     return found
 
 
@@ -99,114 +159,140 @@ def finish(args: Args, cell: Cell, threads: int) -> dict[str, Any]:
     path = args.out / "rows" / f"{cell.name}.json"
     if not path.exists():
         torch.set_num_threads(threads)
-        teacher = shared_teacher(cell.teacher, torch.device("cpu"), torch.float32)
-        reference = reference_set(teacher, args.reference_size)
-        chooser = Evaluator(teacher, args.held_out_size, VALIDATION_SEED, train_size=args.reference_size)
-        task = Task(teacher, reference, chooser, cell.nfe // teacher.calls, cell.seed, args.seconds)
-        fitted = RIVALS[cell.method][0](task)
-        judge = Evaluator(teacher, args.test_size, train_size=args.reference_size)
-        samples = fitted.sampler(judge.noise, judge.condition)
-        row = {
-            **asdict(judge.row(cell.method, fitted.described, cell.nfe, samples)),
-            **judge.set_measures(teacher.clip(samples)),
-            **{"teacher": cell.teacher, "seed": cell.seed, "judged": judge.described},
-            **{"train_seconds": round(fitted.seconds, 1), "network_calls": fitted.network_calls},
+        teacher, entry = placed(cell.teacher), FIELD[cell.method]
+        reference = reference_set(teacher, args.reference_size, num_steps=args.teacher_steps)
+        chooser = evaluator(cell.teacher, args.held_out_size, VALIDATION_SEED, args.reference_size)
+        warm = warm_folder(args, cell.teacher, cell.nfe) / "student" if entry.network else None
+        seconds = args.seconds * cell.budget
+        task = Task(teacher, reference, chooser, cell.nfe // teacher.calls, cell.seed, seconds, warm=warm)
+        fitted = entry.rival(task)
+        facts = {
+            "train_seconds": round(fitted.seconds, 1),
+            "network_calls": fitted.network_calls,
+            "described": fitted.described,
+            "levels": fitted.levels,
+            "spent": fitted.spent,
         }
-        pictures = torch.stack([teacher.images(part[:PICTURED]) for part in (samples, judge.endpoints)])
-        with write_file(args.out / "samples" / f"{cell.name}.safetensors") as temporary:
-            save_file({"student": pictures[0].contiguous(), "teacher": pictures[1].contiguous()}, temporary)
+        row = judged(args, cell, fitted.sampler, facts)
         with write_file(path) as temporary:
             temporary.write_text(json.dumps(row, indent=2) + "\n")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
 
+def judged(args: Args, cell: Cell, sampler: Any, facts: dict[str, Any]) -> dict[str, Any]:
+    """The row of one sampler; some of its samples are kept beside the teacher's."""
+    teacher = placed(cell.teacher)
+    judge = evaluator(cell.teacher, args.test_size, TEST_SEED, args.reference_size)
+    samples = sampler(judge.noise, judge.condition)
+    pictures = [teacher.images(part[:PICTURED]).contiguous() for part in (samples, judge.endpoints)]
+    with write_file(args.out / "samples" / f"{cell.name}.safetensors") as temporary:
+        save_file(dict(zip(("student", "teacher"), pictures, strict=True)), temporary)
+    return {
+        **asdict(judge.row(cell.label, facts.get("described", ""), cell.nfe, samples)),
+        **judge.set_measures(teacher.clip(samples)),
+        **{"teacher": cell.teacher, "seed": cell.seed, "budget": cell.budget, "judged": judge.described},
+        **facts,
+    }
+
+
+def floor(args: Args, name: str) -> dict[str, Any]:
+    """The row of the teacher on noises of the training set: what chance alone makes of two perfect sets."""
+    reference = reference_set(placed(name), args.reference_size, num_steps=args.teacher_steps)
+    size = min(args.test_size, args.reference_size)
+    judge = evaluator(name, size, TEST_SEED, args.reference_size)
+    samples = reference.endpoints[:size].to(placed(name).device)
+    row = asdict(judge.row(FLOOR, "", args.teacher_steps, samples)) | judge.set_measures(placed(name).clip(samples))
+    return row | {"teacher": name, "seed": 0, "budget": 1.0, "judged": judge.described, "train_seconds": 0.0}
+
+
 def finish_all(args: Args, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """The rows of all cells, ``args.jobs`` at a time."""
-    for name in args.teacher:  # endpoints once, not by every process
-        teacher = shared_teacher(name, torch.device("cpu"), torch.float32)
-        reference_set(teacher, args.reference_size)
-        Evaluator(teacher, args.held_out_size, VALIDATION_SEED)
-        Evaluator(teacher, args.test_size)
+    """The rows of the teachers, the warm starts and all cells, ``args.jobs`` at a time."""
+    networks = [cell for cell in cells if FIELD[cell.method].network]
+    for name in args.teacher:  # what all processes need is computed once
+        reference = reference_set(placed(name), args.reference_size, num_steps=args.teacher_steps)
+        evaluator(name, args.held_out_size, VALIDATION_SEED, args.reference_size)
+        evaluator(name, args.test_size, TEST_SEED, args.reference_size)
+        if any(cell.method.startswith("redif") and cell.teacher == name for cell in networks):
+            reference_paths(placed(name), reference)
+    floors = [floor(args, name) for name in args.teacher]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    warm = sorted({(cell.teacher, cell.nfe) for cell in networks})
     if args.jobs == 1:
-        return [finish(args, cell, threads) for cell in cells]
-    count = len(cells)
+        rows = [warm_up(args, *key, threads) for key in warm]
+        return floors + rows + [finish(args, cell, threads) for cell in cells]
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(finish, [args] * count, cells, [threads] * count))
+        started = [pool.submit(warm_up, args, *key, threads) for key in warm]
+        rows = [future.result() for future in started]
+        return floors + rows + list(pool.map(finish, [args] * len(cells), cells, [threads] * len(cells)))
 
 
 def summary(rows: Sequence[dict[str, Any]], teacher: str, nfe: int) -> Table:
-    """One table: a line a method, nearest first; medians over seeds, and the standard error of the first measure."""
-    chosen = [row for row in rows if (row["teacher"], row["nfe"]) == (teacher, nfe)]
+    """One table: a line a method, nearest first; below them the teacher on other noises, which is what chance makes.
+
+    The first measure as median, mean and standard error over seeds, the others as means, beside what the fit cost.
+    """
+    own = [row for row in rows if row["teacher"] == teacher]
+    chosen = [row for row in own if row["nfe"] == nfe and row["method"] != FLOOR]
+    measures = [name for name in MEASURES if chosen[0].get(name) is not None]
     table = Table("method", title=f"{teacher}, {nfe} NFE, {chosen[0]['judged']}")
-    for name in ("fd_teacher", "std. error", *MEASURES[1:], "seconds", "network calls"):
+    for name in ("fd_teacher", "mean", "std. error", *measures, "seconds", "network calls"):
         table.add_column(name, justify="right")
-    for method in sorted({row["method"] for row in chosen}, key=lambda name: _median(chosen, name, "fd_teacher")):
-        own = [row["fd_teacher"] for row in chosen if row["method"] == method]
-        error = f"{stdev(own) / len(own) ** 0.5:.3f}" if len(own) > 1 else "-"
-        cells = [f"{_median(chosen, method, name):.4f}" for name in MEASURES[1:]]
-        cost = [f"{_median(chosen, method, 'train_seconds'):.0f}", f"{_median(chosen, method, 'network_calls'):,.0f}"]
-        table.add_row(method, f"{median(own):.3f}", error, *cells, *cost)
+    groups = [[row for row in chosen if row["method"] == method] for method in {row["method"] for row in chosen}]
+    for group in sorted(groups, key=lambda group: median(row["fd_teacher"] for row in group)):
+        table.add_row(*line(group, measures))
+    table.add_section()
+    table.add_row(*line([row for row in own if row["method"] == FLOOR], measures))
     return table
 
 
-def draw_curves(rows: Sequence[dict[str, Any]], teacher: str, path: Path) -> None:
-    """Quality against network calls a sample, and against what the fit cost, a line or mark a method."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    own = [row for row in rows if row["teacher"] == teacher]
-    for method in dict.fromkeys(row["method"] for row in own):
-        calls = sorted({row["nfe"] for row in own if row["method"] == method})
-        at = {nfe: [row for row in own if (row["method"], row["nfe"]) == (method, nfe)] for nfe in calls}
-        left.plot(calls, [_median(at[nfe], method, "fd_teacher") for nfe in calls], marker="o", label=method)
-        costs = [max(1, _median(at[nfe], method, "network_calls")) for nfe in calls]
-        right.plot(costs, [_median(at[nfe], method, "fd_teacher") for nfe in calls], "o", label=method)
-    left.set(xlabel="network calls a sample (NFE)", ylabel="Frechet distance to the teacher", yscale="log")
-    right.set(xlabel="network calls of the fit", xscale="log", yscale="log")
-    left.legend()
-    with write_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    pyplot.close(figure)
+def line(rows: Sequence[dict[str, Any]], measures: Sequence[str]) -> list[str]:
+    """The seeds of one method as a line of the table."""
+    distances = [row["fd_teacher"] for row in rows]
+    error = f"{stdev(distances) / len(rows) ** 0.5:.3f}" if len(rows) > 1 else "-"
+    cells = [f"{mean(row[name] for row in rows):.{MEASURES[name]}f}" for name in measures]
+    calls = mean(row.get("network_calls", 0) for row in rows)
+    cost = [f"{mean(row['train_seconds'] for row in rows):.0f}", f"{calls:,.0f}"]
+    spent = [row["spent"] for row in rows if row.get("spent")]
+    name = rows[0]["method"] + (f" [{mean(spent):.2f} calls]" if spent else "")
+    return [name, f"{median(distances):.3f}", f"{mean(distances):.3f}", error, *cells, *cost]
 
 
-def draw_samples(args: Args, cells: Sequence[Cell], teacher: str, nfe: int, path: Path) -> None:
-    """The same noises down the rows: each method in the order of ``args.methods``, its first seed; the teacher last."""
-    own = [cell for cell in cells if (cell.teacher, cell.nfe, cell.seed) == (teacher, nfe, 0)]
-    kept = [load_file(args.out / "samples" / f"{cell.name}.safetensors") for cell in own]
-    lines = torch.stack([*(file["student"] for file in kept), kept[0]["teacher"]])
-    if lines.ndim != 5:
-        lines = lines.reshape(*lines.shape[:2], 1, 1, -1)
-    with write_file(path) as temporary:
-        Image.fromarray(tile(to_pixels(lines))).save(temporary, format="PNG")
+def check(args: Args) -> None:
+    """Refuse methods that are unknown, or cannot take part.
+
+    Raises:
+        ValueError: naming them.
+    """
+    unknown = sorted(set(args.methods) - set(FIELD))
+    if unknown:
+        raise ValueError(f"methods={unknown} are unknown: choose among {', '.join(map(repr, FIELD))}")
+    networks = [method for method in args.methods if FIELD[method].network]
+    for name in args.teacher:
+        if networks and not list(placed(name).network.parameters()):
+            raise ValueError(f"teacher={name!r} has no weights: leave {', '.join(networks)} out of --methods")
 
 
 def main(args: Args) -> None:
     if args.quick:
-        args = replace(args, nfe=args.nfe[:1], seeds=1, seconds=min(args.seconds, 20.0))
-    unknown = sorted(set(args.methods) - set(RIVALS))
-    if unknown:
-        raise ValueError(f"methods={unknown} are unknown: choose among {', '.join(map(repr, RIVALS))}")
+        alone = tuple(name for name in args.methods if name in FIELD and not FIELD[name].network)
+        args = replace(args, nfe=args.nfe[:1], seeds=1, seconds=min(args.seconds, 20.0), methods=alone)
+    check(args)
     prepare_folder(args.out)
     cells = cells_of(args)
     rows = finish_all(args, cells)
     with write_file(args.out / "rows.json") as temporary:
         temporary.write_text(json.dumps(rows, indent=2) + "\n")
-    console = Console(width=170)
+    console = Console(width=190)
     for teacher in args.teacher:
         for nfe in args.nfe:
             console.print(summary(rows, teacher, nfe))
-            draw_samples(args, cells, teacher, nfe, args.out / f"samples-{teacher}-{nfe}.png")
-        draw_curves(rows, teacher, args.out / f"quality-{teacher}.png")
+            own = [cell for cell in cells if (cell.teacher, cell.nfe, cell.seed) == (teacher, nfe, 0)]
+            kept = [args.out / "samples" / f"{cell.name}.safetensors" for cell in own]
+            draw_samples(kept, [cell.label for cell in own], args.out / f"samples-{teacher}-{nfe}.png")
+            draw_schedules(rows, teacher, nfe, placed(teacher).schedule, args.out / f"schedules-{teacher}-{nfe}.png")
+        draw_curves([row for row in rows if row["method"] != FLOOR], teacher, args.out / f"quality-{teacher}.png")
     print(f"Rows, samples and figures: {args.out}")
-
-
-def _median(rows: Sequence[dict[str, Any]], method: str, name: str) -> float:
-    return median(row[name] for row in rows if row["method"] == method)
 
 
 if __name__ == "__main__":

@@ -24,21 +24,18 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from agents import clone, ppo
 from agents.command import prepare_folder, run
 from agents.networks import NoiseSettings
 from agents.recipes import settled
-from experiments.rivals.regression import regress
-from experiments.rivals.rival import BACKWARD_CALLS, Sampler, Task, sampler_of
+from experiments.rivals.regression import regression
+from experiments.rivals.rival import BACKWARD_CALLS, Sampler, StudentSampler, Task
 from redif_env.evaluation import Evaluator
 from redif_env.files import write_file
 from redif_env.references import VALIDATION_SEED, reference_paths, reference_set
-from redif_env.sampling import trajectory
 from redif_env.settings import shared_teacher
 from redif_env.students import Student
-from redif_env.teachers import Teacher
 
 WARM, PPO, EQUAL_SECONDS, EQUAL_CALLS = "warm start", "PPO", "gradient, equal seconds", "gradient, equal calls"
 METHODS = (WARM, PPO, EQUAL_SECONDS, EQUAL_CALLS)
@@ -153,7 +150,7 @@ class Bench:
         )
         student, facts = clone.make(settings)
         student.save_pretrained(self.cloned)
-        return self.judged(WARM, sampler_of(student), facts["train_seconds"], 0)
+        return self.judged(WARM, StudentSampler(student), facts["train_seconds"], 0)
 
     def ppo(self) -> dict[str, Any]:
         """``python -m agents.ppo --action noise`` from the clone."""
@@ -180,25 +177,15 @@ class Bench:
         steps = facts["environment_steps"]
         # A rollout asks for the value of one state more, and every epoch goes forward and backward.
         calls = steps + steps // self.args.num_steps + steps * settings.epochs * (1 + BACKWARD_CALLS)
-        return self.judged(PPO, sampler_of(student), facts["train_seconds"], calls)
+        return self.judged(PPO, StudentSampler(student), facts["train_seconds"], calls)
 
     def gradient(self, method: str, seconds: float, calls: int | None) -> dict[str, Any]:
         """The same clone by the gradient of the features' distance, through all steps."""
-        args, student = self.args, Student.from_pretrained(self.cloned)
+        args = self.args
         reference = reference_set(self.teacher, args.reference_size, num_steps=args.teacher_steps)
         chooser = Evaluator(self.teacher, args.held_out_size, VALIDATION_SEED, args.teacher_steps, args.reference_size)
-        task = Task(self.teacher, reference, chooser, args.num_steps, self.cell.seed, seconds, calls)
-
-        def sampler(network: Teacher) -> Sampler:
-            mdp = replace(student.mdp, teacher=network)
-
-            def make(noise: Tensor, condition: Tensor) -> Tensor:
-                *_, last = trajectory(mdp, student.policy, noise, None, condition)
-                return last.x
-
-            return make
-
-        fitted = regress(task, student.mdp.teacher, sampler)
+        task = Task(self.teacher, reference, chooser, args.num_steps, self.cell.seed, seconds, calls, warm=self.cloned)
+        fitted = regression(task)
         return self.judged(method, fitted.sampler, fitted.seconds, fitted.network_calls)
 
     def judged(self, method: str, sampler: Sampler, seconds: float, calls: int) -> dict[str, Any]:

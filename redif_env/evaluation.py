@@ -23,7 +23,9 @@ from redif_env.metrics import (
     recall,
     sliced_wasserstein,
     strayed,
+    wasserstein,
 )
+from redif_env.mixtures import GaussianMixture
 from redif_env.references import TEST_SEED, TRAIN_SEED, reference_set
 from redif_env.students import Student
 from redif_env.teachers import Teacher
@@ -113,7 +115,9 @@ class Evaluator:
 
         ``kd`` is the kernel distance times 1000; ``swd`` the sliced Wasserstein distance; ``fd_pixels`` the Frechet
         distance of the values themselves; ``strayed`` the share of samples that ended nearer to another noise's
-        endpoint; ``fd_strayed`` the Frechet distance if all others were perfect, ``fd_others`` if those were.
+        endpoint; ``fd_strayed`` the Frechet distance if all others were perfect, ``fd_others`` if those were. Where the
+        data are a Gaussian mixture, they are exact: ``nll`` is the mean negative log likelihood of the samples in nats,
+        ``wasserstein`` their distance of order 2 to as many fresh ones of the mixture's own.
         """
         features, endpoints = self.embed(samples), self.endpoint_features
         astray = strayed(features, endpoints)[:, None]
@@ -128,6 +132,18 @@ class Evaluator:
             "strayed": astray.double().mean().item(),
             "fd_strayed": frechet_distance(torch.where(astray, features, endpoints), endpoints),
             "fd_others": frechet_distance(torch.where(astray, endpoints, features), endpoints),
+            **self._exact_measures(samples),
+        }
+
+    def _exact_measures(self, samples: Tensor) -> dict[str, float]:
+        mixture = self.teacher.network
+        if not isinstance(mixture, GaussianMixture):
+            return {}
+        clean = torch.full((len(samples),), torch.inf, dtype=torch.float64, device=samples.device)
+        drawn = mixture.sample(len(samples), torch.Generator(samples.device).manual_seed(TEST_SEED))
+        return {
+            "nll": -mixture.log_prob(samples, clean).mean().item(),
+            "wasserstein": wasserstein(samples.flatten(1), drawn.flatten(1)),
         }
 
     def baselines(self, nfe: int) -> list[Row]:

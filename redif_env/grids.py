@@ -70,12 +70,32 @@ class KarrasGrid(Grid):
         return -self.rho * torch.log(root)
 
 
+@dataclass(frozen=True)
+class AYSGrid(Grid):
+    """Align Your Steps (Sabour et al. 2024): the noise levels found for Stable Diffusion 1.5, between them log-linear.
+
+    The ten published timesteps are taken as shares of the schedule's own time, as diffusers takes them for any
+    variance-preserving model (``AysSchedules``); after the last of them the way goes to the cleanest level.
+    """
+
+    _TIMESTEPS = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
+
+    def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
+        nodes = torch.tensor(self._TIMESTEPS, dtype=torch.float64, device=position.device) / self._TIMESTEPS[0]
+        # A step from a level without signal, or to one without noise, has no logarithm to halve.
+        levels = schedule.half_logsnr_at(nodes).clamp(*schedule.ends(position.device))
+        place = position * (len(nodes) - 1)
+        below = place.floor().long().clamp(max=len(nodes) - 2)
+        return torch.lerp(levels[below], levels[below + 1], place - below)
+
+
 GRIDS: dict[str, Grid] = {
     "time": TimeGrid(),
     "time^1.5": TimeGrid(1.5),
     "time^2": TimeGrid(2.0),
     "logsnr": LogSNRGrid(),
     "karras": KarrasGrid(),
+    "ays": AYSGrid(),
 }
 """The grids by the names used at the command line and in ``gym.make``."""
 

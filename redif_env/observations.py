@@ -78,9 +78,7 @@ class Features(Observation):
         if x0.ndim == 4 and self.bands:
             columns += self._band_columns(x0, x0_change)
         numbers = torch.stack([column.float() for column in columns], dim=1)
-        steps = torch.arange(1, num_steps + 1, device=x0.device)
-        one_hot = (state.steps_left[:, None] == steps).float()
-        return torch.cat([one_hot, numbers], dim=1).clamp(-BOUND, BOUND)
+        return torch.cat([_steps_left(state, num_steps), numbers], dim=1).clamp(-BOUND, BOUND)
 
     def _band_columns(self, x0: Tensor, x0_change: Tensor) -> list[Tensor]:
         both = split_bands(torch.cat([x0, x0_change]), self.bands)
@@ -88,6 +86,17 @@ class Features(Observation):
         size, moved = _rms(both).chunk(2, dim=1)
         together = _mean(band * change) / (size * moved + 1e-6)
         return list(torch.stack([size, moved, together], dim=1).flatten(0, 1))
+
+
+@dataclass(frozen=True)
+class StepsLeft(Observation):
+    """The steps left, one-hot, and nothing of the sample: what an agent that is blind to the state sees."""
+
+    def size(self, sample_shape: tuple[int, ...], num_steps: int) -> int:
+        return num_steps
+
+    def observe(self, state: State, num_steps: int) -> Tensor:
+        return _steps_left(state, num_steps)
 
 
 @dataclass(frozen=True)
@@ -122,9 +131,16 @@ class Sample:
 OBSERVATIONS: dict[str, Observation | Sample] = {
     "features": Features(),
     "features+condition": Features(shows_condition=True),
+    "steps": StepsLeft(),
     "sample": Sample(),
 }
 """The observations by the names used at the command line and in ``gym.make``."""
+
+
+def _steps_left(state: State, num_steps: int) -> Tensor:
+    """One-hot ``(B, num_steps)``; all zero once the sample is finished."""
+    steps = torch.arange(1, num_steps + 1, device=state.x.device)
+    return (state.steps_left[:, None] == steps).float()
 
 
 def _mean(values: Tensor) -> Tensor:

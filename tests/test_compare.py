@@ -1,27 +1,42 @@
 """The comparison: its rivals do what they say, on problems with known answers; its program keeps and prints all."""
 
+import copy
+import hashlib
 import itertools
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from experiments import compare
-from experiments.rivals.descent import loss_of
+from experiments.rivals import ours
+from experiments.rivals.amed import Intermediate, amed
+from experiments.rivals.consistency import consistency, heun_step
+from experiments.rivals.descent import Batch, loss_of
+from experiments.rivals.field import FIELD, Entry, takes_part
 from experiments.rivals.gits import FINE, cheapest_path, gits, step_costs
 from experiments.rivals.gradient import Table, gradient_policy, gradient_table
+from experiments.rivals.landings import Noised, clean_target, grid_levels, landing_loss, noised
+from experiments.rivals.matching import FakeScore, matching, score_difference
+from experiments.rivals.progressive import progressive
 from experiments.rivals.regression import regression
-from experiments.rivals.rival import Clock, Task, distance
-from experiments.rivals.training_free import ddim, solver
+from experiments.rivals.rival import Clock, StudentSampler, Task, distance
+from experiments.rivals.training_free import TRAINING_FREE, ddim
+from experiments.rivals.two_calls import heun, midpoint, sample_two_calls
+from redif_env import Student
 from redif_env.evaluation import Evaluator
 from redif_env.grids import GRIDS
+from redif_env.metrics import frechet_distance
 from redif_env.networks import call_by_name
+from redif_env.policies import Policy
 from redif_env.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_set
 from redif_env.sampling import trajectory
 from redif_env.schedules import FlowSchedule
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
-from redif_env.solvers import SOLVERS, sample
-from redif_env.teachers import GaussianMixtureTeacher, Teacher
+from redif_env.settings import build_mdp
+from redif_env.solvers import SOLVERS, ddim_step, sample
+from redif_env.teachers import GaussianMixtureTeacher, Teacher, own_teacher
 from redif_env.types import PredictionType
 from tests.models import unet
 
@@ -62,6 +77,56 @@ def test_gits_is_ahead_of_ddim():
     assert distance(task.chooser, found.sampler) < distance(task.chooser, ddim(task).sampler)
     assert found.network_calls > 0
     assert "[0, " in found.described
+    assert len(found.levels) == 3
+
+
+@pytest.mark.parametrize("method", list(TRAINING_FREE))
+def test_training_free_rivals_know_their_best_grid(method):
+    """No grid would have brought the solver nearer on the chooser's noises, and the levels are where it calls."""
+    steps = 3 if method == "heun" else 4
+    task = task_of(steps)
+    found = TRAINING_FREE[method](task)
+    name, grid = found.described.split()
+    assert name == method
+    assert grid in GRIDS
+    assert len(found.levels) == steps
+    assert list(found.levels) == sorted(found.levels) or method == "heun"
+    if method == "dpm++2m":
+        others = [sample(task.teacher, SOLVERS[name], GRIDS[other], task.chooser.noise, steps) for other in GRIDS]
+        least = min(distance(task.chooser, lambda *_, made=made: made) for made in others)
+        assert distance(task.chooser, found.sampler) == pytest.approx(least)
+
+
+@pytest.mark.parametrize(("choose", "odd"), [(midpoint, 0), (heun, 1)])
+def test_solvers_of_two_calls_converge_with_the_second_power(choose, odd):
+    """Against the closed form: one Gaussian is carried from noise to data by a linear map."""
+    mean, std = torch.tensor([[0.3, -0.2]], dtype=torch.float64), 0.4
+    teacher = GaussianMixtureTeacher(mean, std)
+    noise = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first = teacher.schedule.level(GRIDS["time"].half_logsnr(torch.zeros(1, dtype=torch.float64), teacher.schedule))
+    exact = mean + std * (noise - first.alpha * mean) / (first.alpha**2 * std**2 + first.sigma**2).sqrt()
+    rows = torch.zeros(64, dtype=torch.int64)
+    errors = []
+    for steps in (20, 40, 80):
+        made, levels = sample_two_calls(teacher, GRIDS["time"], noise, 2 * steps - odd, rows, choose)
+        errors.append((made - exact).square().mean().sqrt().item())
+        assert len(levels) == 2 * steps - odd
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.35)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.35)
+
+
+def test_amed_begins_as_dpm_solver_2_and_gets_nearer():
+    task = task_of(4, seconds=4.0)
+    module = Intermediate((2,), 2, task.teacher.schedule)
+    noise, rows = task.chooser.noise, task.chooser.condition
+    begun, _ = sample_two_calls(task.teacher, GRIDS["karras"], noise, 4, rows, module)
+    known, _ = sample_two_calls(task.teacher, GRIDS["karras"], noise, 4, rows, midpoint)
+    torch.testing.assert_close(begun, known)
+    base = TRAINING_FREE["dpm2"](task)
+    found = amed(task)
+    assert distance(task.chooser, found.sampler) < 0.8 * distance(task.chooser, base.sampler)
+    with pytest.raises(ValueError, match="nfe=3 is no multiple"):
+        amed(task_of(3))
 
 
 def test_the_gradient_through_the_sampler_is_right():
@@ -94,8 +159,9 @@ def test_the_gradient_through_the_sampler_is_right():
 def test_gradient_rivals_learn(fit):
     """A few seconds on the ring: nearer to the teacher than the base solver, within the time given."""
     task = task_of(seconds=5.0)
-    base = distance(task.chooser, solver(task).sampler)
+    base = distance(task.chooser, TRAINING_FREE["dpm++3m"](task).sampler)
     found = fit(task)
+    assert len(found.levels) == 3
     assert distance(task.chooser, found.sampler) < 0.8 * base
     assert found.seconds < 2 * task.seconds
     again = loss_of(task)(task.chooser.endpoints, task.chooser.endpoints)
@@ -114,52 +180,224 @@ def test_nobody_fits_on_what_is_reported():
     assert torch.equal(task.reference.noise, draw_starts(task.teacher, 256, TRAIN_SEED)[0])
 
 
-def test_regression_moves_the_network_and_leaves_the_teacher():
-    """On a small UNet: nearer to the endpoints than the base solver it starts from; the teacher's weights stay."""
+def test_no_rival_is_given_what_is_reported(monkeypatch, tmp_path):
+    """What the program hands to a rival, by hashes: neither the test noises nor their endpoints are within reach."""
+    seen = []
+
+    def spy(task):
+        seen.append(task)
+        return ddim(task)
+
+    monkeypatch.setattr(compare, "FIELD", {"spy": Entry(spy)})
+    args = small(tmp_path, methods=("spy",))
+    (row,) = [compare.finish(args, cell, 1) for cell in compare.cells_of(args)]
+    (task,) = seen
+    judge = compare.evaluator("gaussian-ring", args.test_size, TEST_SEED, args.reference_size)
+
+    def digests(*sets):
+        return {hashlib.sha256(row.numpy().tobytes()).hexdigest() for rows in sets for row in rows}
+
+    reported = digests(judge.noise, judge.endpoints)
+    given = digests(task.reference.noise, task.reference.endpoints, task.chooser.noise, task.chooser.endpoints)
+    assert len(reported) == 2 * args.test_size
+    assert not reported & given
+    assert row["fd_teacher"] == judge.row("", "", 3, ddim(task).sampler(judge.noise, judge.condition)).fd_teacher
+
+
+def test_the_judge_finds_the_sampling_floor():
+    """The teacher's own endpoints are at no distance; on other noises it is as far as two draws of the data are."""
+    teacher = GaussianMixtureTeacher.ring()
+    judge = Evaluator(teacher, 1000, TEST_SEED, train_size=1000)
+    assert judge.teacher_row().fd_teacher < 1e-9
+    assert judge.teacher_row().mse_teacher == 0
+    generator = torch.Generator().manual_seed(0)
+    floors = []
+    for _ in range(8):
+        one, other = (teacher.network.sample(1000, generator) for _ in range(2))
+        floors.append(frechet_distance(one, other))
+    assert 0.2 * min(floors) < judge.floor_row().fd_teacher < 3 * max(floors)
+    exact = judge.set_measures(teacher.network.sample(1000, generator))
+    # Each of eight Gaussians far from the others: the entropy of one in two dimensions, and of the choice.
+    entropy = math.log(8) + 2 * (math.log(0.05) + 0.5 * math.log(2 * math.pi * math.e))
+    assert exact["nll"] == pytest.approx(entropy, abs=0.1)
+    assert exact["wasserstein"] < 0.2
+
+
+def tiny_task(num_steps=2, seconds=2.0):
+    """A small random UNet, and a student network of the same kind that begins as it."""
     torch.manual_seed(0)
     kind = PredictionType.FLOW_PREDICTION
     teacher = Teacher(unet(), FlowSchedule(), (3, 8, 8), kind, "tiny", call=call_by_name)
-    before = teacher.fingerprint
     chooser = Evaluator(teacher, 16, VALIDATION_SEED, 20, 64)
-    task = Task(teacher, reference_set(teacher, 64, num_steps=20), chooser, 2, 0, 6.0)
-    base = sample(teacher, SOLVERS[DEFAULT_SOLVER], GRIDS[DEFAULT_GRID], chooser.noise, 2)
+    return Task(teacher, reference_set(teacher, 64, num_steps=20), chooser, num_steps, 0, seconds)
+
+
+@pytest.fixture
+def warm(monkeypatch):
+    """Tasks whose warm start is a copy of the teacher."""
+
+    def begun(task):
+        network = copy.deepcopy(task.teacher.network)
+        own = own_teacher(task.teacher, network)
+        mdp = build_mdp(own, task.nfe, "step", "features", "dpm++3m", "time^1.5", "cpu", "float32")
+        return Student(mdp, Policy.from_table(torch.zeros(task.nfe, 1), mdp.observation_size))
+
+    monkeypatch.setattr(Task, "warm_student", begun)
+
+
+def test_regression_moves_the_network_and_leaves_the_teacher(warm):
+    """On a small UNet: nearer to the endpoints than what it starts from; the teacher's weights stay."""
+    task = tiny_task(seconds=6.0)
+    before, chooser = task.teacher.fingerprint, task.chooser
+    base = StudentSampler(task.warm_student())(chooser.noise, chooser.condition)
     made = regression(task).sampler(chooser.noise, chooser.condition)
     error, least = ((x.clamp(-1, 1) - chooser.endpoints).square().mean() for x in (made, base))
     assert error < 0.9 * least
-    assert teacher.fingerprint == before
-    assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
+    assert task.teacher.fingerprint == before
+    assert not any(parameter.requires_grad for parameter in task.teacher.network.parameters())
+
+
+@pytest.mark.parametrize("fit", [progressive, consistency, matching])
+def test_network_distillers_keep_to_their_budget_and_leave_the_teacher(warm, fit):
+    task = tiny_task()
+    before = task.teacher.fingerprint
+    found = fit(task)
+    assert task.teacher.fingerprint == before
+    assert found.seconds < 3 * task.seconds
+    assert found.network_calls > 0
+    made = found.sampler(task.chooser.noise, task.chooser.condition)
+    assert made.shape == task.chooser.noise.shape
+    assert bool(made.isfinite().all())
+
+
+def test_a_clean_target_is_where_the_step_lands():
+    schedule = GaussianMixtureTeacher.ring().schedule
+    generator = torch.Generator().manual_seed(0)
+    x, x0 = torch.randn(2, 16, 2, generator=generator, dtype=torch.float64)
+    here, there = (schedule.level(torch.full((16,), level, dtype=torch.float64)) for level in (-2.0, 1.5))
+    clean = schedule.level(torch.full((16,), torch.inf, dtype=torch.float64))
+    for end in (there, clean):
+        landed = ddim_step(x, x0, here, end)
+        torch.testing.assert_close(clean_target(x, landed, here, end), x0)
+
+
+def test_landing_where_the_network_lands_costs_nothing():
+    task = tiny_task()
+    student, schedule = task.teacher, task.teacher.schedule
+    batch = Batch(task.reference.noise[:8], task.reference.condition[:8], task.reference.endpoints[:8])
+    index = torch.tensor([0, 1, 2, 3] * 2)
+    # Half way and further: where there is no signal, no noise can be added to an endpoint.
+    start, end = (grid_levels(GRIDS["time"], schedule, index + part, 5) for part in (1, 2))
+    here = noised(batch, start, schedule, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        target = here.landed(here.predict(student), end, schedule)
+        assert landing_loss(student, here, target).item() < 1e-9
+        moved = Noised(target.x + 0.1, end, target.condition)
+        assert landing_loss(student, here, moved).item() > 1e-4
+
+
+def test_the_teacher_s_fine_step_is_heun_s():
+    """Half the step, an eighth of the error: against two thousand steps of Euler's; and on to clean data as DDIM."""
+    teacher = GaussianMixtureTeacher(torch.tensor([[0.3, -0.2]], dtype=torch.float64), 0.4)
+    x = torch.randn(32, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows, ones = torch.zeros(32, dtype=torch.int64), torch.ones(32, dtype=torch.float64)
+    start, errors = Noised(x, 0.5 * ones, rows), []
+    for size in (0.1, 0.05):
+        euler = start
+        for step in range(1, 2001):
+            euler = euler.landed(euler.predict(teacher), (0.5 + size * step / 2000) * ones, teacher.schedule)
+        errors.append((heun_step(teacher, start, (0.5 + size) * ones).x - euler.x).abs().max().item())
+    assert errors[0] / errors[1] == pytest.approx(8, rel=0.2)
+    last = heun_step(teacher, start, torch.inf * ones).x
+    torch.testing.assert_close(last, start.predict(teacher).x0)
+
+
+def test_the_difference_of_scores_is_that_of_two_gaussians():
+    """Closed form: of equal deviation s, clean estimates differ by ``sigma^2 / (alpha^2 s^2 + sigma^2)`` of the means'
+    difference; there is none between the teacher and a fresh copy."""
+    here, there = torch.tensor([[0.1, 0.2]], dtype=torch.float64), torch.tensor([[0.5, -0.3]], dtype=torch.float64)
+    real, false = (GaussianMixtureTeacher(mean, 0.3) for mean in (here, there))
+    samples = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    level = torch.full((8,), 0.4, dtype=torch.float64)
+    seen = Noised(samples, level, torch.zeros(8, dtype=torch.int64))
+    scales = real.schedule.level(level[:1])
+    share = scales.sigma**2 / (scales.alpha**2 * 0.09 + scales.sigma**2)
+    size = (samples - seen.predict(real).x0).abs().mean(dim=1, keepdim=True)
+    torch.testing.assert_close(score_difference(real, false, seen, samples), share * (there - here) / size)
+    task = tiny_task()
+    fresh = Noised(task.reference.noise[:4], 0.3 * torch.ones(4, dtype=torch.float64), task.reference.condition[:4])
+    fake = FakeScore(task.teacher)
+    assert score_difference(task.teacher, fake.model, fresh, task.reference.endpoints[:4]).abs().max() < 1e-5
+    fake.learn(fresh, task.reference.noise[:4])
+    assert score_difference(task.teacher, fake.model, fresh, task.reference.endpoints[:4]).abs().max() > 1e-4
+
+
+@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
+def test_an_adaptive_student_is_held_to_the_calls_of_the_table(monkeypatch):
+    monkeypatch.setattr(ours, "affordable", lambda *_: 2000)
+    task = task_of(3)
+    found = ours.redif_adaptive(task)
+    last = found.sampler.student.trajectory(task.chooser.noise, found.sampler.price)[-1]
+    assert found.spent == pytest.approx(last.nfe.double().mean().item())
+    assert found.spent <= 3 or found.sampler.price == pytest.approx(ours.PRICES[1])
+
+
+def small(out, **settings):
+    given = {
+        "teacher": ("gaussian-ring",),
+        "nfe": (3,),
+        "trained_nfe": (3,),
+        "seeds": 1,
+        "seconds": 1.0,
+        "reference_size": 256,
+        "test_size": 200,
+        "held_out_size": 64,
+        "out": out,
+        "jobs": 1,
+    }
+    return compare.Args(**(given | settings))
+
+
+def test_who_takes_part_where(tmp_path):
+    """Trained rivals at the NFE asked for, seeds where chance plays a part, longer budgets where they are needed."""
+    args = small(tmp_path, teacher=("digits",), nfe=(4, 5), trained_nfe=(4,), seeds=2, budgets=(1.0, 10.0))
+    cells = compare.cells_of(args)
+    found = {(cell.method, cell.nfe): 0 for cell in cells}
+    for cell in cells:
+        found[cell.method, cell.nfe] += 1
+    assert found["ddim", 4] == found["ddim", 5] == found["dpm2", 4] == found["heun", 5] == 1
+    assert ("dpm2", 5) not in found
+    assert ("heun", 4) not in found
+    assert found["gradient, policy", 4] == 2
+    assert found["redif-ppo", 4] == found["network, matching", 4] == 4
+    assert ("redif-ppo", 5) not in found
+    assert not takes_part("amed", 5)
+    assert [cell.budget for cell in cells] == sorted((cell.budget for cell in cells), reverse=True)
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert {cell.label for cell in cells} >= {"network, matching", "network, matching (x10)"}
 
 
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
 def test_the_program_keeps_and_prints(tmp_path, capsys, monkeypatch):
-    """Every rival but the network's, for a second each: rows, table and pictures; what is kept is not repeated."""
+    """Some of every kind, for a second each: rows, table and pictures; what is kept is not repeated."""
     monkeypatch.setattr(compare.os, "cpu_count", lambda: 1)  # other tests run beside
-    methods = tuple(name for name in compare.RIVALS if name != "network, regression")
-    args = compare.Args(
-        teacher=("gaussian-ring",),
-        nfe=(3,),
-        seeds=1,
-        seconds=1.0,
-        methods=methods,
-        reference_size=256,
-        test_size=200,
-        held_out_size=64,
-        out=tmp_path,
-        jobs=1,
-    )
+    methods = ("ddim, uniform time", "ddim", "heun", "gits", "cross-entropy", "gradient, table", "redif-ppo, no state")
+    args = small(tmp_path, methods=methods)
     compare.main(args)
     said = capsys.readouterr().out
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert {row["method"] for row in rows} == set(methods)
+    assert {row["method"] for row in rows} == {*methods, compare.FLOOR}
     for method in methods:
         assert method in said
-    assert {row["nfe"] for row in rows} == {3}
     best = {row["method"]: row["fd_teacher"] for row in rows}
-    assert best["best solver"] <= best["ddim"]
-    assert (tmp_path / "quality-gaussian-ring.png").stat().st_size > 5000
-    assert (tmp_path / "samples-gaussian-ring-3.png").is_file()
-    monkeypatch.setattr(compare, "RIVALS", {name: (None, chance) for name, (_, chance) in compare.RIVALS.items()})
+    assert best["ddim"] <= best["ddim, uniform time"]
+    assert {"nll", "wasserstein", "levels", "described"} <= set(rows[-1])
+    for name in ("quality-gaussian-ring", "samples-gaussian-ring-3", "schedules-gaussian-ring-3"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 3000
+    monkeypatch.setattr(compare, "FIELD", {name: replace(FIELD[name], rival=None) for name in FIELD})
     compare.main(args)
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
     with pytest.raises(ValueError, match="methods=\\['magic'\\] are unknown"):
         compare.main(compare.Args(methods=("magic",), out=tmp_path))
+    with pytest.raises(ValueError, match="teacher='gaussian-ring' has no weights: leave network, regression"):
+        compare.main(compare.Args(teacher=("gaussian-ring",), methods=("network, regression",), out=tmp_path))

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from diffusers.schedulers import AysSchedules
 
-from redif_env.grids import GRIDS, KarrasGrid, LogSNRGrid, TimeGrid, next_position
+from redif_env.grids import GRIDS, AYSGrid, KarrasGrid, LogSNRGrid, TimeGrid, next_position
 from redif_env.schedules import VariancePreservingSchedule
 
 SCHEDULE = VariancePreservingSchedule.from_diffusers()
@@ -38,6 +39,14 @@ def test_sigma_grids_are_diffusers(grid, options):
     scheduler.set_timesteps(7)
     sigmas = torch.exp(-grid.half_logsnr(positions(6), SCHEDULE))
     np.testing.assert_allclose(sigmas.numpy(), scheduler.sigmas[:6].numpy(), rtol=1e-3)
+
+
+def test_ten_steps_of_ays_are_the_published_ones():
+    """And half way between two of them, the logarithm of sigma / alpha is half way."""
+    timesteps = SCHEDULE.timestep(AYSGrid().half_logsnr(positions(10), SCHEDULE))
+    np.testing.assert_allclose(timesteps.numpy(), AysSchedules["StableDiffusionTimesteps"], atol=1e-9)
+    around = AYSGrid().half_logsnr(torch.tensor([0.3, 0.35, 0.4], dtype=torch.float64), SCHEDULE)
+    assert around[1].item() == pytest.approx((around[0] + around[2]).item() / 2)
 
 
 def test_power_grid_by_hand():

@@ -1,8 +1,9 @@
-"""Gradient descent through the sampler: what its rivals share, whatever their weights are."""
+"""Gradient descent under a budget: what all rivals that are trained by gradient share, whatever they descend on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,45 +13,87 @@ from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, Sampler, Tas
 from redif_env.features import default_features, load_features
 
 BATCH = 64
-JUDGEMENTS = 12
+JUDGEMENTS = 6
 """Times that the sampler is judged on validation noise during a run, at even distances in time."""
 
 
-def descend(
-    task: Task, module: nn.Module, make: Sampler, sampler_of: Callable[[nn.Module], Sampler], rate: float, decay: float
-) -> Fitted:
-    """Adam on batches of the reference set, the rate falling to zero with the budget; the best average is kept.
+@dataclass(frozen=True)
+class Batch:
+    """Some pairs of the reference set: noise and endpoints ``(B, *S)``, conditions ``(B,)``."""
+
+    noise: Tensor
+    condition: Tensor
+    endpoints: Tensor
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What is descended on, and how.
 
     Args:
-        task: what is to be fitted.
-        module: its weights are moved.
-        make: samples of a batch, with a gradient to those weights.
-        sampler_of: the sampler of the module with such weights, to be judged and kept.
-        rate: of Adam.
+        loss: of a batch, with a gradient to the module's weights.
+        calls: network calls that one sample of it costs, those of the gradient included.
+        rate: of Adam; it falls to zero with the budget.
         decay: of the weights' moving average.
     """
+
+    loss: Callable[[Batch], Tensor]
+    calls: int
+    rate: float
+    decay: float
+
+
+def descend(task: Task, module: nn.Module, descent: Descent, sampler_of: Callable[[nn.Module], Sampler]) -> Fitted:
+    """Move the weights of ``module``; the best moving average on validation noise is kept.
+
+    ``sampler_of`` gives the sampler of a module with such weights, to be judged and kept.
+    """
+    clock, found = Clock(task.seconds, task.calls), []
+
+    def judge(averaged: nn.Module) -> None:
+        sampler = sampler_of(averaged)
+        found.append((distance(task.chooser, sampler), sampler))
+
+    average(task, module, descent, clock, judge)
+    best = min(found, key=lambda pair: pair[0])[1]
+    return Fitted(best, clock.spent, clock.network_calls)
+
+
+def average(
+    task: Task, module: nn.Module, descent: Descent, clock: Clock, judge: Callable[[nn.Module], None] | None = None
+) -> nn.Module:
+    """The moving average of the weights that Adam finds on batches of the reference set until the clock is spent.
+
+    ``judge`` is shown it now and then, and at the end.
+    """
     generator = torch.Generator().manual_seed(task.seed)
-    device, loss = task.teacher.device, loss_of(task)
-    averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
-    average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=averaging)
-    optimizer = torch.optim.Adam(module.parameters(), lr=rate)
-    clock, best, judged = Clock(task.seconds, task.calls), (float("inf"), sampler_of(module)), 0
+    averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(descent.decay)
+    averaged = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=averaging)
+    optimizer = torch.optim.Adam(module.parameters(), lr=descent.rate)
+    judged = 0
     while clock.share < 1:
-        chosen = torch.randint(len(task.reference), (BATCH,), generator=generator)
-        noise, condition = (part[chosen].to(device) for part in (task.reference.noise, task.reference.condition))
         optimizer.zero_grad()
-        loss(make(noise, condition), task.reference.endpoints[chosen].to(device)).backward()
+        descent.loss(_batch(task, generator)).backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = rate * (1 - clock.share)
+            group["lr"] = descent.rate * (1 - clock.share)
         optimizer.step()
-        average.update_parameters(module)
-        clock.network_calls += BATCH * task.nfe * (1 + BACKWARD_CALLS)
-        if clock.share * JUDGEMENTS >= judged + 1 or clock.share == 1:
+        averaged.update_parameters(module)
+        clock.network_calls += BATCH * descent.calls
+        if judge is not None and (clock.share * JUDGEMENTS >= judged + 1 or clock.share == 1):
             judged += 1
-            sampler = sampler_of(average.module)
-            best = min(best, (distance(task.chooser, sampler), sampler), key=lambda pair: pair[0])
-    return Fitted(best[1], clock.spent, clock.network_calls)
+            judge(averaged.module)
+    return averaged.module
+
+
+def through_sampler(task: Task, make: Sampler, rate: float, decay: float) -> Descent:
+    """Down the distance of the samples that ``make`` gives, with a gradient, to the endpoints of their noises."""
+    apart = loss_of(task)
+
+    def loss(batch: Batch) -> Tensor:
+        return apart(make(batch.noise, batch.condition), batch.endpoints)
+
+    return Descent(loss, task.nfe * (1 + BACKWARD_CALLS), rate, decay)
 
 
 def loss_of(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
@@ -64,3 +107,10 @@ def loss_of(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
         return (apart + 1e-12).sqrt().mean()
 
     return loss
+
+
+def _batch(task: Task, generator: torch.Generator) -> Batch:
+    chosen = torch.randint(len(task.reference), (BATCH,), generator=generator)
+    reference = task.reference
+    parts = (reference.noise[chosen], reference.condition[chosen], reference.endpoints[chosen])
+    return Batch(*(part.to(task.teacher.device) for part in parts))

@@ -44,14 +44,18 @@ def gits(task: Task) -> Fitted:
     """The schedule with the solver and fine grid that serve it best on the chooser's noises."""
     clock = Clock(task.seconds)
     candidates: dict[str, Sampler] = {}
+    levels: dict[str, tuple[float, ...]] = {}
+    steps = torch.arange(task.num_steps, dtype=torch.float64, device=task.teacher.device) / task.num_steps
     for grid_name in TRIED_GRIDS:
         positions = cheapest_path(step_costs(task, GRIDS[grid_name], clock), task.num_steps)
         nodes = NodesGrid(GRIDS[grid_name], tuple(index / FINE for index in positions))
         for name, solver in ((name, SOLVERS[name]) for name in TRIED_SOLVERS):
-            candidates[f"{name} {grid_name} {list(positions)}"] = _bound(task, solver, nodes)
+            described = f"{name} {grid_name} {list(positions)}"
+            candidates[described] = _bound(task, solver, nodes)
+            levels[described] = tuple(nodes.half_logsnr(steps, task.teacher.schedule).tolist())
     clock.network_calls += len(candidates) * len(task.chooser.noise) * task.nfe
     best = min(candidates, key=lambda name: distance(task.chooser, candidates[name]))
-    return Fitted(candidates[best], clock.spent, clock.network_calls, best)
+    return Fitted(candidates[best], clock.spent, clock.network_calls, best, levels[best])
 
 
 @torch.inference_mode()

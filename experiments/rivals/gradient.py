@@ -7,12 +7,13 @@ It needs what reinforcement learning does not: a reward, a network and solver st
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from experiments.rivals.descent import descend
-from experiments.rivals.rival import Fitted, Task, sampler_of
+from experiments.rivals.descent import descend, through_sampler
+from experiments.rivals.rival import Fitted, StudentSampler, Task
 from redif_env.mdp import DenoisingMDP
 from redif_env.policies import Policy, PolicyConfig
 from redif_env.sampling import trajectory
@@ -89,7 +90,10 @@ def _fit(
         *_, last = trajectory(mdp, module, noise, mdp.constant_price(len(noise)), condition)
         return last.x
 
-    return descend(task, module, make, lambda averaged: sampler_of(student_of(averaged)), rate, EMA)
+    descent = through_sampler(task, make, rate, EMA)
+    found = descend(task, module, descent, lambda averaged: StudentSampler(student_of(averaged)))
+    assert isinstance(found.sampler, StudentSampler)
+    return replace(found, levels=found.sampler.levels(task.chooser))
 
 
 def _clamp(actions: Tensor) -> Tensor:

@@ -1,33 +1,94 @@
-"""The students of this project, under the same budget: PPO, and the cross-entropy search that sees no state."""
+"""The students of this project, under the same budget: PPO in its forms, and the search that sees no state."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from agents import cem, ppo
+from agents.command import DEFAULT_REWARD
+from agents.networks import NoiseSettings
 from agents.plan import calls_per_second
 from agents.recipes import settled
-from experiments.rivals.rival import Clock, Fitted, Task, sampler_of
+from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, StudentSampler, Task
+from redif_env.evaluation import prices_of
+from redif_env.students import Student
 
-PPO_SECONDS, SEARCH_SECONDS = 2.4e-4, 1e-5
+PPO_SECONDS, SEARCH_SECONDS = 3.4e-4, 1e-5
 """What a step costs besides its network calls: PPO's updates, rewards and judging, and the search's; on this project's
 machine. Only how near a fit comes to its budget depends on them: the table shows what was spent."""
+NETWORK_CALLS = 3.0
+"""What a step of a network student costs in calls of rollouts' size: its own, its value's, its update's."""
+CLONE_CALLS = 500
+"""The same of one minibatch of cloning."""
+SHORT_CALLS = 240_000
+SHORT: dict[str, Any] = {"num_envs": 64, "epochs": 2, "average": 0.97}
+"""Settings for budgets below so many calls: half the environments make twice the updates, and the policy's average
+forgets sooner what was before them."""
+PRICES = (0.1, 2.0)
+"""Of a network call, for the student that chooses their number; dear enough that it does so within a small budget."""
+BOTH_SHARES = (0.35, 0.25)
+"""Of the time, for the compact student that a network begins from, and for cloning the teacher along its steps."""
 
 
 def redif_ppo(task: Task) -> Fitted:
-    """``python -m agents.ppo`` with its defaults, and as many network calls as the budget pays for."""
-    settings = settled(ppo.Args(num_steps=task.num_steps, seed=task.seed, held_out_size=len(task.chooser.noise)))
-    calls = affordable(task, settings.num_envs, PPO_SECONDS)
-    return _train(task, replace(settings, network_calls=calls))
+    """``python -m agents.ppo``, as many network calls as the budget pays for."""
+    return _compact(task, ppo.Args())
+
+
+def redif_blind(task: Task) -> Fitted:
+    """The same, but the policy sees the steps left alone."""
+    return _compact(task, ppo.Args(observation="steps"))
+
+
+def redif_adaptive(task: Task) -> Fitted:
+    """The policy chooses the number of steps, up to two less or more, at the price that buys as many on average.
+
+    Chosen on validation noise; where no price buys so few, the highest is taken, and the table says what was spent.
+    """
+    steps = task.num_steps
+    settings = ppo.Args(min_steps=max(1, steps - 2), prices=PRICES, reward=(*DEFAULT_REWARD, ("price", 1.0)))
+    found = _compact(replace(task, num_steps=steps + 2), settings)
+    assert isinstance(found.sampler, StudentSampler)
+    student, chooser = found.sampler.student, task.chooser
+
+    def spent(price: float) -> float:
+        last = student.trajectory(chooser.noise, price, chooser.condition)[-1]
+        return float(last.nfe.double().mean())
+
+    prices = [price for price in prices_of(student, 9) if price is not None]
+    price = next((price for price in prices if spent(price) <= task.nfe), prices[-1])
+    return replace(found, sampler=StudentSampler(student, price), described=f"price {price:.3g}", spent=spent(price))
+
+
+def redif_network(task: Task) -> Fitted:
+    """``python -m agents.ppo --action noise`` from the warm start: every weight of a network is the policy's."""
+    return _network(task, NoiseSettings(init=str(task.warm)), Clock(task.seconds), 1.0)
+
+
+def redif_both(task: Task) -> Fitted:
+    """A compact student first; then a network from its steps, cloned along them, and PPO on that."""
+    clock = Clock(task.seconds)
+    compact_share, clone_share = BOTH_SHARES
+    with TemporaryDirectory() as folder:
+        compact = _compact(replace(task, seconds=task.seconds * compact_share), ppo.Args())
+        assert isinstance(compact.sampler, StudentSampler)
+        compact.sampler.student.save_pretrained(Path(folder) / "compact")
+        updates = int(task.seconds * clone_share * calls_per_second(task.teacher, 128) / CLONE_CALLS)
+        settings = NoiseSettings(start=str(Path(folder) / "compact"), clone_updates=max(20, updates))
+        found = _network(task, settings, clock, 1 - compact_share - clone_share)
+    cloned = settings.clone_updates * CLONE_CALLS
+    return replace(found, network_calls=found.network_calls + compact.network_calls + cloned)
 
 
 def cross_entropy(task: Task) -> Fitted:
     """``python -m agents.cem`` on the reward that suits it, the distance to the endpoint."""
     settings = cem.Args(num_steps=task.num_steps, seed=task.seed, reward=(("endpoint", 1.0),))
     calls = affordable(task, settings.population * settings.noises, SEARCH_SECONDS)
-    return _train(task, replace(settings, network_calls=calls))
+    return _train(task, replace(settings, network_calls=calls), cem.train)
 
 
 def affordable(task: Task, batch_size: int, besides: float) -> int:
@@ -39,16 +100,48 @@ def affordable(task: Task, batch_size: int, besides: float) -> int:
     return max(int(task.seconds / a_step) * task.teacher.calls, 4 * batch_size * task.nfe)
 
 
-def _train(task: Task, settings: ppo.Args | cem.Args) -> Fitted:
-    program = ppo if isinstance(settings, ppo.Args) else cem
+def _compact(task: Task, settings: ppo.Args) -> Fitted:
+    """PPO on a few numbers a step."""
+    asked = replace(settings, num_steps=task.num_steps, seed=task.seed, held_out_size=len(task.chooser.noise))
+    calls = affordable(task, SHORT["num_envs"], PPO_SECONDS)
+    recipe = SHORT if calls < SHORT_CALLS else {}
+    found = _train(task, settled(replace(asked, network_calls=calls, **recipe)), ppo.train)
+    assert isinstance(found.sampler, StudentSampler)
+    if found.sampler.student.mdp.adaptive:
+        return found
+    return replace(found, levels=found.sampler.levels(task.chooser))
+
+
+def _network(task: Task, network: NoiseSettings, clock: Clock, share: float) -> Fitted:
+    """PPO on a whole network for a share of the task's time."""
+    settings = settled(
+        ppo.Args(
+            action="noise",
+            network=network,
+            num_steps=task.nfe,
+            seed=task.seed,
+            held_out_size=len(task.chooser.noise),
+            held_out_every=5,
+        )
+    )
+    speed = calls_per_second(task.teacher, settings.num_envs) / NETWORK_CALLS
+    steps = max(int(task.seconds * share * speed), 2 * settings.num_envs * task.nfe)
+    found = _train(task, replace(settings, network_calls=steps), ppo.train)
+    calls = steps + steps // task.nfe + steps * settings.epochs * (1 + BACKWARD_CALLS)
+    return replace(found, seconds=clock.spent, network_calls=calls)
+
+
+def _train(task: Task, settings: Any, train: Callable[[Any], tuple[Student, dict[str, Any]]]) -> Fitted:
+    """A program's student; its folder is thrown away."""
     clock = Clock(task.seconds)
     with TemporaryDirectory() as folder:
         settings = replace(
             settings,
             teacher=task.teacher.name,
             reference_size=len(task.reference),
+            teacher_steps=task.reference.num_steps,
             checkpoint_every=10**9,
             out=Path(folder) / "run",
         )
-        student, facts = program.train(settings)
-    return Fitted(sampler_of(student), clock.spent, facts["environment_steps"] * task.teacher.calls)
+        student, facts = train(settings)
+    return Fitted(StudentSampler(student), clock.spent, facts["environment_steps"] * task.teacher.calls)

@@ -1,6 +1,6 @@
 """Endpoint regression: the network itself is the student, distilled by the gradient through the sampler.
 
-A copy of the teacher's network, stepped by the base solver, is trained to make the teacher's endpoint of each noise
+The student's network, which begins as a clone of the teacher, is trained to make the teacher's endpoint of each noise
 (the regression of Luhman and Luhman 2021, unrolled over all steps). Where the compact students learn some dozens of
 numbers or a small policy, this one moves every weight.
 """
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from experiments.rivals.descent import descend
+from experiments.rivals.descent import Descent, descend, through_sampler
 from experiments.rivals.rival import Fitted, Sampler, Task
-from redif_env.grids import GRIDS
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
-from redif_env.solvers import SOLVERS, sample
+from redif_env.sampling import trajectory
+from redif_env.students import Student
 from redif_env.teachers import Teacher
 
 RATE = 3e-4
@@ -25,39 +25,30 @@ EMA = 0.99
 
 
 def regression(task: Task) -> Fitted:
-    """A copy of the teacher, as it answers.
-
-    Raises:
-        ValueError: if the teacher has no weights.
-    """
-    if not list(task.teacher.network.parameters()):
-        raise ValueError(f"teacher={task.teacher.name!r} has no weights: leave 'network, regression' out of --methods")
-    return regress(task, _copied(task.teacher), lambda network: _solver(task, network))
+    """Down the distance to the endpoints, from the warm start."""
+    student = task.warm_student()
+    return distil(task, student, through_sampler(task, stepped(student, student.mdp.teacher), RATE, EMA))
 
 
-def regress(task: Task, student: Teacher, sampler: Callable[[Teacher], Sampler]) -> Fitted:
-    """Adam on the network of ``student``, the rate falling to zero with the budget; the best moving average is kept.
-
-    ``sampler`` says how samples are made with such a network.
-    """
+def distil(task: Task, student: Student, descent: Descent) -> Fitted:
+    """Adam on the network of ``student``, stepped as the student steps; the best moving average is kept."""
     network = student.network.requires_grad_(True)
-
-    def sampler_of(averaged: nn.Module) -> Sampler:
-        found = _copied(student)
-        found.network.load_state_dict(averaged.state_dict())
-        return torch.inference_mode()(sampler(found))
-
-    return descend(task, network, sampler(student), sampler_of, RATE, EMA)
+    return descend(task, network, descent, lambda averaged: frozen_sampler(student, averaged))
 
 
-def _copied(teacher: Teacher) -> Teacher:
-    """The same with a network of its own."""
-    copied = copy.copy(teacher)
-    copied.network = copy.deepcopy(teacher.network)
-    return copied
+def frozen_sampler(student: Student, averaged: nn.Module) -> Sampler:
+    """The student's sampler with a copy of these weights."""
+    found = copy.copy(student.mdp.teacher)
+    found.network = copy.deepcopy(averaged).requires_grad_(False)
+    return torch.inference_mode()(stepped(student, found))
 
 
-def _solver(task: Task, student: Teacher) -> Sampler:
-    """The base solver's samples."""
-    solver, grid = SOLVERS[DEFAULT_SOLVER], GRIDS[DEFAULT_GRID]
-    return lambda noise, condition: sample(student, solver, grid, noise, task.num_steps, condition)
+def stepped(student: Student, network: Teacher) -> Callable[[Tensor, Tensor], Tensor]:
+    """Samples of a network in the place of the student's, with a gradient to its weights."""
+    mdp = replace(student.mdp, teacher=network)
+
+    def make(noise: Tensor, condition: Tensor) -> Tensor:
+        *_, last = trajectory(mdp, student.policy, noise, None, condition)
+        return last.x
+
+    return make

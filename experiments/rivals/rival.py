@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from redif_env.evaluation import Evaluator
@@ -26,7 +28,8 @@ class Task:
 
     ``reference`` is what may be trained on, ``chooser`` judges candidates on noises that are neither trained nor
     reported on, ``seconds`` is the time that fitting may take (references are given, and not counted), ``calls`` the
-    network calls that it may make, if they are bounded too.
+    network calls that it may make, if they are bounded too. ``warm`` is the folder of the network student that all who
+    train a network begin as (``python -m agents.clone``; given like the references, its cost a row of its own).
     """
 
     teacher: Teacher
@@ -36,21 +39,38 @@ class Task:
     seed: int
     seconds: float
     calls: int | None = None
+    warm: Path | None = None
 
     @property
     def nfe(self) -> int:
         """Network calls a sample."""
         return self.num_steps * self.teacher.calls
 
+    def warm_student(self) -> Student:
+        """The network student to begin as; one call a step.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if self.warm is None:
+            raise ValueError(f"teacher={self.teacher.name!r} has no weights: choose --methods that train no network")
+        return Student.from_pretrained(self.warm)
+
 
 @dataclass(frozen=True)
 class Fitted:
-    """A sampler, what it cost, and what it is, in words."""
+    """A sampler, what it cost, what it is in words, and where it calls the network.
+
+    ``levels`` are ``half_logsnr``, a call each, the mean over samples where they differ; empty if that says nothing.
+    ``spent`` are its mean calls a sample, where it chooses their number.
+    """
 
     sampler: Sampler
     seconds: float
     network_calls: int
     described: str = ""
+    levels: tuple[float, ...] = ()
+    spent: float | None = None
 
 
 Rival = Callable[[Task], Fitted]
@@ -77,9 +97,21 @@ class Clock:
         return min(1.0, max(self.spent / self.seconds, called))
 
 
-def sampler_of(student: Student) -> Sampler:
-    """A student as a sampler."""
-    return lambda noise, condition: student.trajectory(noise, condition=condition)[-1].x
+@dataclass(frozen=True)
+class StudentSampler:
+    """A student as a sampler; at a price, if it knows prices."""
+
+    student: Student
+    price: float | None = None
+
+    def __call__(self, noise: Tensor, condition: Tensor) -> Tensor:
+        return self.student.trajectory(noise, self.price, condition)[-1].x
+
+    def levels(self, chooser: Evaluator) -> tuple[float, ...]:
+        """Mean levels at which a student of fixed steps calls the network."""
+        first = self.student.mdp.initial(chooser.noise, condition=chooser.condition)
+        states = [first, *self.student.trajectory(chooser.noise, self.price, chooser.condition)]
+        return tuple(torch.stack([state.half_logsnr.mean() for state in states[:-1]]).tolist())
 
 
 def distance(chooser: Evaluator, sampler: Sampler) -> float:

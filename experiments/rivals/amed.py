@@ -1,0 +1,82 @@
+"""AMED: a learned intermediate step (Zhou et al. 2024), the gradient's rival of two calls a step.
+
+Of each step a small network learns where between its ends the model is asked again, and how far to follow what it
+answers there; the rest is :mod:`experiments.rivals.two_calls`. As in the paper the network sees what the first call
+gave, here as the features that our policies see. Unlike there it learns through the whole sampler, to the endpoint, as
+all gradient rivals here do, not step by step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from experiments.rivals.descent import descend, through_sampler
+from experiments.rivals.rival import Clock, Fitted, Sampler, Task, distance
+from experiments.rivals.two_calls import Middle, midpoint, sample_twice, sample_two_calls
+from redif_env.grids import GRIDS, Grid
+from redif_env.observations import Features
+from redif_env.schedules import Schedule
+from redif_env.types import State
+
+RATE = 1e-2
+EMA = 0.98
+MAX_GAIN = 0.5
+"""How far the direction's gain may be from 1."""
+
+
+class Intermediate(nn.Module):
+    """Where a step asks again, and the gain of what it hears: half way and 1 before training, as in DPM-Solver-2."""
+
+    def __init__(self, sample_shape: tuple[int, ...], steps: int, schedule: Schedule) -> None:
+        super().__init__()
+        self.steps, self.schedule, self.seen = steps, schedule, Features()
+        size = self.seen.size(sample_shape, steps)
+        self.layers = nn.Sequential(nn.Linear(size, 64), nn.Tanh(), nn.Linear(64, 2))
+        nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
+
+    def forward(self, state: State, end: Tensor) -> Middle:
+        normalised = replace(state, x=self.schedule.normalised(state.x, state.half_logsnr))
+        place, gain = self.layers(self.seen.observe(normalised, self.steps)).double().unbind(dim=1)
+        level = torch.lerp(state.half_logsnr, end, torch.sigmoid(place))
+        return Middle(level, torch.ones_like(end), 1 + MAX_GAIN * torch.tanh(gain))
+
+
+def amed(task: Task) -> Fitted:
+    """On the grid that serves DPM-Solver-2 best, which it starts as.
+
+    Raises:
+        ValueError: if the number of predictions is odd.
+    """
+    if task.num_steps % 2:
+        raise ValueError(f"nfe={task.nfe} is no multiple of two predictions, which AMED asks for a step")
+    clock = Clock(task.seconds)
+    grids = {name: distance(task.chooser, _sampler(task, grid, midpoint)) for name, grid in GRIDS.items()}
+    chosen = min(grids, key=lambda name: grids[name])
+    searched = len(GRIDS) * len(task.chooser.noise) * task.nfe
+    torch.manual_seed(task.seed)
+    schedule = task.teacher.schedule
+    module = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule).to(task.teacher.device)
+
+    def make(noise: Tensor, condition: Tensor) -> Tensor:
+        return sample_twice(task.teacher, GRIDS[chosen], noise, task.num_steps, condition, module)[0]
+
+    def sampler_of(averaged: nn.Module) -> Sampler:
+        kept = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule).to(task.teacher.device)
+        kept.load_state_dict(averaged.state_dict())
+        return _sampler(task, GRIDS[chosen], kept)
+
+    rest = replace(task, seconds=task.seconds - clock.spent)
+    found = descend(rest, module, through_sampler(task, make, RATE, EMA), sampler_of)
+    calls = searched + found.network_calls
+    return replace(found, seconds=clock.spent, network_calls=calls, described=f"amed {chosen}")
+
+
+def _sampler(task: Task, grid: Grid, choose: nn.Module) -> Sampler:
+    def sampler(noise: Tensor, condition: Tensor) -> Tensor:
+        return sample_two_calls(task.teacher, grid, noise, task.num_steps, condition, choose)[0]
+
+    return sampler

@@ -1,0 +1,57 @@
+"""Who takes part in the comparison, by the names of its tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from experiments.rivals.amed import amed
+from experiments.rivals.consistency import consistency
+from experiments.rivals.gits import gits
+from experiments.rivals.gradient import gradient_policy, gradient_table
+from experiments.rivals.matching import matching
+from experiments.rivals.ours import (
+    cross_entropy,
+    redif_adaptive,
+    redif_blind,
+    redif_both,
+    redif_network,
+    redif_ppo,
+)
+from experiments.rivals.progressive import progressive
+from experiments.rivals.regression import regression
+from experiments.rivals.rival import Rival
+from experiments.rivals.training_free import TRAINING_FREE, allows, ddim
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How one is fitted; ``trained``: by chance, under the budget; ``network``: all weights of a network of its own."""
+
+    rival: Rival
+    trained: bool = True
+    network: bool = False
+
+
+FIELD: dict[str, Entry] = {
+    "ddim, uniform time": Entry(ddim, trained=False),
+    **{name: Entry(rival, trained=False) for name, rival in TRAINING_FREE.items()},
+    "gits": Entry(gits, trained=False),
+    "cross-entropy": Entry(cross_entropy),
+    "gradient, table": Entry(gradient_table),
+    "gradient, policy": Entry(gradient_policy),
+    "amed": Entry(amed),
+    "network, regression": Entry(regression, network=True),
+    "network, progressive": Entry(progressive, network=True),
+    "network, consistency": Entry(consistency, network=True),
+    "network, matching": Entry(matching, network=True),
+    "redif-ppo": Entry(redif_ppo),
+    "redif-ppo, no state": Entry(redif_blind),
+    "redif-ppo, adaptive": Entry(redif_adaptive),
+    "redif-ppo, network": Entry(redif_network, network=True),
+    "redif-ppo, both": Entry(redif_both, network=True),
+}
+
+
+def takes_part(method: str, predictions: int) -> bool:
+    """Whether a method can spend exactly so many predictions."""
+    return predictions % 2 == 0 if method == "amed" else allows(method, predictions)

@@ -1,0 +1,78 @@
+"""What the distillers that learn from single steps share: a step of the student is to land where others say.
+
+States are the teacher's endpoints with noise added, at levels of a grid; the network learns the clean estimate whose
+DDIM step lands on the target, in its own output's form, which no level magnifies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from experiments.rivals.descent import Batch
+from experiments.rivals.rival import Task
+from redif_env.grids import Grid
+from redif_env.predictions import noise_estimate
+from redif_env.schedules import Schedule
+from redif_env.solvers import SOLVERS, ddim_step
+from redif_env.students import Student
+from redif_env.teachers import Teacher
+from redif_env.types import Level, Prediction, expand
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Samples ``(B, *S)`` at levels ``half_logsnr`` ``(B,)``, and what they are to show ``(B,)``."""
+
+    x: Tensor
+    half_logsnr: Tensor
+    condition: Tensor
+
+    def predict(self, model: Teacher) -> Prediction:
+        """What a model says of them."""
+        return model.predict(self.x, self.half_logsnr, model.schedule.timestep(self.half_logsnr), self.condition)
+
+    def landed(self, prediction: Prediction, half_logsnr: Tensor, schedule: Schedule) -> Noised:
+        """Where a DDIM step of a prediction lands."""
+        x = ddim_step(self.x, prediction.x0, schedule.level(self.half_logsnr), schedule.level(half_logsnr))
+        return Noised(x, half_logsnr, self.condition)
+
+
+def noised(batch: Batch, half_logsnr: Tensor, schedule: Schedule, generator: torch.Generator) -> Noised:
+    """The endpoints of a batch with fresh noise, at levels."""
+    level = schedule.level(half_logsnr)
+    fresh = torch.randn(batch.endpoints.shape, generator=generator).to(batch.endpoints)
+    alpha, sigma = (expand(scale, fresh).to(fresh) for scale in (level.alpha, level.sigma))
+    return Noised(alpha * batch.endpoints + sigma * fresh, half_logsnr, batch.condition)
+
+
+def grid_levels(grid: Grid, schedule: Schedule, index: Tensor, steps: int) -> Tensor:
+    """``half_logsnr`` of node ``index`` ``(B,)`` of a grid of so many steps; node ``steps`` is clean data."""
+    return grid.half_logsnr(index.double() / steps, schedule)
+
+
+def clean_target(x: Tensor, landed: Tensor, level: Level, next_level: Level) -> Tensor:
+    """The clean estimate whose DDIM step from ``x`` at ``level`` ends at ``landed`` (Salimans and Ho 2022, Eq. 8)."""
+    ratio = next_level.sigma / level.sigma
+    gain = next_level.alpha - level.alpha * ratio
+    return (landed - expand(ratio, x).to(x) * x) / expand(gain, x).to(x)
+
+
+def landing_loss(student: Teacher, start: Noised, target: Noised) -> Tensor:
+    """Squared error of the network's output to the one whose step from ``start`` lands on ``target``."""
+    schedule, shown = student.schedule, student.preconditioning
+    level, next_level = schedule.level(start.half_logsnr), schedule.level(target.half_logsnr)
+    x0 = clean_target(start.x, target.x, level, next_level)
+    wanted = shown.write(Prediction(x0, noise_estimate(start.x, x0, level)), level, student.prediction_type)
+    timestep, asked = schedule.timestep(start.half_logsnr), student.conditions.select(start.condition)
+    output = student.call(student.network, shown.inputs(start.x, level), timestep.to(student.dtype), asked)
+    return F.mse_loss(output, wanted)
+
+
+def one_step_student(task: Task) -> Student:
+    """The warm start, stepped by DDIM: what a network needs that answers for whole steps."""
+    student = task.warm_student()
+    return Student(replace(student.mdp, solver=SOLVERS["ddim"]), student.policy)
