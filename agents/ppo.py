@@ -28,6 +28,7 @@ from agents.networks import NoiseSettings, noise_map, policy_kwargs, warm_start
 from agents.plan import Item, Sizes, plan, print_plan
 from agents.recipes import settled
 from agents.runs import RunStoppedError, begin, check, settings_json
+from redif_env.actions import ActionMap
 from redif_env.cloning import CloningPlan
 from redif_env.evaluation import Evaluator
 from redif_env.mdp import DenoisingMDP
@@ -145,15 +146,16 @@ def judge_of(args: Args, mdp: DenoisingMDP) -> Evaluator:
     return Evaluator(mdp.teacher, args.held_out_size, VALIDATION_SEED, args.teacher_steps)
 
 
-def build(args: Args) -> PPO:
-    """The agent with its environment."""
+def build(args: Args, action: ActionMap | None = None) -> PPO:
+    """The agent with its environment; ``action`` in the place of the action map that ``args`` name."""
     args = settled(args)
     network = args.action == "noise"
+    named: ActionMap | str = noise_map(args.network) if network else args.action
     env = make_vec_env(
         args.num_envs,
         teacher=args.teacher,
         num_steps=args.num_steps,
-        action=noise_map(args.network) if network else args.action,
+        action=action or named,
         observation=args.observation,
         conditions=wanted(args.conditions),
         null_label=args.null_label,
@@ -220,15 +222,17 @@ def callbacks_of(args: Args, agent: PPO) -> list[BaseCallback]:
     return callbacks
 
 
-def train(args: Args) -> tuple[Student, dict[str, Any]]:
+def train(args: Args, action: ActionMap | None = None) -> tuple[Student, dict[str, Any]]:
     """The best student on held-out noise, and what it cost; ``args.resume`` goes on from the newest checkpoint.
+
+    ``action`` is an action map of one's own, in the place of the one that ``args`` name.
 
     Raises:
         RunStoppedError: if the run was asked to stop; it has left a checkpoint.
         UnhealthyRunError: if it cannot go on; the last good student is in ``args.out``.
     """
     args = settled(args)
-    agent = build(args)
+    agent = build(args, action)
     begin(args, PROGRAM)
     mdp = agent.get_env().unwrapped.mdp
     steps = args.network_calls // mdp.calls

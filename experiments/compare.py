@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -29,13 +29,15 @@ from agents import clone
 from agents.command import prepare_folder, run
 from agents.networks import NoiseSettings
 from experiments.figures import draw_curves, draw_samples, draw_schedules
-from experiments.rivals.field import FIELD, takes_part
+from experiments.rivals.field import FIELD, Entry, takes_part
 from experiments.rivals.rival import StudentSampler, Task
 from redif_env.evaluation import Evaluator
 from redif_env.files import write_file
 from redif_env.references import TEST_SEED, VALIDATION_SEED, reference_paths, reference_set
 from redif_env.settings import shared_teacher
 from redif_env.teachers import Teacher
+
+Field = Mapping[str, Entry]
 
 WARM, FLOOR = "warm start", "teacher, other noises"
 MEASURES = {
@@ -73,6 +75,9 @@ class Args:
     """Minibatches of cloning that make the warm start of all networks."""
     test_size: int = 2000
     held_out_size: int = 512
+    features: str | None = None
+    """Of the judge: "inception:PATH" with torch-fidelity's weights, or a vision model; small classifiers of digits, or
+    pixels, if not given. What is chosen among during a fit is always chosen by the latter."""
     out: Path = Path("results")
     jobs: int = 2
     """Fits at the same time, each with its share of the cores."""
@@ -101,11 +106,11 @@ class Cell:
         return f"{self.teacher}-{self.label}-{self.nfe}-{self.seed}".replace(", ", "-").replace(" ", "-")
 
 
-def cells_of(args: Args) -> list[Cell]:
+def cells_of(args: Args, field: Field) -> list[Cell]:
     """All fits, the longest first; those without chance once."""
     found = []
     for teacher, nfe, method in product(args.teacher, args.nfe, args.methods):
-        entry = FIELD[method]
+        entry = field[method]
         left_out = entry.trained and nfe not in args.trained_nfe
         if left_out or not takes_part(method, nfe // placed(teacher).calls):
             continue
@@ -115,7 +120,7 @@ def cells_of(args: Args) -> list[Cell]:
             for seed in range(args.seeds if entry.trained else 1)
             for budget in (longer if entry.trained else (1.0,))
         ]
-    return sorted(found, key=lambda cell: (-cell.budget, not FIELD[cell.method].trained))
+    return sorted(found, key=lambda cell: (-cell.budget, not field[cell.method].trained))
 
 
 @cache
@@ -125,9 +130,9 @@ def placed(name: str) -> Teacher:
 
 
 @cache
-def evaluator(teacher: str, size: int, seed: int, train_size: int) -> Evaluator:
+def evaluator(teacher: str, size: int, seed: int, train_size: int, features: str | None = None) -> Evaluator:
     """One for all fits of a process."""
-    return Evaluator(placed(teacher), size, seed, train_size=train_size)
+    return Evaluator(placed(teacher), size, seed, train_size=train_size, features=features)
 
 
 def warm_folder(args: Args, teacher: str, nfe: int) -> Path:
@@ -154,12 +159,12 @@ def warm_up(args: Args, teacher: str, nfe: int, threads: int) -> dict[str, Any]:
     return found
 
 
-def finish(args: Args, cell: Cell, threads: int) -> dict[str, Any]:
+def finish(args: Args, cell: Cell, entry: Entry, threads: int) -> dict[str, Any]:
     """Fit, judge and keep one cell, unless that is done."""
     path = args.out / "rows" / f"{cell.name}.json"
     if not path.exists():
         torch.set_num_threads(threads)
-        teacher, entry = placed(cell.teacher), FIELD[cell.method]
+        teacher = placed(cell.teacher)
         reference = reference_set(teacher, args.reference_size, num_steps=args.teacher_steps)
         chooser = evaluator(cell.teacher, args.held_out_size, VALIDATION_SEED, args.reference_size)
         warm = warm_folder(args, cell.teacher, cell.nfe) / "student" if entry.network else None
@@ -183,7 +188,7 @@ def finish(args: Args, cell: Cell, threads: int) -> dict[str, Any]:
 def judged(args: Args, cell: Cell, sampler: Any, facts: dict[str, Any]) -> dict[str, Any]:
     """The row of one sampler; some of its samples are kept beside the teacher's."""
     teacher = placed(cell.teacher)
-    judge = evaluator(cell.teacher, args.test_size, TEST_SEED, args.reference_size)
+    judge = evaluator(cell.teacher, args.test_size, TEST_SEED, args.reference_size, args.features)
     samples = sampler(judge.noise, judge.condition)
     pictures = [teacher.images(part[:PICTURED]).contiguous() for part in (samples, judge.endpoints)]
     with write_file(args.out / "samples" / f"{cell.name}.safetensors") as temporary:
@@ -200,19 +205,20 @@ def floor(args: Args, name: str) -> dict[str, Any]:
     """The row of the teacher on noises of the training set: what chance alone makes of two perfect sets."""
     reference = reference_set(placed(name), args.reference_size, num_steps=args.teacher_steps)
     size = min(args.test_size, args.reference_size)
-    judge = evaluator(name, size, TEST_SEED, args.reference_size)
+    judge = evaluator(name, size, TEST_SEED, args.reference_size, args.features)
     samples = reference.endpoints[:size].to(placed(name).device)
     row = asdict(judge.row(FLOOR, "", args.teacher_steps, samples)) | judge.set_measures(placed(name).clip(samples))
     return row | {"teacher": name, "seed": 0, "budget": 1.0, "judged": judge.described, "train_seconds": 0.0}
 
 
-def finish_all(args: Args, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def finish_all(args: Args, cells: Sequence[Cell], field: Field) -> list[dict[str, Any]]:
     """The rows of the teachers, the warm starts and all cells, ``args.jobs`` at a time."""
-    networks = [cell for cell in cells if FIELD[cell.method].network]
+    entries = [field[cell.method] for cell in cells]
+    networks = [cell for cell, entry in zip(cells, entries, strict=True) if entry.network]
     for name in args.teacher:  # what all processes need is computed once
         reference = reference_set(placed(name), args.reference_size, num_steps=args.teacher_steps)
         evaluator(name, args.held_out_size, VALIDATION_SEED, args.reference_size)
-        evaluator(name, args.test_size, TEST_SEED, args.reference_size)
+        evaluator(name, args.test_size, TEST_SEED, args.reference_size, args.features)
         if any(cell.method.startswith("redif") and cell.teacher == name for cell in networks):
             reference_paths(placed(name), reference)
     floors = [floor(args, name) for name in args.teacher]
@@ -220,11 +226,11 @@ def finish_all(args: Args, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     warm = sorted({(cell.teacher, cell.nfe) for cell in networks})
     if args.jobs == 1:
         rows = [warm_up(args, *key, threads) for key in warm]
-        return floors + rows + [finish(args, cell, threads) for cell in cells]
+        return floors + rows + [finish(args, *pair, threads) for pair in zip(cells, entries, strict=True)]
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         started = [pool.submit(warm_up, args, *key, threads) for key in warm]
         rows = [future.result() for future in started]
-        return floors + rows + list(pool.map(finish, [args] * len(cells), cells, [threads] * len(cells)))
+        return floors + rows + list(pool.map(partial(finish, args, threads=threads), cells, entries))
 
 
 def summary(rows: Sequence[dict[str, Any]], teacher: str, nfe: int) -> Table:
@@ -258,29 +264,27 @@ def line(rows: Sequence[dict[str, Any]], measures: Sequence[str]) -> list[str]:
     return [name, f"{median(distances):.3f}", f"{mean(distances):.3f}", error, *cells, *cost]
 
 
-def check(args: Args) -> None:
+def check(args: Args, field: Field) -> None:
     """Refuse methods that are unknown, or cannot take part.
 
     Raises:
         ValueError: naming them.
     """
-    unknown = sorted(set(args.methods) - set(FIELD))
+    unknown = sorted(set(args.methods) - set(field))
     if unknown:
-        raise ValueError(f"methods={unknown} are unknown: choose among {', '.join(map(repr, FIELD))}")
-    networks = [method for method in args.methods if FIELD[method].network]
+        raise ValueError(f"methods={unknown} are unknown: choose among {', '.join(map(repr, field))}")
+    networks = [method for method in args.methods if field[method].network]
     for name in args.teacher:
         if networks and not list(placed(name).network.parameters()):
             raise ValueError(f"teacher={name!r} has no weights: leave {', '.join(networks)} out of --methods")
 
 
-def main(args: Args) -> None:
-    if args.quick:
-        alone = tuple(name for name in args.methods if name in FIELD and not FIELD[name].network)
-        args = replace(args, nfe=args.nfe[:1], seeds=1, seconds=min(args.seconds, 20.0), methods=alone)
-    check(args)
+def compare(args: Args, field: Field) -> None:
+    """Fit, judge, print and draw all of ``field`` that ``args`` ask for."""
+    check(args, field)
     prepare_folder(args.out)
-    cells = cells_of(args)
-    rows = finish_all(args, cells)
+    cells = cells_of(args, field)
+    rows = finish_all(args, cells, field)
     with write_file(args.out / "rows.json") as temporary:
         temporary.write_text(json.dumps(rows, indent=2) + "\n")
     console = Console(width=190)
@@ -293,6 +297,13 @@ def main(args: Args) -> None:
             draw_schedules(rows, teacher, nfe, placed(teacher).schedule, args.out / f"schedules-{teacher}-{nfe}.png")
         draw_curves([row for row in rows if row["method"] != FLOOR], teacher, args.out / f"quality-{teacher}.png")
     print(f"Rows, samples and figures: {args.out}")
+
+
+def main(args: Args) -> None:
+    if args.quick:
+        alone = tuple(name for name in args.methods if name in FIELD and not FIELD[name].network)
+        args = replace(args, nfe=args.nfe[:1], seeds=1, seconds=min(args.seconds, 20.0), methods=alone)
+    compare(args, FIELD)
 
 
 if __name__ == "__main__":

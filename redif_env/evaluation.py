@@ -57,6 +57,8 @@ class Evaluator:
         size, seed: of the noises. The default set takes part in no training and no choice.
         teacher_steps: predictions that the teacher spends on an endpoint.
         train_size: of the training set, which shows what chance alone makes of two perfect sets.
+        features: in which sets are compared, as :func:`redif_env.features.load_features` names them; those of
+            :func:`redif_env.features.judge_features` if not given.
     """
 
     def __init__(
@@ -66,13 +68,14 @@ class Evaluator:
         seed: int = TEST_SEED,
         teacher_steps: int = 100,
         train_size: int = TRAIN_SIZE,
+        features: str | None = None,
     ) -> None:
         reference = reference_set(teacher, size, seed, teacher_steps)
         self.teacher, self.teacher_steps, self.train_size = teacher, teacher_steps, train_size
         self.noise = reference.noise.to(teacher.device)
         self.condition = reference.condition.to(teacher.device)
         self.endpoints = teacher.clip(reference.endpoints).to(teacher.device)
-        judge = judge_features(teacher.image_shape)
+        judge = features or judge_features(teacher.image_shape)
         self.feature_name = f"{CLASSIFIERS[judge][0]}-64" if judge in CLASSIFIERS else judge
         self.features = load_features(judge, teacher.image_shape).to(teacher.device)
         self.endpoint_features = self.embed(self.endpoints)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -21,6 +23,10 @@ CLASSIFIERS = {
 }
 """Folders of the digit networks, and what they take. The two of one shape differ in their training seed alone; keeping
 them apart means that a reward cannot be good by the judge's own blind spots."""
+
+
+INCEPTION = "inception:"
+"""Before the path of its weights, a name of features."""
 
 
 class DigitsClassifier(nn.Module):
@@ -144,14 +150,50 @@ class VisionFeatures(nn.Module):
         return cls(model, side, tuple(settings["image_mean"]), tuple(settings["image_std"]))
 
 
+class InceptionFeatures(nn.Module):
+    """The 2,048 pooled features of Inception v3 that FID is made of (Heusel et al. 2017), by torchmetrics.
+
+    Args:
+        weights: torch-fidelity's ``weights-inception-2015-12-05-6726825d.pth``.
+
+    Raises:
+        ValueError: if torch-fidelity is not installed, or the file holds something other than weights.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        try:
+            # The network's own reader unpickles whatever is in the file: only what is weights alone may get there.
+            torch.load(weights, map_location="cpu", weights_only=True)
+            network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"features='{INCEPTION}{weights}' need torch-fidelity: pip install torch-fidelity"
+            ) from error
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"features='{INCEPTION}{weights}' cannot be read ({str(error).splitlines()[0]}): give torch-fidelity's "
+                "weights-inception-2015-12-05-6726825d.pth"
+            ) from error
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``(N, 2048)`` of ``(N, C, H, W)`` in [-1, 1]; grey ones count as three equal channels."""
+        pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        found: Tensor = self.network(pixels.expand(-1, 3, -1, -1))
+        return found
+
+
 def load_features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
     """A frozen feature network.
 
     Args:
         name: ``"pixels"``: the samples themselves; ``"digits"`` or ``"mnist"``: the network for rewards on 8x8 or
             28x28 digits; ``"digits-judge"`` or ``"mnist-judge"``: another one, trained from another seed, which the
-            tables use and rewards should not; else the folder or hub id of a transformers vision model (CLIP, DINO,
-            ...).
+            tables use and rewards should not; ``"inception:PATH"``: those of FID, with the weights at that path; else
+            the folder or hub id of a transformers vision model (CLIP, DINO, ...).
         sample_shape: S of what it is to take; for latents, the shape of the images.
 
     Raises:
@@ -167,6 +209,8 @@ def load_features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
         classifier = DigitsClassifier(shape[-1])
         classifier.load_state_dict(load_file(ASSETS / folder / "model.safetensors"))
         network = PenultimateFeatures(classifier)
+    elif len(sample_shape) == 3 and name.startswith(INCEPTION):
+        network = InceptionFeatures(Path(name.removeprefix(INCEPTION)))
     elif len(sample_shape) == 3:
         network = VisionFeatures.from_pretrained(name)
     else:

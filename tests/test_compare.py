@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from experiments import compare
-from experiments.rivals import ours
+from experiments import ablate, compare
+from experiments.rivals import off_the_shelf, ours
 from experiments.rivals.amed import Intermediate, amed
 from experiments.rivals.consistency import consistency, heun_step
 from experiments.rivals.descent import Batch, loss_of
@@ -26,6 +26,7 @@ from experiments.rivals.rival import Clock, StudentSampler, Task, distance
 from experiments.rivals.training_free import TRAINING_FREE, ddim
 from experiments.rivals.two_calls import heun, midpoint, sample_two_calls
 from redif_env import Student
+from redif_env.actions import SolverMap, StepMap
 from redif_env.evaluation import Evaluator
 from redif_env.grids import GRIDS
 from redif_env.metrics import frechet_distance
@@ -180,18 +181,18 @@ def test_nobody_fits_on_what_is_reported():
     assert torch.equal(task.reference.noise, draw_starts(task.teacher, 256, TRAIN_SEED)[0])
 
 
-def test_no_rival_is_given_what_is_reported(monkeypatch, tmp_path):
+def test_no_rival_is_given_what_is_reported(tmp_path):
     """What the program hands to a rival, by hashes: neither the test noises nor their endpoints are within reach."""
-    seen = []
+    given_to = []
 
     def spy(task):
-        seen.append(task)
+        given_to.append(task)
         return ddim(task)
 
-    monkeypatch.setattr(compare, "FIELD", {"spy": Entry(spy)})
     args = small(tmp_path, methods=("spy",))
-    (row,) = [compare.finish(args, cell, 1) for cell in compare.cells_of(args)]
-    (task,) = seen
+    (cell,) = compare.cells_of(args, {"spy": Entry(spy)})
+    row = compare.finish(args, cell, Entry(spy), 1)
+    (task,) = given_to
     judge = compare.evaluator("gaussian-ring", args.test_size, TEST_SEED, args.reference_size)
 
     def digests(*sets):
@@ -361,7 +362,7 @@ def small(out, **settings):
 def test_who_takes_part_where(tmp_path):
     """Trained rivals at the NFE asked for, seeds where chance plays a part, longer budgets where they are needed."""
     args = small(tmp_path, teacher=("digits",), nfe=(4, 5), trained_nfe=(4,), seeds=2, budgets=(1.0, 10.0))
-    cells = compare.cells_of(args)
+    cells = compare.cells_of(args, FIELD)
     found = {(cell.method, cell.nfe): 0 for cell in cells}
     for cell in cells:
         found[cell.method, cell.nfe] += 1
@@ -401,3 +402,19 @@ def test_the_program_keeps_and_prints(tmp_path, capsys, monkeypatch):
         compare.main(compare.Args(methods=("magic",), out=tmp_path))
     with pytest.raises(ValueError, match="teacher='gaussian-ring' has no weights: leave network, regression"):
         compare.main(compare.Args(teacher=("gaussian-ring",), methods=("network, regression",), out=tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
+@pytest.mark.parametrize("change", ["step size alone", "no told time", "base ipndm2", "A2C", "TD3"])
+def test_what_is_ablated_is_changed(change, monkeypatch):
+    """Trained for a moment: a student whose process is the recipe's but for what is named."""
+    monkeypatch.setattr(ours, "affordable", lambda *_: 400)
+    monkeypatch.setattr(off_the_shelf, "affordable", lambda *_: 400)
+    student = ablate.CHANGES[change].rival(task_of(3)).sampler.student
+    default = build_mdp("gaussian-ring", 3, "solver", "features", "dpm++3m", "time^1.5", "cpu", "float32")
+    differs = {
+        "step size alone": {"action_map": StepMap()},
+        "no told time": {"action_map": SolverMap(max_told=0.0)},
+        "base ipndm2": {"solver": SOLVERS["ipndm2"]},
+    }.get(change, {})
+    assert replace(student.mdp, teacher=default.teacher) == replace(default, **differs)

@@ -1,4 +1,5 @@
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -95,3 +96,54 @@ def test_pickled_weights_and_missing_folders_are_refused(clip_folder, tmp_path):
         load_features(str(tmp_path), (3, 16, 16))
     with pytest.raises(ValueError, match="no transformers vision model could be read"):
         load_features(str(tmp_path / "nowhere"), (3, 16, 16))
+
+
+class Canary:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_inception_sees_bytes_of_three_channels(monkeypatch, tmp_path):
+    """Torchmetrics' network is given what FID gives it; the network itself is stood in for."""
+    seen = []
+
+    class Inception(torch.nn.Module):
+        def __init__(self, name, features_list, feature_extractor_weights_path):
+            super().__init__()
+            assert (name, features_list) == ("inception-v3-compat", ["2048"])
+            assert feature_extractor_weights_path == str(tmp_path / "weights.pth")
+
+        def forward(self, pixels):
+            seen.append(pixels)
+            return pixels.flatten(1).float()
+
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", Inception)
+    torch.save({}, tmp_path / "weights.pth")
+    features = load_features(f"inception:{tmp_path / 'weights.pth'}", (1, 2, 2))
+    made = embed(features, torch.tensor([-2.0, -1.0, 0.0, 1.0]).reshape(1, 1, 2, 2))
+    (pixels,) = seen
+    assert pixels.dtype == torch.uint8
+    assert pixels[0].tolist() == [[[0, 0], [128, 255]]] * 3
+    assert made.shape == (1, 12)
+
+
+def test_inception_weights_that_are_more_than_weights_are_refused(monkeypatch, tmp_path):
+    torch.save(Canary(tmp_path / "ran"), tmp_path / "weights.pth")
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", None)
+    with pytest.raises(ValueError, match=r"features='inception:.*weights.pth' cannot be read"):
+        load_features(f"inception:{tmp_path / 'weights.pth'}", (3, 8, 8))
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_features(f"inception:{tmp_path / 'none.pth'}", (3, 8, 8))
+
+
+@pytest.mark.skipif(find_spec("torch_fidelity") is not None, reason="torch-fidelity is installed")
+def test_inception_says_what_it_needs(tmp_path):
+    torch.save({}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="need torch-fidelity: pip install torch-fidelity"):
+        load_features(f"inception:{tmp_path / 'weights.pth'}", (3, 8, 8))

@@ -149,3 +149,16 @@ def test_a_student_with_prices_takes_one(tmp_path):
         student(noise=noise, price=2)
     with pytest.raises(ValueError, match="price=1 means nothing to this student"):
         student_of(0.0)(noise=noise, price=1)
+
+
+def test_a_blind_agent_sees_the_steps_left_and_nothing_else():
+    """One-hot, the same for all noises at a step; the environment around it passes Gymnasium's checker."""
+    env = ReDiFEnv(teacher="gaussian-ring", observation="steps", num_steps=3, reference_size=4)
+    check_env(env, skip_render_check=True)
+    for seed in (0, 1):
+        observation, _ = env.reset(seed=seed)
+        visited = [observation.tolist()]
+        for _ in range(3):
+            observation, *_ = env.step(np.zeros(5, np.float32))
+            visited.append(observation.tolist())
+        assert visited == [[0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 0]]

@@ -1,3 +1,4 @@
+import itertools
 import warnings
 
 import numpy as np
@@ -17,6 +18,7 @@ from redif_env.metrics import (
     recall,
     sliced_wasserstein,
     strayed,
+    wasserstein,
 )
 
 
@@ -109,3 +111,17 @@ def test_sliced_wasserstein_of_a_shift():
     assert sliced_wasserstein(samples, moved[torch.randperm(500)], 20_000) == pytest.approx((1 / 3) ** 0.5, rel=0.02)
     with pytest.raises(ValueError, match=r"as many as reference \(500\), got 499"):
         sliced_wasserstein(samples[1:], samples)
+
+
+def test_wasserstein_is_the_cheapest_pairing():
+    """Against all 720 pairings of six points, and for points that are moved, which are paired with themselves."""
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, 6, 2, generator=generator, dtype=torch.float64)
+    pairings = itertools.permutations(range(6))
+    least = min((one - other[list(order)]).square().sum(dim=1).mean().item() for order in pairings)
+    assert wasserstein(one, other) == pytest.approx(least**0.5)
+    points = torch.randn(300, 2, generator=generator, dtype=torch.float64)
+    moved = points + torch.tensor([0.3, 0.4], dtype=torch.float64)
+    assert wasserstein(points, moved[torch.randperm(300, generator=generator)]) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match=r"as many as reference \(300\), got 299"):
+        wasserstein(points[1:], points)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.rivals.descent import descend, through_sampler
-from experiments.rivals.rival import Fitted, StudentSampler, Task
+from experiments.rivals.rival import Fitted, StudentSampler, Task, seen
 from redif_env.mdp import DenoisingMDP
 from redif_env.policies import Policy, PolicyConfig
 from redif_env.sampling import trajectory
@@ -76,9 +76,15 @@ def gradient_policy(task: Task) -> Fitted:
 
 def _mdp(task: Task) -> DenoisingMDP:
     return build_mdp(
-        task.teacher, task.num_steps, "solver", "features", DEFAULT_SOLVER, DEFAULT_GRID, str(task.teacher.device),
+        task.teacher,
+        task.num_steps,
+        "solver",
+        seen(task.teacher),
+        DEFAULT_SOLVER,
+        DEFAULT_GRID,
+        str(task.teacher.device),
         "float32",
-    )  # fmt: skip
+    )
 
 
 def _fit(

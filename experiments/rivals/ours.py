@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +14,8 @@ from agents.command import DEFAULT_REWARD
 from agents.networks import NoiseSettings
 from agents.plan import calls_per_second
 from agents.recipes import settled
-from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, StudentSampler, Task
+from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, StudentSampler, Task, seen
+from redif_env.actions import ActionMap
 from redif_env.evaluation import prices_of
 from redif_env.students import Student
 
@@ -36,12 +38,12 @@ BOTH_SHARES = (0.35, 0.25)
 
 def redif_ppo(task: Task) -> Fitted:
     """``python -m agents.ppo``, as many network calls as the budget pays for."""
-    return _compact(task, ppo.Args())
+    return compact(task, ppo.Args())
 
 
 def redif_blind(task: Task) -> Fitted:
     """The same, but the policy sees the steps left alone."""
-    return _compact(task, ppo.Args(observation="steps"))
+    return compact(task, ppo.Args(observation="steps"))
 
 
 def redif_adaptive(task: Task) -> Fitted:
@@ -51,7 +53,7 @@ def redif_adaptive(task: Task) -> Fitted:
     """
     steps = task.num_steps
     settings = ppo.Args(min_steps=max(1, steps - 2), prices=PRICES, reward=(*DEFAULT_REWARD, ("price", 1.0)))
-    found = _compact(replace(task, num_steps=steps + 2), settings)
+    found = compact(replace(task, num_steps=steps + 2), settings)
     assert isinstance(found.sampler, StudentSampler)
     student, chooser = found.sampler.student, task.chooser
 
@@ -74,14 +76,14 @@ def redif_both(task: Task) -> Fitted:
     clock = Clock(task.seconds)
     compact_share, clone_share = BOTH_SHARES
     with TemporaryDirectory() as folder:
-        compact = _compact(replace(task, seconds=task.seconds * compact_share), ppo.Args())
-        assert isinstance(compact.sampler, StudentSampler)
-        compact.sampler.student.save_pretrained(Path(folder) / "compact")
+        first = compact(replace(task, seconds=task.seconds * compact_share), ppo.Args())
+        assert isinstance(first.sampler, StudentSampler)
+        first.sampler.student.save_pretrained(Path(folder) / "compact")
         updates = int(task.seconds * clone_share * calls_per_second(task.teacher, 128) / CLONE_CALLS)
         settings = NoiseSettings(start=str(Path(folder) / "compact"), clone_updates=max(20, updates))
         found = _network(task, settings, clock, 1 - compact_share - clone_share)
     cloned = settings.clone_updates * CLONE_CALLS
-    return replace(found, network_calls=found.network_calls + compact.network_calls + cloned)
+    return replace(found, network_calls=found.network_calls + first.network_calls + cloned)
 
 
 def cross_entropy(task: Task) -> Fitted:
@@ -100,12 +102,19 @@ def affordable(task: Task, batch_size: int, besides: float) -> int:
     return max(int(task.seconds / a_step) * task.teacher.calls, 4 * batch_size * task.nfe)
 
 
-def _compact(task: Task, settings: ppo.Args) -> Fitted:
-    """PPO on a few numbers a step."""
-    asked = replace(settings, num_steps=task.num_steps, seed=task.seed, held_out_size=len(task.chooser.noise))
-    calls = affordable(task, SHORT["num_envs"], PPO_SECONDS)
-    recipe = SHORT if calls < SHORT_CALLS else {}
-    found = _train(task, settled(replace(asked, network_calls=calls, **recipe)), ppo.train)
+def compact(task: Task, settings: ppo.Args, action: ActionMap | None = None) -> Fitted:
+    """PPO on a few numbers a step, with these settings; ``action`` as in :func:`agents.ppo.train`."""
+    asked = replace(
+        settings,
+        observation=settings.observation or seen(task.teacher),
+        num_steps=task.num_steps,
+        seed=task.seed,
+        held_out_size=len(task.chooser.noise),
+    )
+    calls = affordable(task, settings.num_envs or SHORT["num_envs"], PPO_SECONDS)
+    recipe = {name: value for name, value in SHORT.items() if getattr(asked, name) is None}
+    asked = replace(asked, network_calls=calls, **(recipe if calls < SHORT_CALLS else {}))
+    found = _train(task, settled(asked), partial(ppo.train, action=action))
     assert isinstance(found.sampler, StudentSampler)
     if found.sampler.student.mdp.adaptive:
         return found

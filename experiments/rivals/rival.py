@@ -114,6 +114,11 @@ class StudentSampler:
         return tuple(torch.stack([state.half_logsnr.mean() for state in states[:-1]]).tolist())
 
 
+def seen(teacher: Teacher) -> str:
+    """The observation of policies that see the state: with what they are asked for, where that varies."""
+    return "features+condition" if len(teacher.conditions) > 1 else "features"
+
+
 def distance(chooser: Evaluator, sampler: Sampler) -> float:
     """Frechet distance to the teacher on the chooser's noises: what candidates are chosen by."""
     return chooser.row("", "", 0, sampler(chooser.noise, chooser.condition)).fd_teacher

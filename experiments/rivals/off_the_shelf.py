@@ -1,0 +1,53 @@
+"""Other agents of Stable-Baselines3 on the same environment, with stock policies and the settings that suit them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stable_baselines3 import A2C, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from agents.callbacks import linear_to_zero
+from agents.command import DEFAULT_REWARD
+from experiments.rivals.ours import affordable
+from experiments.rivals.rival import Clock, Fitted, StudentSampler, Task
+from redif_env.sb3 import make_vec_env
+from redif_env.students import Student
+
+NUM_ENVS = 64
+GROUP = 8
+SECONDS = {A2C: 2e-4, SAC: 4e-4, TD3: 4e-4}
+"""What a step costs besides its network calls."""
+SETTINGS: dict[type[BaseAlgorithm], dict[str, Any]] = {
+    A2C: {
+        "learning_rate": linear_to_zero(3e-3),
+        "gamma": 1.0,
+        "gae_lambda": 1.0,
+        "normalize_advantage": True,
+        "policy_kwargs": {"log_std_init": -1.6},
+    },
+    SAC: {"learning_rate": 1e-3, "gamma": 1.0, "batch_size": 256, "gradient_steps": 4, "learning_starts": 1000},
+    TD3: {"learning_rate": 1e-3, "gamma": 1.0, "batch_size": 256, "gradient_steps": 4, "learning_starts": 1000},
+}
+
+
+def off_the_shelf(kind: type[BaseAlgorithm], task: Task) -> Fitted:
+    """The agent's last policy, for as many network calls as the budget pays for."""
+    clock, settings = Clock(task.seconds), dict(SETTINGS[kind])
+    env = make_vec_env(
+        NUM_ENVS,
+        teacher=task.teacher.name,
+        num_steps=task.num_steps,
+        reward=dict(DEFAULT_REWARD),
+        group_size=GROUP,
+        reference_size=len(task.reference),
+        teacher_steps=task.reference.num_steps,
+    )
+    if kind is A2C:
+        settings["n_steps"] = task.num_steps
+    calls = affordable(task, NUM_ENVS, SECONDS[kind])
+    agent = kind("MlpPolicy", env, seed=task.seed, device="cpu", **settings)
+    agent.learn(calls // task.teacher.calls)
+    sampler = StudentSampler(Student.from_agent(agent))
+    spent = agent.num_timesteps * task.teacher.calls
+    return Fitted(sampler, clock.spent, spent, levels=sampler.levels(task.chooser))
