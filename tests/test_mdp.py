@@ -9,6 +9,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from redif_env import ReDiFVectorEnv, Student
 from redif_env.actions import ACTION_MAPS
+from redif_env.envs import ReDiFEnv
 from redif_env.grids import GRIDS
 from redif_env.mdp import DenoisingMDP
 from redif_env.observations import OBSERVATIONS
@@ -153,7 +154,7 @@ def test_a_student_with_prices_takes_one(tmp_path):
 
 def test_a_blind_agent_sees_the_steps_left_and_nothing_else():
     """One-hot, the same for all noises at a step; the environment around it passes Gymnasium's checker."""
-    env = ReDiFEnv(teacher="gaussian-ring", observation="steps", num_steps=3, reference_size=4)
+    env = ReDiFEnv(**RING, observation="steps", num_steps=3)
     check_env(env, skip_render_check=True)
     for seed in (0, 1):
         observation, _ = env.reset(seed=seed)
