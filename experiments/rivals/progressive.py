@@ -29,15 +29,16 @@ def progressive(task: Task) -> Fitted:
     student = one_step_student(task)
     mdp, overall, teacher = student.mdp, Clock(task.seconds), task.teacher
     network = student.network.requires_grad_(True)
+    calls = None if task.calls is None else task.calls // STAGES
     for stage in range(STAGES - 1):
         steps = mdp.num_steps * 2 ** (STAGES - 1 - stage)
-        clock = Clock(task.seconds * (stage + 1) / STAGES - overall.spent)
+        clock = Clock(task.seconds * (stage + 1) / STAGES - overall.spent, calls)
         averaged = average(task, network, _halving(task, mdp.teacher, teacher, steps), clock)
         overall.network_calls += clock.network_calls
         network.load_state_dict(averaged.state_dict())
         teacher = copy.copy(mdp.teacher)
         teacher.network = copy.deepcopy(network).requires_grad_(False)
-    rest = replace(task, seconds=task.seconds - overall.spent)
+    rest = replace(task, seconds=task.seconds - overall.spent, calls=calls)
     found = distil(rest, student, _halving(task, mdp.teacher, teacher, mdp.num_steps))
     return replace(found, seconds=overall.spent, network_calls=overall.network_calls + found.network_calls)
 
