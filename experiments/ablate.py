@@ -65,35 +65,16 @@ CHANGES: dict[str, Entry] = {
 
 
 @dataclass(frozen=True)
-class Args:
-    teacher: tuple[str, ...] = ("digits",)
+class Args(compare.Args):
+    """The comparison's settings; ``methods`` are the changes."""
+
     nfe: tuple[int, ...] = (4,)
-    seeds: int = 3
-    seconds: float = 40.0
-    """Time that each fit may take, on its share of the cores."""
-    changes: tuple[str, ...] = tuple(CHANGES)
-    reference_size: int = 4096
-    test_size: int = 2000
-    held_out_size: int = 512
+    methods: tuple[str, ...] = tuple(CHANGES)
     out: Path = Path("results/ablation")
-    jobs: int = 2
 
 
 def main(args: Args) -> None:
-    asked = compare.Args(
-        teacher=args.teacher,
-        nfe=args.nfe,
-        trained_nfe=args.nfe,
-        seeds=args.seeds,
-        seconds=args.seconds,
-        methods=args.changes,
-        reference_size=args.reference_size,
-        test_size=args.test_size,
-        held_out_size=args.held_out_size,
-        out=args.out,
-        jobs=args.jobs,
-    )
-    compare.compare(asked, CHANGES)
+    compare.compare(args, CHANGES)
 
 
 if __name__ == "__main__":

@@ -282,6 +282,9 @@ def check(args: Args, field: Field) -> None:
 def compare(args: Args, field: Field) -> None:
     """Fit, judge, print and draw all of ``field`` that ``args`` ask for."""
     check(args, field)
+    if args.quick:
+        alone = tuple(name for name in args.methods if not field[name].network)
+        args = replace(args, nfe=args.nfe[:1], seeds=1, seconds=min(args.seconds, 20.0), methods=alone)
     prepare_folder(args.out)
     cells = cells_of(args, field)
     rows = finish_all(args, cells, field)
@@ -300,9 +303,6 @@ def compare(args: Args, field: Field) -> None:
 
 
 def main(args: Args) -> None:
-    if args.quick:
-        alone = tuple(name for name in args.methods if name in FIELD and not FIELD[name].network)
-        args = replace(args, nfe=args.nfe[:1], seeds=1, seconds=min(args.seconds, 20.0), methods=alone)
     compare(args, FIELD)
 
 

@@ -417,3 +417,16 @@ def test_what_is_ablated_is_changed(change, monkeypatch):
         "base ipndm2": {"solver": SOLVERS["ipndm2"]},
     }.get(change, {})
     assert replace(student.mdp, teacher=default.teacher) == replace(default, **differs)
+
+
+def test_the_ablation_takes_the_comparison_s_settings(monkeypatch, tmp_path):
+    """Quick: one seed of every change at the first NFE; and no change is unknown."""
+    asked = []
+    monkeypatch.setattr(compare, "finish_all", lambda args, cells, field: asked.extend(cells) or [])
+    monkeypatch.setattr(compare, "summary", lambda *_: "")
+    for draw in ("draw_samples", "draw_schedules", "draw_curves"):
+        monkeypatch.setattr(compare, draw, lambda *_: None)
+    ablate.main(ablate.Args(quick=True, out=tmp_path))
+    assert [(cell.method, cell.nfe, cell.seed) for cell in asked] == [(name, 4, 0) for name in ablate.CHANGES]
+    with pytest.raises(ValueError, match="methods=\\['less'\\] are unknown"):
+        ablate.main(ablate.Args(methods=("less",), out=tmp_path))
