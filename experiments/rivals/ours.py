@@ -22,9 +22,11 @@ from redif_env.students import Student
 PPO_SECONDS, SEARCH_SECONDS = 3.4e-4, 1e-5
 """What a step costs besides its network calls: PPO's updates, rewards and judging, and the search's; on this project's
 machine. Only how near a fit comes to its budget depends on them: the table shows what was spent."""
-NETWORK_CALLS = 3.0
-"""What a step of a network student costs in calls of rollouts' size: its own, its value's, its update's."""
-CLONE_CALLS = 500
+ADAPTIVE = 2.3
+"""As many times that where the policy chooses the number of steps."""
+NETWORK_CALLS = 5.5
+"""What a step of a network student costs in calls of rollouts' size: its own, its value's, its update's, its reward."""
+CLONE_CALLS = 650
 """The same of one minibatch of cloning."""
 SHORT_CALLS = 240_000
 SHORT: dict[str, Any] = {"num_envs": 64, "epochs": 2, "average": 0.97}
@@ -111,7 +113,9 @@ def compact(task: Task, settings: ppo.Args, action: ActionMap | None = None) -> 
         seed=task.seed,
         held_out_size=len(task.chooser.noise),
     )
-    calls = affordable(task, settings.num_envs or SHORT["num_envs"], PPO_SECONDS)
+    # Rollouts of samples that differ in length leave part of the batch idle.
+    besides = PPO_SECONDS * (1 if settings.min_steps is None else ADAPTIVE)
+    calls = affordable(task, settings.num_envs or SHORT["num_envs"], besides)
     recipe = {name: value for name, value in SHORT.items() if getattr(asked, name) is None}
     asked = replace(asked, network_calls=calls, **(recipe if calls < SHORT_CALLS else {}))
     found = _train(task, settled(asked), partial(ppo.train, action=action))
