@@ -82,7 +82,7 @@ class Args:
     action: str = "solver"
     """Or "step"; or "noise": the policy is a network of its own, which predicts in the teacher's place."""
     observation: str | None = None
-    """Or "features+condition": the policy sees what it is asked for."""
+    """Or "features+condition": the policy sees what it is asked for; "steps": it sees the steps left alone."""
     solver: str = DEFAULT_SOLVER
     """Base solver, which the zero action reproduces."""
     grid: str = DEFAULT_GRID

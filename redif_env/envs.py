@@ -407,8 +407,9 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
 
     `"features"`: a short float32 vector: NFE left, noise level, statistics of the sample, of the predicted clean sample
     and of its change. :class:`redif_env.observations.Features` lists them. `"features+condition"`: the same, and the
-    embedding of the condition. With `prices`, the episode's price follows. `"sample"`: a dict of the noisy sample, what
-    the network is told, the level, the calls left and the condition's row (:class:`redif_env.observations.Sample`).
+    embedding of the condition. `"steps"`: the steps left alone, one-hot, for agents that are to be blind to the sample.
+    With `prices`, the episode's price follows. `"sample"`: a dict of the noisy sample, what the network is told, the
+    level, the calls left and the condition's row (:class:`redif_env.observations.Sample`).
 
     ## Rewards
 
