@@ -66,7 +66,7 @@ class Args:
     seconds: float = 40.0
     """Time that each fit may take, on its share of the cores; endpoints to train on and the warm start are given."""
     budgets: tuple[float, ...] = (1.0,)
-    """Multiples of that time. Any but the first is for rivals that train a whole network, and for redif-ppo."""
+    """Multiples of that time, for all rivals that are trained: 10 is what those need that train a whole network."""
     methods: tuple[str, ...] = tuple(FIELD)
     reference_size: int = 4096
     teacher_steps: int = 100
@@ -114,12 +114,8 @@ def cells_of(args: Args, field: Field) -> list[Cell]:
         left_out = entry.trained and nfe not in args.trained_nfe
         if left_out or not takes_part(method, nfe // placed(teacher).calls):
             continue
-        longer = args.budgets if entry.network or method == "redif-ppo" else args.budgets[:1]
-        found += [
-            Cell(teacher, method, nfe, seed, budget)
-            for seed in range(args.seeds if entry.trained else 1)
-            for budget in (longer if entry.trained else (1.0,))
-        ]
+        runs = product(range(args.seeds), args.budgets) if entry.trained else [(0, 1.0)]
+        found += [Cell(teacher, method, nfe, seed, budget) for seed, budget in runs]
     return sorted(found, key=lambda cell: (-cell.budget, not field[cell.method].trained))
 
 
