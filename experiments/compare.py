@@ -63,7 +63,7 @@ class Args:
     trained_nfe: tuple[int, ...] = (4, 6, 8)
     """Of these, where rivals that are trained take part; training-free ones do everywhere."""
     seeds: int = 3
-    seconds: float = 40.0
+    seconds: float = 34.0
     """Time that each fit may take, on its share of the cores; endpoints to train on and the warm start are given."""
     budgets: tuple[float, ...] = (1.0,)
     """Multiples of that time, for all rivals that are trained: 10 is what those need that train a whole network."""
@@ -191,10 +191,15 @@ def judged(args: Args, cell: Cell, sampler: Any, facts: dict[str, Any]) -> dict[
         save_file(dict(zip(("student", "teacher"), pictures, strict=True)), temporary)
     return {
         **asdict(judge.row(cell.label, facts.get("described", ""), cell.nfe, samples)),
-        **judge.set_measures(teacher.clip(samples)),
+        **measures(judge, teacher.clip(samples)),
         **{"teacher": cell.teacher, "seed": cell.seed, "budget": cell.budget, "judged": judge.described},
         **facts,
     }
+
+
+def measures(judge: Evaluator, samples: torch.Tensor) -> dict[str, float]:
+    """All that is known of samples as a set."""
+    return judge.set_measures(samples) | judge.exact_measures(samples)
 
 
 def floor(args: Args, name: str) -> dict[str, Any]:
@@ -203,7 +208,7 @@ def floor(args: Args, name: str) -> dict[str, Any]:
     size = min(args.test_size, args.reference_size)
     judge = evaluator(name, size, TEST_SEED, args.reference_size, args.features)
     samples = reference.endpoints[:size].to(placed(name).device)
-    row = asdict(judge.row(FLOOR, "", args.teacher_steps, samples)) | judge.set_measures(placed(name).clip(samples))
+    row = asdict(judge.row(FLOOR, "", args.teacher_steps, samples)) | measures(judge, placed(name).clip(samples))
     return row | {"teacher": name, "seed": 0, "budget": 1.0, "judged": judge.described, "train_seconds": 0.0}
 
 

@@ -38,6 +38,7 @@ def draw_curves(rows: Rows, teacher: str, path: Path) -> None:
         at = {nfe: [row for row in own if (row["method"], row["nfe"]) == (method, nfe)] for nfe in calls}
         found = [median(row["fd_teacher"] for row in at[nfe]) for nfe in calls]
         look = {"color": f"C{index % 10}", "label": method, "marker": "o", "markersize": 4}
+        look["linewidth"] = 2.5 if method.startswith("redif") else 1.0
         left.plot(calls, found, linestyle=STYLES[index // 10 % len(STYLES)], **look)
         costs = [max(1.0, median(row["train_seconds"] for row in at[nfe])) for nfe in calls]
         right.plot(costs, found, linestyle="", **look)
@@ -50,7 +51,7 @@ def draw_curves(rows: Rows, teacher: str, path: Path) -> None:
 
 
 def draw_schedules(rows: Rows, teacher: str, nfe: int, schedule: Schedule, path: Path) -> None:
-    """Where each method calls the network, beside the known grids: noise over signal against the number of the call."""
+    """Where methods that search or learn it call the network, first seeds, beside the known grids."""
     figure, axis = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
     position = torch.arange(nfe, dtype=torch.float64) / nfe
     low, high = (end.item() for end in schedule.ends(torch.device("cpu")))
@@ -60,8 +61,7 @@ def draw_schedules(rows: Rows, teacher: str, nfe: int, schedule: Schedule, path:
         axis.annotate(name, (nfe, torch.exp(-levels[-1])), color="0.5", fontsize=7, xytext=(4, 0),
                       textcoords="offset points")  # fmt: skip
     own = [row for row in rows if (row["teacher"], row["nfe"]) == (teacher, nfe) and len(row.get("levels", ())) == nfe]
-    trained = [row for row in own if row["seed"] == 0 and row["train_seconds"] and row["network_calls"]]
-    for index, row in enumerate(trained):
+    for index, row in enumerate(row for row in own if row["seed"] == 0):
         levels = torch.tensor(row["levels"], dtype=torch.float64).clamp(low, high)
         look = {"color": f"C{index % 10}", "linestyle": STYLES[index // 10 % len(STYLES)]}
         axis.plot(range(1, nfe + 1), torch.exp(-levels), marker="o", markersize=4, label=row["method"], **look)

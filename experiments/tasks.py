@@ -57,5 +57,7 @@ def finish_all(tasks: Sequence[Task], teacher: str, jobs: int) -> list[list[dict
     threads = max(1, (os.cpu_count() or 1) // jobs)
     # The judge's reference set is computed once here, not by every process.
     Evaluator(shared_teacher(teacher, torch.device("cpu"), torch.float32))
+    if jobs == 1:
+        return [finish(task, threads) for task in tasks]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(finish, tasks, [threads] * len(tasks)))

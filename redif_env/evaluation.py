@@ -118,9 +118,7 @@ class Evaluator:
 
         ``kd`` is the kernel distance times 1000; ``swd`` the sliced Wasserstein distance; ``fd_pixels`` the Frechet
         distance of the values themselves; ``strayed`` the share of samples that ended nearer to another noise's
-        endpoint; ``fd_strayed`` the Frechet distance if all others were perfect, ``fd_others`` if those were. Where the
-        data are a Gaussian mixture, they are exact: ``nll`` is the mean negative log likelihood of the samples in nats,
-        ``wasserstein`` their distance of order 2 to as many fresh ones of the mixture's own.
+        endpoint; ``fd_strayed`` the Frechet distance if all others were perfect, ``fd_others`` if those were.
         """
         features, endpoints = self.embed(samples), self.endpoint_features
         astray = strayed(features, endpoints)[:, None]
@@ -135,10 +133,14 @@ class Evaluator:
             "strayed": astray.double().mean().item(),
             "fd_strayed": frechet_distance(torch.where(astray, features, endpoints), endpoints),
             "fd_others": frechet_distance(torch.where(astray, endpoints, features), endpoints),
-            **self._exact_measures(samples),
         }
 
-    def _exact_measures(self, samples: Tensor) -> dict[str, float]:
+    def exact_measures(self, samples: Tensor) -> dict[str, float]:
+        """What is known exactly where the data are a Gaussian mixture; nothing elsewhere.
+
+        ``nll`` is the mean negative log likelihood of ``samples`` ``(size, *S)`` in nats, ``wasserstein`` the distance
+        of order 2 to as many fresh ones of the mixture's own (seconds, for some thousands).
+        """
         mixture = self.teacher.network
         if not isinstance(mixture, GaussianMixture):
             return {}

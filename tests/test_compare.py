@@ -24,7 +24,7 @@ from experiments.rivals.progressive import progressive
 from experiments.rivals.regression import regression
 from experiments.rivals.rival import Clock, StudentSampler, Task, distance
 from experiments.rivals.training_free import TRAINING_FREE, ddim
-from experiments.rivals.two_calls import heun, midpoint, sample_two_calls
+from experiments.rivals.two_calls import TwoCallSampler, heun, midpoint
 from redif_env import Student
 from redif_env.actions import SolverMap, StepMap
 from redif_env.evaluation import Evaluator
@@ -83,15 +83,14 @@ def test_gits_is_ahead_of_ddim():
 
 @pytest.mark.parametrize("method", list(TRAINING_FREE))
 def test_training_free_rivals_know_their_best_grid(method):
-    """No grid would have brought the solver nearer on the chooser's noises, and the levels are where it calls."""
+    """No grid would have brought the solver nearer on the chooser's noises."""
     steps = 3 if method == "heun" else 4
     task = task_of(steps)
     found = TRAINING_FREE[method](task)
     name, grid = found.described.split()
     assert name == method
     assert grid in GRIDS
-    assert len(found.levels) == steps
-    assert list(found.levels) == sorted(found.levels) or method == "heun"
+    assert found.levels == ()
     if method == "dpm++2m":
         others = [sample(task.teacher, SOLVERS[name], GRIDS[other], task.chooser.noise, steps) for other in GRIDS]
         least = min(distance(task.chooser, lambda *_, made=made: made) for made in others)
@@ -109,7 +108,7 @@ def test_solvers_of_two_calls_converge_with_the_second_power(choose, odd):
     rows = torch.zeros(64, dtype=torch.int64)
     errors = []
     for steps in (20, 40, 80):
-        made, levels = sample_two_calls(teacher, GRIDS["time"], noise, 2 * steps - odd, rows, choose)
+        made, levels = TwoCallSampler(teacher, GRIDS["time"], 2 * steps - odd, choose).run(noise, rows)
         errors.append((made - exact).square().mean().sqrt().item())
         assert len(levels) == 2 * steps - odd
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.35)
@@ -120,12 +119,13 @@ def test_amed_begins_as_dpm_solver_2_and_gets_nearer():
     task = task_of(4, calls=75_000)
     module = Intermediate((2,), 2, task.teacher.schedule)
     noise, rows = task.chooser.noise, task.chooser.condition
-    begun, _ = sample_two_calls(task.teacher, GRIDS["karras"], noise, 4, rows, module)
-    known, _ = sample_two_calls(task.teacher, GRIDS["karras"], noise, 4, rows, midpoint)
-    torch.testing.assert_close(begun, known)
+    begun, known = (TwoCallSampler(task.teacher, GRIDS["karras"], 4, choose) for choose in (module, midpoint))
+    torch.testing.assert_close(begun(noise, rows), known(noise, rows))
     base = TRAINING_FREE["dpm2"](task)
     found = amed(task)
     assert distance(task.chooser, found.sampler) < 0.8 * distance(task.chooser, base.sampler)
+    assert len(found.levels) == 4
+    assert list(found.levels) == sorted(found.levels)
     with pytest.raises(ValueError, match="nfe=3 is no multiple"):
         amed(task_of(3))
 
@@ -217,7 +217,7 @@ def test_the_judge_finds_the_sampling_floor():
         one, other = (teacher.network.sample(1000, generator) for _ in range(2))
         floors.append(frechet_distance(one, other))
     assert 0.2 * min(floors) < judge.floor_row().fd_teacher < 3 * max(floors)
-    exact = judge.set_measures(teacher.network.sample(1000, generator))
+    exact = judge.exact_measures(teacher.network.sample(1000, generator))
     # Each of eight Gaussians far from the others: the entropy of one in two dimensions, and of the choice.
     entropy = math.log(8) + 2 * (math.log(0.05) + 0.5 * math.log(2 * math.pi * math.e))
     assert exact["nll"] == pytest.approx(entropy, abs=0.1)

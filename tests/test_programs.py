@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents import cem, command, ppo
 from agents.recipes import settled
 from agents.runs import check, read_settings
+from experiments import ablate_rewards, adaptive_curve, tasks
 from experiments.png_size import png_bytes
 from redif_env import GaussianMixtureTeacher, Student
 from redif_env.baselines import Baseline, all_baselines
@@ -28,6 +29,10 @@ TRAIN = [
     "--teacher", "gaussian-ring", "--num-steps", "3", "--network-calls", "384", "--num-envs", "16", "--group-size", "4",
     "--held-out-size", "32", "--held-out-every", "2",
 ]  # fmt: skip
+
+
+QUIET = pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
+"""Stable-Baselines3's progress bar is tqdm's, drawn by rich."""
 
 
 def run(module, *arguments):
@@ -252,14 +257,20 @@ def test_the_judge_s_noise_is_nobody_else_s():
     assert torch.rand(1) == wanted
 
 
-RING = ["--teacher", "gaussian-ring", "--seeds", "1", "--jobs", "1"]
+RING = {"teacher": "gaussian-ring", "seeds": 1, "jobs": 1, "network_calls": 512}
 
 
-def test_reward_ablation(tmp_path):
+@pytest.fixture
+def one_core(monkeypatch):
+    """Other tests run beside."""
+    monkeypatch.setattr(tasks.os, "cpu_count", lambda: 1)
+
+
+@QUIET
+def test_reward_ablation(tmp_path, capsys, one_core):
     """Every reward gets its row of every metric; a second run repeats no training."""
-    command = [*RING, "--num-steps", "2", "--network-calls", "512", "--rewards", "endpoint", "feature + energy"]
-    process = run("experiments.ablate_rewards", *command, "--out", str(tmp_path))
-    assert process.returncode == 0, process.stderr
+    args = ablate_rewards.Args(**RING, num_steps=2, rewards=("endpoint", "feature + energy"), out=tmp_path)
+    ablate_rewards.main(args)
     result = json.loads((tmp_path / "rewards.json").read_text())
     assert set(result["results"]) == {"endpoint", "feature + energy"}
     (row,) = result["results"]["endpoint"]
@@ -267,20 +278,18 @@ def test_reward_ablation(tmp_path):
     assert row["nfe"] == 2
     with Image.open(tmp_path / "rewards.png") as picture:
         assert picture.size[0] > 500
-    assert "feature + energy" in process.stdout
+    assert "feature + energy" in capsys.readouterr().out
     kept = tmp_path / "endpoint-2-0" / "rows.json"
     before = kept.stat().st_mtime_ns
-    assert run("experiments.ablate_rewards", *command, "--out", str(tmp_path)).returncode == 0
+    ablate_rewards.main(args)
     assert kept.stat().st_mtime_ns == before
 
 
-def test_adaptive_curve(tmp_path):
+@QUIET
+def test_adaptive_curve(tmp_path, one_core):
     """One student, one row a price, beside students of fixed calls."""
-    budget = ["--network-calls", "512"]
-    places = ["--out", str(tmp_path / "adaptive"), "--fixed-out", str(tmp_path / "fixed")]
-    steps = ["--min-steps", "2", "--num-steps", "4", "--fixed", "2", "4"]
-    process = run("experiments.adaptive_curve", *RING, *budget, *places, *steps)
-    assert process.returncode == 0, process.stderr
+    places = {"out": tmp_path / "adaptive", "fixed_out": tmp_path / "fixed"}
+    adaptive_curve.main(adaptive_curve.Args(**RING, **places, min_steps=2, num_steps=4, fixed=(2, 4)))
     result = json.loads((tmp_path / "adaptive" / "adaptive.json").read_text())
     assert len({row["price"] for row in result["adaptive"]}) == 5
     assert all(2 <= row["nfe"] <= 4 for row in result["adaptive"])

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from experiments.rivals.descent import descend, through_sampler
 from experiments.rivals.rival import Clock, Fitted, Sampler, Task, distance
-from experiments.rivals.two_calls import Middle, midpoint, sample_twice, sample_two_calls
-from redif_env.grids import GRIDS, Grid
+from experiments.rivals.two_calls import Middle, TwoCallSampler, midpoint, sample_twice
+from redif_env.grids import GRIDS
 from redif_env.observations import Features
 from redif_env.schedules import Schedule
 from redif_env.types import State
@@ -54,7 +54,10 @@ def amed(task: Task) -> Fitted:
     if task.num_steps % 2:
         raise ValueError(f"nfe={task.nfe} is no multiple of two predictions, which AMED asks for a step")
     clock = Clock(task.seconds)
-    grids = {name: distance(task.chooser, _sampler(task, grid, midpoint)) for name, grid in GRIDS.items()}
+    grids = {
+        name: distance(task.chooser, TwoCallSampler(task.teacher, grid, task.num_steps, midpoint))
+        for name, grid in GRIDS.items()
+    }
     chosen = min(grids, key=lambda name: grids[name])
     searched = len(GRIDS) * len(task.chooser.noise) * task.nfe
     torch.manual_seed(task.seed)
@@ -67,16 +70,11 @@ def amed(task: Task) -> Fitted:
     def sampler_of(averaged: nn.Module) -> Sampler:
         kept = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule).to(task.teacher.device)
         kept.load_state_dict(averaged.state_dict())
-        return _sampler(task, GRIDS[chosen], kept)
+        return TwoCallSampler(task.teacher, GRIDS[chosen], task.num_steps, kept)
 
     rest = replace(task, seconds=task.seconds - clock.spent)
     found = descend(rest, module, through_sampler(task, make, RATE, EMA), sampler_of)
+    assert isinstance(found.sampler, TwoCallSampler)
+    levels = found.sampler.run(task.chooser.noise, task.chooser.condition)[1]
     calls = searched + found.network_calls
-    return replace(found, seconds=clock.spent, network_calls=calls, described=f"amed {chosen}")
-
-
-def _sampler(task: Task, grid: Grid, choose: nn.Module) -> Sampler:
-    def sampler(noise: Tensor, condition: Tensor) -> Tensor:
-        return sample_two_calls(task.teacher, grid, noise, task.num_steps, condition, choose)[0]
-
-    return sampler
+    return replace(found, seconds=clock.spent, network_calls=calls, described=f"amed {chosen}", levels=levels)

@@ -61,7 +61,8 @@ class Task:
 class Fitted:
     """A sampler, what it cost, what it is in words, and where it calls the network.
 
-    ``levels`` are ``half_logsnr``, a call each, the mean over samples where they differ; empty if that says nothing.
+    ``levels`` are ``half_logsnr``, a call each, the mean over samples where they differ; none unless they were searched
+    or learned.
     ``spent`` are its mean calls a sample, where it chooses their number.
     """
 

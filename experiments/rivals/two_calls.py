@@ -99,14 +99,24 @@ def sample_twice(
     return state.x, asked
 
 
-@torch.inference_mode()
-def sample_two_calls(
-    model: Teacher, grid: Grid, noise: Tensor, nfe: int, condition: Tensor, choose: Choice
-) -> tuple[Tensor, tuple[float, ...]]:
-    """The same as :func:`sample_twice` in batches and without gradients; the levels are the first batch's."""
-    parts = zip(noise.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True)
-    found = [sample_twice(model, grid, part, nfe, asked, choose) for part, asked in parts]
-    return torch.cat([samples for samples, _ in found]), tuple(torch.stack(found[0][1]).tolist())
+@dataclass(frozen=True)
+class TwoCallSampler:
+    """:func:`sample_twice` in batches and without gradients."""
+
+    model: Teacher
+    grid: Grid
+    nfe: int
+    choose: Choice
+
+    def __call__(self, noise: Tensor, condition: Tensor) -> Tensor:
+        return self.run(noise, condition)[0]
+
+    @torch.inference_mode()
+    def run(self, noise: Tensor, condition: Tensor) -> tuple[Tensor, tuple[float, ...]]:
+        """Samples, and the levels of the first batch."""
+        parts = zip(noise.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True)
+        found = [sample_twice(self.model, self.grid, part, self.nfe, asked, self.choose) for part, asked in parts]
+        return torch.cat([samples for samples, _ in found]), tuple(torch.stack(found[0][1]).tolist())
 
 
 def _moved(state: State, x0: Tensor, half_logsnr: Tensor, schedule: Schedule) -> State:
