@@ -43,8 +43,14 @@ class Descent:
     decay: float
 
 
-def descend(task: Task, module: nn.Module, descent: Descent, sampler_of: Callable[[nn.Module], Sampler]) -> Fitted:
-    """Move the weights of ``module``; the best moving average on validation noise is kept.
+def descend(
+    task: Task,
+    module: nn.Module,
+    descent: Descent,
+    sampler_of: Callable[[nn.Module], Sampler],
+    begun: bool = False,
+) -> Fitted:
+    """Move the weights of ``module``; the best moving average on validation noise is kept, with ``begun`` from before.
 
     ``sampler_of`` gives the sampler of a module with such weights, to be judged and kept.
     """
@@ -54,6 +60,8 @@ def descend(task: Task, module: nn.Module, descent: Descent, sampler_of: Callabl
         sampler = sampler_of(averaged)
         found.append((distance(task.chooser, sampler), sampler))
 
+    if begun:
+        judge(module)
     average(task, module, descent, clock, judge)
     best = min(found, key=lambda pair: pair[0])[1]
     return Fitted(best, clock.spent, clock.network_calls)

@@ -31,9 +31,12 @@ def regression(task: Task) -> Fitted:
 
 
 def distil(task: Task, student: Student, descent: Descent) -> Fitted:
-    """Adam on the network of ``student``, stepped as the student steps; the best moving average is kept."""
+    """Adam on the network of ``student``, stepped as the student steps; the best moving average is kept.
+
+    That may be the warm start itself, where the budget is too small to leave it for the better.
+    """
     network = student.network.requires_grad_(True)
-    return descend(task, network, descent, lambda averaged: frozen_sampler(student, averaged))
+    return descend(task, network, descent, lambda averaged: frozen_sampler(student, averaged), begun=True)
 
 
 def frozen_sampler(student: Student, averaged: nn.Module) -> Sampler:
