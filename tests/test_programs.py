@@ -16,8 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents import cem, command, ppo
 from agents.recipes import settled
 from agents.runs import check, read_settings
-from experiments import ablate_rewards, adaptive_curve, tasks
-from experiments.png_size import png_bytes
+from experiments import ablate_rewards, adaptive_curve, png_size, tasks
 from redif_env import GaussianMixtureTeacher, Student
 from redif_env.baselines import Baseline, all_baselines
 from redif_env.checkpoints import checkpoints, remove_checkpoint
@@ -79,16 +78,16 @@ def test_train_export_judge(module, tmp_path):
         (["--out", "{file}/run"], "out='{file}/run' cannot be written"),
     ],
 )
-def test_bad_arguments_are_said_in_one_line(arguments, message, tmp_path):
+def test_bad_arguments_are_said_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     """A sentence, not a traceback, before any work is done."""
     (tmp_path / "file").write_text("")
     place = {"file": str(tmp_path / "file")}
-    process = run(
-        "agents.ppo", *TRAIN, "--out", str(tmp_path / "run"), *[argument.format(**place) for argument in arguments]
-    )
-    assert process.returncode != 0
-    assert message.format(**place) in process.stderr
-    assert "Traceback" not in process.stderr
+    given = [argument.format(**place) for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["ppo", *TRAIN, "--out", str(tmp_path / "run"), *given])
+    with pytest.raises(SystemExit) as left:
+        command.run(ppo.main, ppo.Args)
+    assert left.value.code != 0
+    assert message.format(**place) in capsys.readouterr().err
 
 
 SLOWER = ["--network-calls", "2400", "--checkpoint-every", "96"]
@@ -299,25 +298,15 @@ def test_adaptive_curve(tmp_path, one_core):
     assert (tmp_path / "adaptive" / "adaptive.png").exists()
 
 
+@QUIET
 def test_png_size(tmp_path):
     """The bytes that the program counts are those of the file that a user would save."""
     samples = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    for size, pixels in zip(png_bytes(samples).tolist(), to_pixels(samples), strict=True):
+    for size, pixels in zip(png_size.png_bytes(samples).tolist(), to_pixels(samples), strict=True):
         Image.fromarray(pixels).convert("L").save(tmp_path / "one.png", optimize=True)
         assert size == (tmp_path / "one.png").stat().st_size
-    assert png_bytes(torch.zeros(1, 1, 8, 8)) < png_bytes(samples).min()
-    process = run(
-        "experiments.png_size",
-        "--seeds",
-        "1",
-        "--network-calls",
-        "512",
-        "--held-out-size",
-        "64",
-        "--out",
-        str(tmp_path / "run"),
-    )
-    assert process.returncode == 0, process.stderr
+    assert png_size.png_bytes(torch.zeros(1, 1, 8, 8)) < png_size.png_bytes(samples).min()
+    png_size.main(png_size.Args(seeds=1, network_calls=512, held_out_size=64, out=tmp_path / "run"))
     curves = json.loads((tmp_path / "run" / "png-size.json").read_text())["curves"]
     assert len(curves) == 2
     assert all(point["bytes"] > 50 for seeds in curves.values() for points in seeds for point in points)
