@@ -16,6 +16,7 @@ from experiments.rivals.descent import Batch, Descent, average
 from experiments.rivals.landings import grid_levels, landing_loss, noised, one_step_student
 from experiments.rivals.regression import distil
 from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, Task
+from redif_env.grids import Grid
 from redif_env.teachers import Teacher
 
 STAGES = 4
@@ -33,20 +34,19 @@ def progressive(task: Task) -> Fitted:
     for stage in range(STAGES - 1):
         steps = mdp.num_steps * 2 ** (STAGES - 1 - stage)
         clock = Clock(task.seconds * (stage + 1) / STAGES - overall.spent, calls)
-        averaged = average(task, network, _halving(task, mdp.teacher, teacher, steps), clock)
+        averaged = average(task, network, _halving(task, mdp.teacher, teacher, mdp.grid, steps), clock)
         overall.network_calls += clock.network_calls
         network.load_state_dict(averaged.state_dict())
         teacher = copy.copy(mdp.teacher)
         teacher.network = copy.deepcopy(network).requires_grad_(False)
     rest = replace(task, seconds=task.seconds - overall.spent, calls=calls)
-    found = distil(rest, student, _halving(task, mdp.teacher, teacher, mdp.num_steps))
+    found = distil(rest, student, _halving(task, mdp.teacher, teacher, mdp.grid, mdp.num_steps))
     return replace(found, seconds=overall.spent, network_calls=overall.network_calls + found.network_calls)
 
 
-def _halving(task: Task, student: Teacher, teacher: Teacher, steps: int) -> Descent:
+def _halving(task: Task, student: Teacher, teacher: Teacher, grid: Grid, steps: int) -> Descent:
     """One of ``steps`` steps of the student for two of the teacher."""
     generator, schedule = torch.Generator().manual_seed(task.seed), student.schedule
-    grid = task.warm_student().mdp.grid
 
     def loss(batch: Batch) -> Tensor:
         index = torch.randint(steps, (len(batch.noise),), generator=generator).to(batch.noise.device)
