@@ -241,23 +241,23 @@ def summary(rows: Sequence[dict[str, Any]], teacher: str, nfe: int) -> Table:
     """
     own = [row for row in rows if row["teacher"] == teacher]
     chosen = [row for row in own if row["nfe"] == nfe and row["method"] != FLOOR]
-    measures = [name for name in MEASURES if chosen[0].get(name) is not None]
+    columns = [name for name in MEASURES if chosen[0].get(name) is not None]
     table = Table("method", title=f"{teacher}, {nfe} NFE, {chosen[0]['judged']}")
-    for name in ("fd_teacher", "mean", "std. error", *measures, "seconds", "network calls"):
+    for name in ("fd_teacher", "mean", "std. error", *columns, "seconds", "network calls"):
         table.add_column(name, justify="right")
     groups = [[row for row in chosen if row["method"] == method] for method in {row["method"] for row in chosen}]
     for group in sorted(groups, key=lambda group: median(row["fd_teacher"] for row in group)):
-        table.add_row(*line(group, measures))
+        table.add_row(*line(group, columns))
     table.add_section()
-    table.add_row(*line([row for row in own if row["method"] == FLOOR], measures))
+    table.add_row(*line([row for row in own if row["method"] == FLOOR], columns))
     return table
 
 
-def line(rows: Sequence[dict[str, Any]], measures: Sequence[str]) -> list[str]:
+def line(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:
     """The seeds of one method as a line of the table."""
     distances = [row["fd_teacher"] for row in rows]
     error = f"{stdev(distances) / len(rows) ** 0.5:.3f}" if len(rows) > 1 else "-"
-    cells = [f"{mean(row[name] for row in rows):.{MEASURES[name]}f}" for name in measures]
+    cells = [f"{mean(row[name] for row in rows):.{MEASURES[name]}f}" for name in columns]
     calls = mean(row.get("network_calls", 0) for row in rows)
     cost = [f"{mean(row['train_seconds'] for row in rows):.0f}", f"{calls:,.0f}"]
     spent = [row["spent"] for row in rows if row.get("spent")]
@@ -286,8 +286,13 @@ def compare(args: Args, field: Field) -> None:
     if args.quick:
         alone = tuple(name for name in args.methods if not field[name].network)
         args = replace(args, nfe=args.nfe[:1], seeds=1, seconds=min(args.seconds, 20.0), methods=alone)
-    prepare_folder(args.out)
     cells = cells_of(args, field)
+    for teacher, nfe in product(args.teacher, args.nfe):
+        if not any((cell.teacher, cell.nfe) == (teacher, nfe) for cell in cells):
+            raise ValueError(
+                f"nfe={nfe} has none of --methods on teacher={teacher!r}: add it to --trained-nfe, or choose other methods"
+            )
+    prepare_folder(args.out)
     rows = finish_all(args, cells, field)
     with write_file(args.out / "rows.json") as temporary:
         temporary.write_text(json.dumps(rows, indent=2) + "\n")

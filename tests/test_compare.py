@@ -398,6 +398,10 @@ def test_the_program_keeps_and_prints(tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
     with pytest.raises(ValueError, match="methods=\\['magic'\\] are unknown"):
         compare.main(compare.Args(methods=("magic",), out=tmp_path))
+    with pytest.raises(
+        ValueError, match=r"nfe=5 has none of --methods on teacher='gaussian-ring': add it to --trained"
+    ):
+        compare.main(small(tmp_path, methods=("gradient, table",), nfe=(3, 5)))
     with pytest.raises(ValueError, match="teacher='gaussian-ring' has no weights: leave network, regression"):
         compare.main(compare.Args(teacher=("gaussian-ring",), methods=("network, regression",), out=tmp_path))
 
