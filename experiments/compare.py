@@ -290,7 +290,7 @@ def compare(args: Args, field: Field) -> None:
     for teacher, nfe in product(args.teacher, args.nfe):
         if not any((cell.teacher, cell.nfe) == (teacher, nfe) for cell in cells):
             raise ValueError(
-                f"nfe={nfe} has none of --methods on teacher={teacher!r}: add it to --trained-nfe, or choose other methods"
+                f"nfe={nfe} has none of --methods on teacher={teacher!r}: add it to --trained-nfe, or choose others"
             )
     prepare_folder(args.out)
     rows = finish_all(args, cells, field)
