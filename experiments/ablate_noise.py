@@ -7,7 +7,6 @@ Finished runs are kept in ``--out`` and not repeated. Writes ``rows.json`` there
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -22,9 +21,9 @@ from rich.table import Table
 from agents import clone, ppo
 from agents.command import prepare_folder, run, teacher_of
 from agents.networks import NoiseSettings
+from experiments.kept import once, write_json
 from experiments.tasks import Task, finish_all
 from redif_env.evaluation import Evaluator
-from redif_env.files import write_file
 from redif_env.references import reference_paths, reference_set
 from redif_env.sb3 import Reduction
 from redif_env.settings import shared_teacher
@@ -87,15 +86,15 @@ def tasks_of(args: Args) -> list[Task]:
 
 def warm_row(args: Args) -> dict[str, Any]:
     """Make the clone, unless it is there, and judge it."""
-    path = args.out / "clone.json"
-    if not path.exists():
+
+    def make() -> dict[str, float]:
         settings = clone.Args(teacher=args.teacher, num_steps=args.num_steps, out=args.out / "clone", resume=True)
         student, _ = clone.make(settings)
         student.save_pretrained(args.out / "clone" / "student")
         row = Evaluator(teacher_of(settings)).student_row("warm start", student)
-        with write_file(path) as temporary:
-            temporary.write_text(json.dumps({"fd_teacher": row.fd_teacher, "mse_teacher": row.mse_teacher}) + "\n")
-    found: dict[str, Any] = json.loads(path.read_text())
+        return {"fd_teacher": row.fd_teacher, "mse_teacher": row.mse_teacher}
+
+    found: dict[str, Any] = once(args.out / "clone.json", make)
     return found
 
 
@@ -124,8 +123,7 @@ def main(args: Args) -> None:
     reference_paths(teacher, reference_set(teacher, args.reference_size, num_steps=args.teacher_steps))
     warm = warm_row(args)
     results = grouped(args, finish_all(tasks_of(args), args.teacher, args.jobs))
-    with write_file(args.out / "rows.json") as temporary:
-        temporary.write_text(json.dumps({"warm start": warm, **results}, indent=2) + "\n")
+    write_json(args.out / "rows.json", {"warm start": warm, **results})
     print_table(args, warm, results)
 
 

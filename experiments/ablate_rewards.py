@@ -7,7 +7,6 @@ Finished runs are kept in ``--out`` and not repeated. Writes ``rewards.json`` an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -21,6 +20,7 @@ from rich.table import Table
 
 from agents import ppo
 from agents.command import prepare_folder, run
+from experiments.kept import write_json
 from experiments.tasks import Task, finish_all
 from redif_env.files import write_file
 
@@ -142,8 +142,7 @@ def grouped(args: Args, rows: Sequence[list[dict[str, Any]]]) -> dict[str, list[
 def main(args: Args) -> None:
     prepare_folder(args.out)
     results = grouped(args, finish_all(tasks_of(args), args.teacher, args.jobs))
-    with write_file(args.out / "rewards.json") as temporary:
-        temporary.write_text(json.dumps({"weights": SETS, "results": results}, indent=2) + "\n")
+    write_json(args.out / "rewards.json", {"weights": SETS, "results": results})
     draw(args.out / "rewards.png", results, f"{args.teacher}, {args.num_steps} NFE, {args.seeds} seeds")
     print_table(args, results)
 

@@ -9,7 +9,6 @@ same budget, are the points to beat. Finished runs are kept. Writes ``adaptive.j
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -24,6 +23,7 @@ from rich.table import Table
 
 from agents import ppo
 from agents.command import DEFAULT_REWARD, prepare_folder, run
+from experiments.kept import write_json
 from experiments.tasks import Task, finish_all
 from redif_env.files import write_file
 
@@ -135,8 +135,7 @@ def main(args: Args) -> None:
     prepare_folder(args.out)
     rows = [row for rows in finish_all(tasks_of(args), args.teacher, args.jobs) for row in rows]
     adaptive, fixed = ([row for row in rows if (row["price"] is None) is wanted] for wanted in (False, True))
-    with write_file(args.out / "adaptive.json") as temporary:
-        temporary.write_text(json.dumps({"adaptive": adaptive, "fixed": fixed}, indent=2) + "\n")
+    write_json(args.out / "adaptive.json", {"adaptive": adaptive, "fixed": fixed})
     draw(args.out / "adaptive.png", adaptive, fixed)
     print_table(args, medians(adaptive, "price"), medians(fixed, "budget"))
 

@@ -8,7 +8,6 @@ What is finished is kept in ``--out`` and not repeated. Rivals that need no chan
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from agents import clone
 from agents.command import prepare_folder, run
 from agents.networks import NoiseSettings
 from experiments.figures import draw_curves, draw_samples, draw_schedules
+from experiments.kept import once, same_settings, write_json
 from experiments.rivals.field import FIELD, Entry, takes_part
 from experiments.rivals.rival import StudentSampler, Task
 from redif_env.evaluation import Evaluator
@@ -54,6 +54,8 @@ MEASURES = {
 }
 """Columns of the table beside the Frechet distance to the teacher, where they are known, and their digits."""
 PICTURED = 12
+OF_ALL_ROWS = ("seconds", "reference_size", "teacher_steps", "clone_updates", "test_size", "held_out_size", "features")
+"""Settings that rows of one folder have in common, or they could not stand in one table."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Args:
     jobs: int = 2
     """Fits at the same time, each with its share of the cores."""
     quick: bool = False
-    """4 NFE, one seed, 20 seconds a fit, no networks."""
+    """4 NFE, one seed, 20 seconds a fit, no networks; in a folder of their own in out."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,12 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its files."""
-        return f"{self.teacher}-{self.label}-{self.nfe}-{self.seed}".replace(", ", "-").replace(" ", "-")
+        return file_name(f"{self.teacher}-{self.label}-{self.nfe}-{self.seed}")
+
+
+def file_name(text: str) -> str:
+    """``text`` as the name of a file."""
+    return text.replace(", ", "-").replace(" ", "-").replace("/", "-")
 
 
 def cells_of(args: Args, field: Field) -> list[Cell]:
@@ -133,14 +140,14 @@ def evaluator(teacher: str, size: int, seed: int, train_size: int, features: str
 
 def warm_folder(args: Args, teacher: str, nfe: int) -> Path:
     """Where the student is kept that all networks begin as."""
-    return args.out / "warm" / f"{teacher.replace('/', '-')}-{nfe}"
+    return args.out / "warm" / file_name(f"{teacher}-{nfe}")
 
 
 def warm_up(args: Args, teacher: str, nfe: int, threads: int) -> dict[str, Any]:
     """Clone the teacher, unless that is done; the clone's own row."""
     folder = warm_folder(args, teacher, nfe)
-    path = folder / "row.json"
-    if not path.exists():
+
+    def make() -> dict[str, Any]:
         torch.set_num_threads(threads)
         network = NoiseSettings(clone_updates=args.clone_updates)
         student, facts = clone.make(
@@ -148,37 +155,33 @@ def warm_up(args: Args, teacher: str, nfe: int, threads: int) -> dict[str, Any]:
         )
         student.save_pretrained(folder / "student")
         cell = Cell(teacher, WARM, nfe, 0, 1.0)
-        row = judged(args, cell, StudentSampler(student), {"train_seconds": facts["train_seconds"]})
-        with write_file(path) as temporary:
-            temporary.write_text(json.dumps(row, indent=2) + "\n")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+        return judged(args, cell, StudentSampler(student), {"train_seconds": facts["train_seconds"]})
+
+    return once(folder / "row.json", make)
 
 
 def finish(args: Args, cell: Cell, entry: Entry, threads: int) -> dict[str, Any]:
     """Fit, judge and keep one cell, unless that is done."""
-    path = args.out / "rows" / f"{cell.name}.json"
-    if not path.exists():
-        torch.set_num_threads(threads)
-        teacher = placed(cell.teacher)
-        reference = reference_set(teacher, args.reference_size, num_steps=args.teacher_steps)
-        chooser = evaluator(cell.teacher, args.held_out_size, VALIDATION_SEED, args.reference_size)
-        warm = warm_folder(args, cell.teacher, cell.nfe) / "student" if entry.network else None
-        seconds = args.seconds * cell.budget
-        task = Task(teacher, reference, chooser, cell.nfe // teacher.calls, cell.seed, seconds, warm=warm)
-        fitted = entry.rival(task)
-        facts = {
-            "train_seconds": round(fitted.seconds, 1),
-            "network_calls": fitted.network_calls,
-            "described": fitted.described,
-            "levels": fitted.levels,
-            "spent": fitted.spent,
-        }
-        row = judged(args, cell, fitted.sampler, facts)
-        with write_file(path) as temporary:
-            temporary.write_text(json.dumps(row, indent=2) + "\n")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    return once(args.out / "rows" / f"{cell.name}.json", partial(fit, args, cell, entry, threads))
+
+
+def fit(args: Args, cell: Cell, entry: Entry, threads: int) -> dict[str, Any]:
+    """The row of one cell."""
+    torch.set_num_threads(threads)
+    teacher = placed(cell.teacher)
+    reference = reference_set(teacher, args.reference_size, num_steps=args.teacher_steps)
+    chooser = evaluator(cell.teacher, args.held_out_size, VALIDATION_SEED, args.reference_size)
+    warm = warm_folder(args, cell.teacher, cell.nfe) / "student" if entry.network else None
+    seconds = args.seconds * cell.budget
+    fitted = entry.rival(Task(teacher, reference, chooser, cell.nfe // teacher.calls, cell.seed, seconds, warm=warm))
+    facts = {
+        "train_seconds": round(fitted.seconds, 1),
+        "network_calls": fitted.network_calls,
+        "described": fitted.described,
+        "levels": fitted.levels,
+        "spent": fitted.spent,
+    }
+    return judged(args, cell, fitted.sampler, facts)
 
 
 def judged(args: Args, cell: Cell, sampler: Any, facts: dict[str, Any]) -> dict[str, Any]:
@@ -222,7 +225,7 @@ def finish_all(args: Args, cells: Sequence[Cell], field: Field) -> list[dict[str
         evaluator(name, args.test_size, TEST_SEED, args.reference_size, args.features)
         if any(cell.method.startswith("redif") and cell.teacher == name for cell in networks):
             reference_paths(placed(name), reference)
-    floors = [floor(args, name) for name in args.teacher]
+    floors = [once(args.out / "floor" / f"{file_name(name)}.json", partial(floor, args, name)) for name in args.teacher]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     warm = sorted({(cell.teacher, cell.nfe) for cell in networks})
     if args.jobs == 1:
@@ -285,7 +288,8 @@ def compare(args: Args, field: Field) -> None:
     check(args, field)
     if args.quick:
         alone = tuple(name for name in args.methods if not field[name].network)
-        args = replace(args, nfe=args.nfe[:1], seeds=1, seconds=min(args.seconds, 20.0), methods=alone)
+        seconds, out = min(args.seconds, 20.0), args.out / "quick"
+        args = replace(args, nfe=args.nfe[:1], seeds=1, seconds=seconds, methods=alone, out=out)
     cells = cells_of(args, field)
     for teacher, nfe in product(args.teacher, args.nfe):
         if not any((cell.teacher, cell.nfe) == (teacher, nfe) for cell in cells):
@@ -293,9 +297,9 @@ def compare(args: Args, field: Field) -> None:
                 f"nfe={nfe} has none of --methods on teacher={teacher!r}: add it to --trained-nfe, or choose others"
             )
     prepare_folder(args.out)
+    same_settings(args.out, {name: getattr(args, name) for name in OF_ALL_ROWS})
     rows = finish_all(args, cells, field)
-    with write_file(args.out / "rows.json") as temporary:
-        temporary.write_text(json.dumps(rows, indent=2) + "\n")
+    write_json(args.out / "rows.json", rows)
     console = Console(width=190)
     for teacher in args.teacher:
         for nfe in args.nfe:

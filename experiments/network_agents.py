@@ -10,7 +10,6 @@ memory.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -29,8 +28,8 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import obs_as_tensor
 
 from agents.command import prepare_folder, run
+from experiments.kept import write_json
 from redif_env.cloning import CloningPlan, clone
-from redif_env.files import write_file
 from redif_env.sb3 import ReDiFVecEnv, Reduction, StudentPolicy, clip_range_of, make_vec_env, student_kwargs
 
 Make = Callable[[ReDiFVecEnv], BaseAlgorithm]
@@ -196,8 +195,7 @@ def main(args: Args) -> None:
     with tempfile.TemporaryDirectory() as folder:
         random_teacher(Path(folder))
         large = [large_row(name, make, Path(folder)) for name, make in AGENTS.items()]
-    with write_file(args.out / "rows.json") as temporary:
-        temporary.write_text(json.dumps({"digits": small, "3x32x32": large}, indent=2) + "\n")
+    write_json(args.out / "rows.json", {"digits": small, "3x32x32": large})
     print_rows(f"digits, 4 NFE, 65 numbers an action, {args.steps:,} steps, 512 held-out episodes", small)
     print_rows("3x32x32, random weights, 3,073 numbers an action, one update", large)
 

@@ -9,10 +9,9 @@ two calls).
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -29,10 +28,10 @@ from agents import clone, ppo
 from agents.command import prepare_folder, run
 from agents.networks import NoiseSettings
 from agents.recipes import settled
+from experiments.kept import once, write_json
 from experiments.rivals.regression import regression
 from experiments.rivals.rival import BACKWARD_CALLS, Sampler, StudentSampler, Task
 from redif_env.evaluation import Evaluator
-from redif_env.files import write_file
 from redif_env.references import VALIDATION_SEED, reference_paths, reference_set
 from redif_env.settings import shared_teacher
 from redif_env.students import Student
@@ -203,16 +202,6 @@ class Bench:
         }
 
 
-def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The row kept in ``path``, or a new one."""
-    if not path.exists():
-        row = make()
-        with write_file(path) as temporary:
-            temporary.write_text(json.dumps(row, indent=2) + "\n")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
 def summary(rows: Sequence[dict[str, Any]], args: Args) -> Table:
     """A line a network and method: medians over seeds, the range of the first measure, and its ratio to the clone's."""
     title = f"{args.teacher}, {args.num_steps} NFE, {args.seeds} seeds, {rows[0]['judged']}"
@@ -262,8 +251,7 @@ def main(args: Args) -> None:
         list(pool.map(warm, [args] * len(first), first, [threads] * len(first)))
         found = pool.map(finish, [args] * len(cells), cells, [threads] * len(cells))
         rows = [row for own in found for row in own]
-    with write_file(args.out / "rows.json") as temporary:
-        temporary.write_text(json.dumps(rows, indent=2) + "\n")
+    write_json(args.out / "rows.json", rows)
     Console(width=190).print(summary(rows, args))
     print(f"Rows and students: {args.out}")
 

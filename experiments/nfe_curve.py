@@ -7,7 +7,6 @@ Finished runs are kept in ``--out`` and not repeated.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -20,10 +19,10 @@ from rich.table import Table
 
 from agents import cem, ppo
 from agents.command import prepare_folder, run
+from experiments.kept import once
 from experiments.tasks import Task, finish_all
 from redif_env.baselines import Baseline
 from redif_env.evaluation import Evaluator, Row
-from redif_env.files import write_file
 from redif_env.settings import shared_teacher
 
 
@@ -71,13 +70,12 @@ SETTINGS = {"redif-ppo": ppo_settings, "redif-ppo-large": large_settings, "cem":
 
 def solvers_at(out: Path, teacher_name: str, nfe: int) -> list[Row]:
     """All training-free solvers, best first; kept in ``out`` like the runs."""
-    path = out / f"solvers-{nfe}.json"
-    if not path.exists():
+
+    def judged() -> list[dict[str, Any]]:
         teacher = shared_teacher(teacher_name, torch.device("cpu"), torch.float32)
-        rows = Evaluator(teacher).baselines(nfe)
-        with write_file(path) as temporary:
-            temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    return [Row(**row) for row in json.loads(path.read_text())]
+        return [asdict(row) for row in Evaluator(teacher).baselines(nfe)]
+
+    return [Row(**row) for row in once(out / f"solvers-{nfe}.json", judged)]
 
 
 def best_solver(args: Args, nfe: int, distance: float) -> list[str]:

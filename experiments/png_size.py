@@ -9,7 +9,6 @@ rows: teacher, student without the term, student with it).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from agents.callbacks import AnnealedExploration, linear_to_zero
 from agents.command import prepare_folder, run
+from experiments.kept import write_json
 from redif_env.envs import ReDiFVectorEnv
 from redif_env.evaluation import Evaluator
 from redif_env.files import write_file
@@ -164,8 +164,7 @@ def main(args: Args) -> None:
         curves[name] = [points for _, points in trained]
         students.append(trained[0][0])
     teacher_bytes = png_bytes(evaluator.endpoints).mean().item()
-    with write_file(args.out / "png-size.json") as temporary:
-        temporary.write_text(json.dumps({"teacher_bytes": teacher_bytes, "curves": curves}, indent=2) + "\n")
+    write_json(args.out / "png-size.json", {"teacher_bytes": teacher_bytes, "curves": curves})
     draw(args.out / "png-size.png", curves, teacher_bytes)
     noise = evaluator.noise[:PICTURED]
     small, plain = (student(noise=noise) for student in students)

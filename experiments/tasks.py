@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from agents import cem, ppo
 from agents.command import teacher_of
+from experiments.kept import once
 from redif_env.evaluation import Evaluator, prices_of
-from redif_env.files import write_file
 from redif_env.settings import shared_teacher
 
 TRAINERS = {"redif-ppo": ppo, "redif-ppo-large": ppo, "cem": cem}
@@ -32,24 +32,25 @@ class Task:
 
 def finish(task: Task, threads: int) -> list[dict[str, Any]]:
     """Train (or go on), export and judge one student, unless that is done; a row for each price that it knows."""
-    path = task.settings.out / ROWS
-    if not path.exists():
-        torch.set_num_threads(threads)
-        student, facts = TRAINERS[task.method].train(replace(task.settings, resume=True))
-        student.save_pretrained(task.settings.out / "student")
-        # A student with a network of its own is no teacher.
-        own = student.mdp.teacher.own_network
-        evaluator = Evaluator(teacher_of(task.settings) if own else student.mdp.teacher)
-        rows = []
-        for price in prices_of(student):
-            last = student.trajectory(evaluator.noise, price, evaluator.condition)[-1]
-            row = evaluator.row(task.method, "learned", last.nfe.double().mean().item(), last.x)
-            facts_of_row = {"price": price, "seed": task.settings.seed, "budget": student.num_steps, **facts}
-            rows.append({**asdict(row), **evaluator.set_measures(evaluator.teacher.clip(last.x)), **facts_of_row})
-        with write_file(path) as temporary:
-            temporary.write_text(json.dumps(rows, indent=2) + "\n")
-    found: list[dict[str, Any]] = json.loads(path.read_text())
+    found: list[dict[str, Any]] = once(task.settings.out / ROWS, partial(rows_of, task, threads))
     return found
+
+
+def rows_of(task: Task, threads: int) -> list[dict[str, Any]]:
+    """What :func:`finish` keeps."""
+    torch.set_num_threads(threads)
+    student, facts = TRAINERS[task.method].train(replace(task.settings, resume=True))
+    student.save_pretrained(task.settings.out / "student")
+    # A student with a network of its own is no teacher.
+    own = student.mdp.teacher.own_network
+    evaluator = Evaluator(teacher_of(task.settings) if own else student.mdp.teacher)
+    rows = []
+    for price in prices_of(student):
+        last = student.trajectory(evaluator.noise, price, evaluator.condition)[-1]
+        row = evaluator.row(task.method, "learned", last.nfe.double().mean().item(), last.x)
+        facts_of_row = {"price": price, "seed": task.settings.seed, "budget": student.num_steps, **facts}
+        rows.append({**asdict(row), **evaluator.set_measures(evaluator.teacher.clip(last.x)), **facts_of_row})
+    return rows
 
 
 def finish_all(tasks: Sequence[Task], teacher: str, jobs: int) -> list[list[dict[str, Any]]]:

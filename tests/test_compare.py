@@ -396,6 +396,8 @@ def test_the_program_keeps_and_prints(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(compare, "FIELD", {name: replace(FIELD[name], rival=None) for name in FIELD})
     compare.main(args)
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
+    with pytest.raises(ValueError, match=r"made with other settings: seconds=1.0 \(was 0.5\): choose another folder"):
+        compare.main(replace(args, seconds=1.0))
     with pytest.raises(ValueError, match="methods=\\['magic'\\] are unknown"):
         compare.main(compare.Args(methods=("magic",), out=tmp_path))
     with pytest.raises(
