@@ -49,6 +49,8 @@ from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.students import Student
 
 PROGRAM = "agents.ppo"
+VALUE = (64, 64)
+"""Hidden layers of the value, however the policy is made."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Args:
     solver: str = DEFAULT_SOLVER
     """Base solver, which the zero action reproduces."""
     grid: str = DEFAULT_GRID
+    hidden: tuple[int, ...] | None = None
+    """Sizes of the policy's hidden layers; with none, its actions are linear in what it sees. Not of action "noise"."""
     num_envs: int | None = None
     group_size: int = 8
     """Sub-environments that share their initial noise; 1 turns the group-relative reward off."""
@@ -185,7 +189,7 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
         if network
         else args.clip_range,
         normalize_advantage=not args.level_advantages,
-        policy_kwargs=policy_kwargs(args.network, mdp) if network else None,
+        policy_kwargs=policy_kwargs(args.network, mdp) if network else {"net_arch": {"pi": args.hidden, "vf": VALUE}},
         seed=args.seed,
         device=args.device if network else "cpu",
     )

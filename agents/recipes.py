@@ -17,6 +17,7 @@ class Recipe:
     observation: str
     reward: tuple[tuple[str, float], ...]
     network_calls: int
+    hidden: tuple[int, ...]
     num_envs: int
     batches: int
     epochs: int
@@ -31,6 +32,7 @@ SOLVER = Recipe(
     observation="features",
     reward=DEFAULT_REWARD,
     network_calls=480_000,
+    hidden=(64, 64),
     num_envs=128,
     batches=4,
     epochs=4,
@@ -47,6 +49,7 @@ NOISE = Recipe(
     observation="sample",
     reward=(("path", 4.0), ("feature", 2.0), ("energy", 0.3)),
     network_calls=240_000,
+    hidden=(),
     num_envs=512,
     batches=4,
     epochs=1,

@@ -8,7 +8,7 @@ other agents. Judged, kept and drawn as ``experiments.compare`` does it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,26 @@ from agents.command import run
 from experiments import compare
 from experiments.rivals.field import Entry
 from experiments.rivals.off_the_shelf import off_the_shelf
-from experiments.rivals.ours import compact, cross_entropy, redif_ppo
+from experiments.rivals.ours import compact, cross_entropy
 from redif_env.actions import SolverMap
+
+BASE = ppo.Args(hidden=(64, 64))
+"""What is changed one setting at a time: the comparison's recipe, but with the hidden layers of a stock policy."""
 
 
 def changed(**settings: Any) -> Entry:
     """PPO with other settings of ``agents.ppo``."""
-    return Entry(partial(compact, settings=ppo.Args(**settings)))
+    return Entry(partial(compact, settings=replace(BASE, **settings)))
 
 
 def mapped(**scales: float) -> Entry:
     """PPO with other scales of the action's numbers; at 0, one means nothing."""
-    return Entry(partial(compact, settings=ppo.Args(), action=SolverMap(**scales)))  # type: ignore[arg-type]
+    return Entry(partial(compact, settings=BASE, action=SolverMap(**scales)))  # type: ignore[arg-type]
 
 
 CHANGES: dict[str, Entry] = {
-    "the recipe": Entry(redif_ppo),
+    "the recipe": changed(),
+    "linear policy": changed(hidden=()),
     "step size alone": changed(action="step"),
     "no step size": mapped(max_shift=0.0),
     "no first difference": mapped(max_first=0.0),

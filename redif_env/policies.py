@@ -83,9 +83,9 @@ class Policy(nn.Module):
     def table(self, num_steps: int) -> Tensor | None:
         """The actions ``(num_steps, A)`` of a policy that looks at nothing but the steps left; None for any other."""
         (first, *others) = self.linears
-        if others or self.config.squash or bool(first.weight[:, num_steps:].any()) or bool(first.bias.any()):
+        if others or self.config.squash or bool(first.weight[:, num_steps:].any()):
             return None
-        return first.weight[:, :num_steps].T.flip(0).clamp(-1, 1).detach()
+        return (first.weight[:, :num_steps].T.flip(0) + first.bias).clamp(-1, 1).detach()
 
     @property
     def linears(self) -> list[nn.Linear]:

@@ -397,6 +397,10 @@ def test_the_policy_component_is_the_policy(student):
     one_hot = torch.zeros(3, student.mdp.observation_size)
     one_hot[[0, 1, 2], [2, 1, 0]] = 1
     assert torch.equal(blind(one_hot), table)
+    for linear in blind.linears:  # as an agent's own linear policy is: with a bias
+        torch.nn.init.constant_(linear.bias, 0.25)
+    torch.testing.assert_close(blind.table(3), blind(one_hot))
+    assert torch.equal(blind.table(3), (table + 0.25).clamp(-1, 1))
 
 
 def test_a_foreign_file_is_no_student(tmp_path):

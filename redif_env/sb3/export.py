@@ -81,7 +81,8 @@ def actor_policy(policy: BasePolicy) -> Policy:
 
 
 def _build(modules: list[nn.Module], squash: bool) -> Policy:
-    layers = [layer for module in modules for layer in module.modules() if not list(layer.children())]
+    # A linear policy's hidden part is an empty Sequential.
+    layers = [layer for module in modules for layer in module.modules() if not isinstance(layer, nn.Sequential)]
     linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
     # Where the output layer is followed by Tanh (TD3), that is the squashing, not a hidden activation.
     hidden = layers[: layers.index(linears[-1])]
