@@ -45,8 +45,11 @@ def redif_ppo(task: Task) -> Fitted:
 
 
 def redif_blind(task: Task) -> Fitted:
-    """The same, but the policy sees the steps left alone."""
-    return compact(task, ppo.Args(observation="steps"))
+    """The same, but the policy sees the steps left alone.
+
+    With hidden layers: linear in a one-hot it would be a bare table, which moves too little in a small budget.
+    """
+    return compact(task, ppo.Args(observation="steps", hidden=(64, 64)))
 
 
 def redif_adaptive(task: Task) -> Fitted:
