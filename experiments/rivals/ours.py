@@ -28,11 +28,10 @@ NETWORK_CALLS = 5.5
 """What a step of a network student costs in calls of rollouts' size: its own, its value's, its update's, its reward."""
 CLONE_CALLS = 650
 """The same of one minibatch of cloning."""
-COMPARED: dict[str, Any] = {"hidden": (), "num_envs": 64, "epochs": 2}
-"""Settings of every compact student here, unless a row is about another. Linear policies: a hidden layer's thousands of
-weights wander with the noise of small batches. Half the environments make twice the updates in the same time."""
-AVERAGES = ((240_000, 0.97), (10**12, 0.985))
-"""Decay of the policy's average, for budgets below so many calls: a short one's forgets sooner what was before it."""
+SHORT_CALLS = 240_000
+SHORT: dict[str, Any] = {"hidden": (), "num_envs": 64, "epochs": 2, "average": 0.97}
+"""Settings for budgets below so many calls. Linear policies: a hidden layer's thousands of weights wander with the
+noise of small batches. Half the environments make twice the updates; the average forgets sooner what was before."""
 PRICES = (0.1, 2.0)
 """Of a network call, for the student that chooses their number; dear enough that it does so within a small budget."""
 BOTH_SHARES = (0.35, 0.25)
@@ -119,10 +118,9 @@ def compact(task: Task, settings: ppo.Args, action: ActionMap | None = None) -> 
     )
     # Rollouts of samples that differ in length leave part of the batch idle.
     besides = PPO_SECONDS * (1 if settings.min_steps is None else ADAPTIVE)
-    calls = affordable(task, settings.num_envs or COMPARED["num_envs"], besides)
-    average = next(decay for most, decay in AVERAGES if calls < most)
-    recipe = COMPARED | {"network_calls": calls, "average": average}
-    asked = replace(asked, **{name: value for name, value in recipe.items() if getattr(asked, name) is None})
+    calls = affordable(task, settings.num_envs or SHORT["num_envs"], besides)
+    recipe = {name: value for name, value in SHORT.items() if getattr(asked, name) is None}
+    asked = replace(asked, network_calls=calls, **(recipe if calls < SHORT_CALLS else {}))
     found = _train(task, settled(asked), partial(ppo.train, action=action))
     assert isinstance(found.sampler, StudentSampler)
     if found.sampler.student.mdp.adaptive:
