@@ -32,6 +32,8 @@ SHORT_CALLS = 240_000
 SHORT: dict[str, Any] = {"hidden": (), "num_envs": 64, "epochs": 2, "average": 0.97}
 """Settings for budgets below so many calls. Linear policies: a hidden layer's thousands of weights wander with the
 noise of small batches. Half the environments make twice the updates; the average forgets sooner what was before."""
+HIDDEN = (64, 64)
+"""Layers of the policies that linear ones cannot take the place of."""
 PRICES = (0.1, 2.0)
 """Of a network call, for the student that chooses their number; dear enough that it does so within a small budget."""
 BOTH_SHARES = (0.35, 0.25)
@@ -48,16 +50,19 @@ def redif_blind(task: Task) -> Fitted:
 
     With hidden layers: linear in a one-hot it would be a bare table, which moves too little in a small budget.
     """
-    return compact(task, ppo.Args(observation="steps", hidden=(64, 64)))
+    return compact(task, ppo.Args(observation="steps", hidden=HIDDEN))
 
 
 def redif_adaptive(task: Task) -> Fitted:
     """The policy chooses the number of steps, up to two less or more, at the price that buys as many on average.
 
     Chosen on validation noise; where no price buys so few, the highest is taken, and the table says what was spent.
+    With hidden layers: linear in the price, the number of steps stays at its most.
     """
     steps = task.num_steps
-    settings = ppo.Args(min_steps=max(1, steps - 2), prices=PRICES, reward=(*DEFAULT_REWARD, ("price", 1.0)))
+    settings = ppo.Args(
+        min_steps=max(1, steps - 2), prices=PRICES, reward=(*DEFAULT_REWARD, ("price", 1.0)), hidden=HIDDEN
+    )
     found = compact(replace(task, num_steps=steps + 2), settings)
     assert isinstance(found.sampler, StudentSampler)
     student, chooser = found.sampler.student, task.chooser
