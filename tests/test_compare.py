@@ -409,7 +409,7 @@ def test_the_program_keeps_and_prints(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
-@pytest.mark.parametrize("change", ["step size alone", "no told time", "base ipndm2", "A2C", "TD3"])
+@pytest.mark.parametrize("change", ["linear policy", "step size alone", "no told time", "base ipndm2", "A2C", "TD3"])
 def test_what_is_ablated_is_changed(change, monkeypatch):
     """Trained for a moment: a student whose process is the recipe's but for what is named."""
     monkeypatch.setattr(ours, "affordable", lambda *_: 400)
@@ -422,6 +422,7 @@ def test_what_is_ablated_is_changed(change, monkeypatch):
         "base ipndm2": {"solver": SOLVERS["ipndm2"]},
     }.get(change, {})
     assert replace(student.mdp, teacher=default.teacher) == replace(default, **differs)
+    assert len(student.policy.linears) == (1 if change == "linear policy" else 3)
 
 
 def test_the_ablation_takes_the_comparison_s_settings(monkeypatch, tmp_path):

@@ -74,6 +74,7 @@ def test_any_wrapped_vector_env_is_taken():
     ("algorithm", "settings"),
     [
         (PPO, {"n_steps": 4, "batch_size": 16}),
+        (PPO, {"n_steps": 4, "batch_size": 16, "policy_kwargs": {"net_arch": []}}),
         (A2C, {"n_steps": 4}),
         (SAC, {"learning_starts": 16}),
         (TD3, {"learning_starts": 16}),
@@ -95,6 +96,18 @@ def test_stock_agents_train_and_export(algorithm, settings, tmp_path):
     finished = env.unwrapped.last_transition.next_state.x.clamp(-1, 1)
     torch.testing.assert_close(student(noise=noise), finished, rtol=0, atol=1e-4)
     assert torch.equal(Student.from_pretrained(tmp_path / "student")(noise=noise), student(noise=noise))
+
+
+def test_a_linear_agent_that_sees_the_steps_left_alone_is_a_table():
+    """Its biases belong to the table: the student needs no policy to sample."""
+    env = make_vec_env(8, **TINY, observation="steps", group_size=1)
+    agent = PPO("MlpPolicy", env, n_steps=4, batch_size=16, seed=0, policy_kwargs={"net_arch": []}).learn(96)
+    student = Student.from_agent(agent)
+    assert student.fixed
+    one_hot = torch.eye(4).flip(0)  # four steps left first
+    actions = torch.as_tensor(agent.predict(one_hot.numpy(), deterministic=True)[0])
+    assert actions.abs().max() > 0
+    torch.testing.assert_close(student.mean_actions, actions)
 
 
 def test_first_importance_ratio_is_one():
