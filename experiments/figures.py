@@ -67,7 +67,8 @@ def draw_schedules(rows: Rows, teacher: str, nfe: int, schedule: Schedule, path:
         axis.plot(range(1, nfe + 1), torch.exp(-levels), marker="o", markersize=4, label=row["method"], **look)
     axis.set(xlabel="network call", ylabel="sigma / alpha", yscale="log", xticks=range(1, nfe + 1))
     axis.set_title(f"{teacher}, {nfe} NFE: where the network is called (means; grids in grey)", fontsize=10)
-    axis.legend(fontsize=7)
+    if own:
+        axis.legend(fontsize=7)
     _save(figure, path)
 
 

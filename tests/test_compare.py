@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from experiments import ablate, compare
+from experiments import ablate, compare, figures
 from experiments.rivals import descent, off_the_shelf, ours
 from experiments.rivals.amed import Intermediate, amed
 from experiments.rivals.consistency import consistency, heun_step
@@ -356,6 +356,11 @@ def small(out, **settings):
         "jobs": 1,
     }
     return compare.Args(**(given | settings))
+
+
+def test_schedules_are_drawn_where_none_is_learned(tmp_path):
+    figures.draw_schedules([], "gaussian-ring", 3, GaussianMixtureTeacher.ring().schedule, tmp_path / "none.png")
+    assert (tmp_path / "none.png").stat().st_size > 3000
 
 
 def test_who_takes_part_where(tmp_path):
