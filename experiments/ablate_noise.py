@@ -21,7 +21,7 @@ from rich.table import Table
 from agents import clone, ppo
 from agents.command import prepare_folder, run, teacher_of
 from agents.networks import NoiseSettings
-from experiments.kept import once, write_json
+from experiments.kept import file_name, once, write_json
 from experiments.tasks import Task, finish_all
 from redif_env.evaluation import Evaluator
 from redif_env.references import reference_paths, reference_set
@@ -77,7 +77,7 @@ def tasks_of(args: Args) -> list[Task]:
             teacher_steps=args.teacher_steps,
             held_out_every=10,
             seed=seed,
-            out=args.out / f"{name.replace(' ', '-').replace(',', '')}-{seed}",
+            out=args.out / file_name(f"{name}-{seed}"),
             **change,
         )
         tasks.append(Task("redif-ppo", settings))

@@ -28,7 +28,7 @@ from agents import clone
 from agents.command import prepare_folder, run
 from agents.networks import NoiseSettings
 from experiments.figures import draw_curves, draw_samples, draw_schedules
-from experiments.kept import once, same_settings, write_json
+from experiments.kept import file_name, once, same_settings, write_json
 from experiments.rivals.field import FIELD, Entry, takes_part
 from experiments.rivals.rival import StudentSampler, Task
 from redif_env.evaluation import Evaluator
@@ -106,11 +106,6 @@ class Cell:
     def name(self) -> str:
         """Of its files."""
         return file_name(f"{self.teacher}-{self.label}-{self.nfe}-{self.seed}")
-
-
-def file_name(text: str) -> str:
-    """``text`` as the name of a file."""
-    return text.replace(", ", "-").replace(" ", "-").replace("/", "-")
 
 
 def cells_of(args: Args, field: Field) -> list[Cell]:

@@ -10,6 +10,11 @@ from typing import Any
 from redif_env.files import write_file
 
 
+def file_name(text: str) -> str:
+    """``text`` as the name of a file."""
+    return text.replace(", ", "-").replace(" ", "-").replace("/", "-")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON: the whole file or none."""
     with write_file(path) as temporary:

@@ -28,7 +28,7 @@ from agents import clone, ppo
 from agents.command import prepare_folder, run
 from agents.networks import NoiseSettings
 from agents.recipes import settled
-from experiments.kept import once, write_json
+from experiments.kept import file_name, once, write_json
 from experiments.rivals.regression import regression
 from experiments.rivals.rival import BACKWARD_CALLS, Sampler, StudentSampler, Task
 from redif_env.evaluation import Evaluator
@@ -126,7 +126,7 @@ def finish(args: Args, cell: Cell, threads: int) -> list[dict[str, Any]]:
         spent = rows[PPO]["seconds"], rows[PPO]["network_calls"]
         seconds, calls = (spent[0], None) if method == EQUAL_SECONDS else (float("inf"), spent[1])
         make = partial(bench.gradient, method, seconds, calls)
-        rows[method] = once(bench.folder / f"{method.replace(', ', '-').replace(' ', '-')}.json", make)
+        rows[method] = once(bench.folder / f"{file_name(method)}.json", make)
     return [rows[method] for method in METHODS if method in rows]
 
 

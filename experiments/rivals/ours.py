@@ -13,7 +13,7 @@ from agents import cem, ppo
 from agents.command import DEFAULT_REWARD
 from agents.networks import NoiseSettings
 from agents.plan import calls_per_second
-from agents.recipes import settled
+from agents.recipes import SOLVER, settled
 from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, StudentSampler, Task, seen
 from redif_env.actions import ActionMap
 from redif_env.evaluation import prices_of
@@ -32,8 +32,6 @@ SHORT_CALLS = 240_000
 SHORT: dict[str, Any] = {"hidden": (), "num_envs": 64, "epochs": 2, "average": 0.97}
 """Settings for budgets below so many calls. Linear policies: as good in half a minute, nearer in a whole one (4 NFE).
 Half the environments make twice the updates; the policy's average forgets sooner what was before it."""
-HIDDEN = (64, 64)
-"""Layers of the policies that linear ones cannot take the place of."""
 PRICES = (0.1, 2.0)
 """Of a network call, for the student that chooses their number; dear enough that it does so within a small budget."""
 BOTH_SHARES = (0.35, 0.25)
@@ -50,7 +48,7 @@ def redif_blind(task: Task) -> Fitted:
 
     With hidden layers: linear in a one-hot it would be a bare table, which moves too little in a small budget.
     """
-    return compact(task, ppo.Args(observation="steps", hidden=HIDDEN))
+    return compact(task, ppo.Args(observation="steps", hidden=SOLVER.hidden))
 
 
 def redif_adaptive(task: Task) -> Fitted:
@@ -61,7 +59,7 @@ def redif_adaptive(task: Task) -> Fitted:
     """
     steps = task.num_steps
     settings = ppo.Args(
-        min_steps=max(1, steps - 2), prices=PRICES, reward=(*DEFAULT_REWARD, ("price", 1.0)), hidden=HIDDEN
+        min_steps=max(1, steps - 2), prices=PRICES, reward=(*DEFAULT_REWARD, ("price", 1.0)), hidden=SOLVER.hidden
     )
     found = compact(replace(task, num_steps=steps + 2), settings)
     assert isinstance(found.sampler, StudentSampler)
