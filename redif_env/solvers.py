@@ -20,6 +20,9 @@ from redif_env.predictions import clean_estimate
 from redif_env.schedules import Schedule
 from redif_env.types import Decision, Level, Prediction, State, expand
 
+_FAR = 1e30
+"""A distance in levels beyond all that are met; its square is finite in double precision."""
+
 
 class Predictor(Protocol):
     """What the loop needs of a model."""
@@ -152,7 +155,8 @@ class DPMSolverPP(Solver):
         """The same from two divided differences; phi_2 and phi_3 are the exponential integrator's functions."""
         known = usable >= 3
         r0 = torch.where(known, levels[:, 0] - levels[:, 1], 1.0) / step
-        r1 = torch.where(known, levels[:, 1] - levels[:, 2], 1.0) / step
+        # Pure noise is infinitely far: its weight is 0 either way, but infinity has no gradient to where one steps.
+        r1 = torch.where(known, levels[:, 1] - levels[:, 2], 1.0).clamp(max=_FAR) / step
         phi_1 = -torch.expm1(-step)
         phi_2 = 1 - phi_1 / step
         phi_3 = (step - phi_1) / step**2 - 0.5

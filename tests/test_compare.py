@@ -34,7 +34,7 @@ from redif_env.networks import call_by_name
 from redif_env.policies import Policy
 from redif_env.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_set
 from redif_env.sampling import trajectory
-from redif_env.schedules import FlowSchedule
+from redif_env.schedules import FlowSchedule, VariancePreservingSchedule
 from redif_env.settings import build_mdp
 from redif_env.solvers import SOLVERS, ddim_step, sample
 from redif_env.teachers import GaussianMixtureTeacher, Teacher, own_teacher
@@ -130,13 +130,20 @@ def test_amed_begins_as_dpm_solver_2_and_gets_nearer():
         amed(task_of(3))
 
 
-def test_the_gradient_through_the_sampler_is_right():
-    """Against finite differences, in double precision, at actions away from the border."""
-    teacher = GaussianMixtureTeacher.ring().to("cpu", torch.float64)
-    mdp = build_mdp(teacher, 3, "solver", "features", "dpm++3m", "time^1.5", "cpu", "float64")
+@pytest.mark.parametrize(
+    ("schedule", "num_steps"), [(VariancePreservingSchedule.from_diffusers(), 3), (FlowSchedule(), 6)]
+)
+def test_the_gradient_through_the_sampler_is_right(schedule, num_steps):
+    """Against finite differences, in double precision, at actions away from the border.
+
+    Six steps have the base solver's third order, and flow schedules begin infinitely far from all other levels.
+    """
+    means = GaussianMixtureTeacher.ring().network.means
+    teacher = GaussianMixtureTeacher(means, 0.05, schedule=schedule).to("cpu", torch.float64)
+    mdp = build_mdp(teacher, num_steps, "solver", "features", "dpm++3m", "time^1.5", "cpu", "float64")
     noise, _ = draw_starts(teacher, 16, 0)
     ends = torch.zeros(16, 2, dtype=torch.float64)
-    table = Table(3, mdp.action_size).double()
+    table = Table(num_steps, mdp.action_size).double()
     with torch.no_grad():
         table.values.copy_(0.2 * torch.randn(table.values.shape, generator=torch.Generator().manual_seed(0)))
 
@@ -154,6 +161,20 @@ def test_the_gradient_through_the_sampler_is_right():
                 sides.append(loss().item())
                 table.values[place] -= sign * step
         assert table.values.grad[place].item() == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=2e-2, abs=1e-6)
+
+
+def test_a_descent_that_diverges_says_so():
+    """Its candidates' samples are not finite: never chosen, and never reported as a row."""
+    task = task_of(calls=10 * descent.BATCH * 9)
+    lost = torch.nn.Linear(1, 1)
+
+    def nowhere(noise, condition):
+        return torch.full_like(noise, torch.nan)
+
+    fall = descent.Descent(lambda batch: lost(torch.ones(1, 1)).sum(), 9, 1.0, 0.9)
+    assert distance(task.chooser, nowhere) == math.inf
+    with pytest.raises(FloatingPointError, match="lower the rate"):
+        descent.descend(task, lost, fall, lambda averaged: nowhere)
 
 
 @pytest.mark.parametrize("fit", [gradient_table, gradient_policy])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,6 +54,9 @@ def descend(
     """Move the weights of ``module``; the best moving average on validation noise is kept, with ``begun`` from before.
 
     ``sampler_of`` gives the sampler of a module with such weights, to be judged and kept.
+
+    Raises:
+        FloatingPointError: if it diverged.
     """
     clock, found = Clock(task.seconds, task.calls), []
 
@@ -63,7 +67,12 @@ def descend(
     if begun:
         judge(module)
     average(task, module, descent, clock, judge)
-    best = min(found, key=lambda pair: pair[0])[1]
+    nearest, best = min(found, key=lambda pair: pair[0])
+    if math.isinf(nearest):
+        raise FloatingPointError(
+            f"descent at rate={descent.rate} on teacher={task.teacher.name!r}, {task.nfe} NFE, ended in samples that "
+            "are not finite: lower the rate"
+        )
     return Fitted(best, clock.spent, clock.network_calls)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -121,5 +122,9 @@ def seen(teacher: Teacher) -> str:
 
 
 def distance(chooser: Evaluator, sampler: Sampler) -> float:
-    """Frechet distance to the teacher on the chooser's noises: what candidates are chosen by."""
-    return chooser.row("", "", 0, sampler(chooser.noise, chooser.condition)).fd_teacher
+    """Frechet distance to the teacher on the chooser's noises: what candidates are chosen by.
+
+    Infinite where samples are not finite.
+    """
+    samples = sampler(chooser.noise, chooser.condition)
+    return chooser.row("", "", 0, samples).fd_teacher if bool(samples.isfinite().all()) else math.inf
