@@ -6,12 +6,14 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from agents.recipes import settled
 from experiments import ablate, compare, figures
-from experiments.rivals import descent, off_the_shelf, ours
+from experiments.rivals import descent, off_the_shelf, ours, pace
 from experiments.rivals.amed import Intermediate, amed
 from experiments.rivals.consistency import consistency, heun_step
 from experiments.rivals.descent import Batch, loss_of
@@ -353,6 +355,38 @@ def test_the_difference_of_scores_is_that_of_two_gaussians():
     assert score_difference(task.teacher, fake.model, fresh, task.reference.endpoints[:4]).abs().max() > 1e-4
 
 
+def test_the_pace_is_that_of_whole_episodes(monkeypatch):
+    """By a clock that a step of three sub-environments takes to 0.06 s, and the first episode, not counted, to more."""
+    now, steps = [0.0], [0]
+
+    def slow(actions):
+        assert actions.shape == (3, 7)
+        steps[0] += 1
+        now[0] += 0.06 if steps[0] > 4 else 5.0
+
+    env = SimpleNamespace(num_envs=3, action_space=SimpleNamespace(shape=(7,)), reset=lambda: None, step=slow)
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: now[0])
+    assert pace.environment_seconds(env, 4) == pytest.approx(0.02)
+    assert steps[0] % 4 == 0
+    task = replace(task_of(3), seconds=10.0)
+    assert pace.in_time(task, 0.02, 10) == 500
+    assert pace.in_time(task, 1.0, 10) == 4 * 10 * 3
+
+
+@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
+def test_what_ppo_can_afford_leaves_out_what_it_spends_beside_steps(monkeypatch):
+    """A step of 1 ms, and nothing else but judging: 64 episodes of 3 steps at the beginning and at the end."""
+    monkeypatch.setattr(ours, "environment_seconds", lambda *_: 1e-3)
+    monkeypatch.setattr(ours, "ROLLOUT_SECONDS", 0.0)
+    monkeypatch.setattr(ours, "MINIBATCH_SECONDS", 0.0)
+    monkeypatch.setattr(ours.time, "monotonic", lambda: 0.0)
+    task = replace(task_of(3), seconds=2.0)
+    settings = settled(ours.ppo.Args(num_steps=3, held_out_size=64, held_out_every=10**9, num_envs=8))
+    assert ours.affordable(task, settings) == pytest.approx(2000 - 2 * 64 * 3, abs=1)
+    judged_often = ours.affordable(task, replace(settings, held_out_every=4))
+    assert judged_often == pytest.approx((2000 - 2 * 64 * 3) / (1 + 64 / (4 * 8)), abs=1)
+
+
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
 def test_an_adaptive_student_is_held_to_the_calls_of_the_table(monkeypatch):
     monkeypatch.setattr(ours, "affordable", lambda *_: 2000)
@@ -439,7 +473,7 @@ def test_the_program_keeps_and_prints(tmp_path, capsys, monkeypatch):
 def test_what_is_ablated_is_changed(change, monkeypatch):
     """Trained for a moment: a student whose process is the recipe's but for what is named."""
     monkeypatch.setattr(ours, "affordable", lambda *_: 400)
-    monkeypatch.setattr(off_the_shelf, "affordable", lambda *_: 400)
+    monkeypatch.setattr(off_the_shelf, "in_time", lambda *_: 400)
     student = ablate.CHANGES[change].rival(task_of(3)).sampler.student
     default = build_mdp("gaussian-ring", 3, "solver", "features", "dpm++3m", "time^1.5", "cpu", "float32")
     differs = {

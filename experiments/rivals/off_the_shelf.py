@@ -9,15 +9,15 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.callbacks import linear_to_zero
 from agents.command import DEFAULT_REWARD
-from experiments.rivals.ours import affordable
+from experiments.rivals.pace import environment_seconds, in_time
 from experiments.rivals.rival import Clock, Fitted, StudentSampler, Task
 from redif_env.sb3 import make_vec_env
 from redif_env.students import Student
 
 NUM_ENVS = 64
 GROUP = 8
-SECONDS = {A2C: 2e-4, SAC: 4e-4, TD3: 4e-4}
-"""What a step costs besides its network calls."""
+SECONDS = {A2C: 1e-4, SAC: 3e-4, TD3: 3e-4}
+"""What a step of one sub-environment costs besides the environment's own time."""
 SETTINGS: dict[type[BaseAlgorithm], dict[str, Any]] = {
     A2C: {
         "learning_rate": linear_to_zero(3e-3),
@@ -45,7 +45,7 @@ def off_the_shelf(kind: type[BaseAlgorithm], task: Task) -> Fitted:
     )
     if kind is A2C:
         settings["n_steps"] = task.num_steps
-    calls = affordable(task, NUM_ENVS, SECONDS[kind])
+    calls = in_time(task, environment_seconds(env, task.num_steps) + SECONDS[kind], NUM_ENVS)
     agent = kind("MlpPolicy", env, seed=task.seed, device="cpu", **settings)
     agent.learn(calls // task.teacher.calls)
     sampler = StudentSampler(Student.from_agent(agent))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,16 +15,18 @@ from agents.command import DEFAULT_REWARD
 from agents.networks import NoiseSettings
 from agents.plan import calls_per_second
 from agents.recipes import SOLVER, settled
+from experiments.rivals.pace import environment_seconds, in_time
 from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, StudentSampler, Task, seen
 from redif_env.actions import ActionMap
 from redif_env.evaluation import prices_of
 from redif_env.students import Student
 
-PPO_SECONDS, SEARCH_SECONDS = 3.4e-4, 1e-5
-"""What a step costs besides its network calls: PPO's updates, rewards and judging, and the search's; on this project's
-machine. Only how near a fit comes to its budget depends on them: the table shows what was spent."""
-ADAPTIVE = 2.3
-"""As many times that where the policy chooses the number of steps."""
+MINIBATCH_SECONDS, ROLLOUT_SECONDS, SEARCH_SECONDS = 2.5e-3, 2.5e-3, 1e-5
+"""On this project's machine: an update on a minibatch, a step of all sub-environments beside the environment's own
+time, and what the search takes a step beside its network calls. Only how near a fit comes to its budget depends on
+them, and on :func:`environment_seconds`: the table shows what was spent."""
+ADAPTIVE = 1.6
+"""As many times the environment's time where the policy chooses the number of steps: part of the batch is idle."""
 NETWORK_CALLS = 5.5
 """What a step of a network student costs in calls of rollouts' size: its own, its value's, its update's, its reward."""
 CLONE_CALLS = 650
@@ -97,17 +100,24 @@ def redif_both(task: Task) -> Fitted:
 def cross_entropy(task: Task) -> Fitted:
     """``python -m agents.cem`` on the reward that suits it, the distance to the endpoint."""
     settings = cem.Args(num_steps=task.num_steps, seed=task.seed, reward=(("endpoint", 1.0),))
-    calls = affordable(task, settings.population * settings.noises, SEARCH_SECONDS)
-    return _train(task, replace(settings, network_calls=calls), cem.train)
+    batch_size = settings.population * settings.noises
+    a_step = task.teacher.calls / calls_per_second(task.teacher, batch_size) + SEARCH_SECONDS
+    return _train(task, replace(settings, network_calls=in_time(task, a_step, batch_size)), cem.train)
 
 
-def affordable(task: Task, batch_size: int, besides: float) -> int:
-    """Network calls that fit into the budget, by this machine's speed now: at least a few rollouts.
-
-    ``besides`` are the seconds that a step of one sample costs beside its network calls.
-    """
-    a_step = task.teacher.calls / calls_per_second(task.teacher, batch_size) + besides
-    return max(int(task.seconds / a_step) * task.teacher.calls, 4 * batch_size * task.nfe)
+def affordable(task: Task, settings: ppo.Args) -> int:
+    """Network calls of PPO with these settings, none missing, that fit into the budget."""
+    start = time.monotonic()
+    env = ppo.build(replace(_given(task, settings), network_calls=1)).get_env()
+    building = time.monotonic() - start
+    a_step = environment_seconds(env, settings.num_steps) * (1 if settings.min_steps is None else ADAPTIVE)
+    judgement = settings.held_out_size * settings.num_steps * a_step
+    minibatches = settings.epochs * settings.batches / settings.num_steps
+    judged = judgement / (settings.held_out_every * settings.num_steps)
+    together = ROLLOUT_SECONDS + MINIBATCH_SECONDS * minibatches + judged
+    # Training is judged at its beginning and at its end too.
+    left = replace(task, seconds=task.seconds - building - 2 * judgement)
+    return in_time(left, a_step + together / settings.num_envs, settings.num_envs)
 
 
 def compact(task: Task, settings: ppo.Args, action: ActionMap | None = None) -> Fitted:
@@ -119,12 +129,12 @@ def compact(task: Task, settings: ppo.Args, action: ActionMap | None = None) -> 
         seed=task.seed,
         held_out_size=len(task.chooser.noise),
     )
-    # Rollouts of samples that differ in length leave part of the batch idle.
-    besides = PPO_SECONDS * (1 if settings.min_steps is None else ADAPTIVE)
-    calls = affordable(task, settings.num_envs or SHORT["num_envs"], besides)
-    recipe = {name: value for name, value in SHORT.items() if getattr(asked, name) is None}
-    asked = replace(asked, network_calls=calls, **(recipe if calls < SHORT_CALLS else {}))
-    found = _train(task, settled(asked), partial(ppo.train, action=action))
+    settings = settled(replace(asked, **{name: value for name, value in SHORT.items() if getattr(asked, name) is None}))
+    calls = affordable(task, settings)
+    if calls >= SHORT_CALLS:
+        settings = settled(asked)
+        calls = affordable(task, settings)
+    found = _train(task, replace(settings, network_calls=calls), partial(ppo.train, action=action))
     assert isinstance(found.sampler, StudentSampler)
     if found.sampler.student.mdp.adaptive:
         return found
@@ -154,13 +164,14 @@ def _train(task: Task, settings: Any, train: Callable[[Any], tuple[Student, dict
     """A program's student; its folder is thrown away."""
     clock = Clock(task.seconds)
     with TemporaryDirectory() as folder:
-        settings = replace(
-            settings,
-            teacher=task.teacher.name,
-            reference_size=len(task.reference),
-            teacher_steps=task.reference.num_steps,
-            checkpoint_every=10**9,
-            out=Path(folder) / "run",
-        )
+        settings = replace(_given(task, settings), checkpoint_every=10**9, out=Path(folder) / "run")
         student, facts = train(settings)
     return Fitted(StudentSampler(student), clock.spent, facts["environment_steps"] * task.teacher.calls)
+
+
+def _given(task: Task, settings: Any) -> Any:
+    """A program's settings, with what the task has for all rivals."""
+    reference = task.reference
+    return replace(
+        settings, teacher=task.teacher.name, reference_size=len(reference), teacher_steps=reference.num_steps
+    )
