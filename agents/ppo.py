@@ -39,6 +39,7 @@ from redif_env.sb3 import (
     GroupRelativeReturns,
     HealthCheck,
     LevelNormalisedAdvantages,
+    PrivilegedBaseline,
     StudentPolicy,
     UnhealthyRunError,
     clip_range_of,
@@ -110,6 +111,9 @@ class Args:
     """Decay of the policy's moving average over rollouts, which is what is judged and shipped."""
     level_advantages: bool | None = None
     """Normalise advantages at each step of the episode by itself (action "noise")."""
+    privileged_baseline: bool = False
+    """Take from advantages what the distance to the endpoint foretold (redif_env.sb3.PrivilegedBaseline). Not of action
+    "noise", nor where the policy chooses the number of steps."""
     network: NoiseSettings = field(default_factory=NoiseSettings)
     """Of action "noise" alone."""
     reference_size: int = 4096
@@ -205,6 +209,8 @@ def companions_of(args: Args, agent: PPO) -> dict[str, Any]:
     }
     if mdp.adaptive and args.group_size > 1:
         companions["groups"] = GroupRelativeReturns()
+    if args.privileged_baseline:
+        companions["baseline"] = PrivilegedBaseline()
     return companions
 
 

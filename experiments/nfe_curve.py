@@ -7,7 +7,7 @@ Finished runs are kept in ``--out`` and not repeated.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -44,6 +44,12 @@ def ppo_settings(teacher: str, nfe: int, seed: int, out: Path) -> ppo.Args:
     return ppo.Args(teacher=teacher, num_steps=nfe, seed=seed, out=out / f"redif-ppo-{nfe}-{seed}")
 
 
+def privileged_settings(teacher: str, nfe: int, seed: int, out: Path) -> ppo.Args:
+    """The same with a baseline that knows the endpoint."""
+    settings = ppo_settings(teacher, nfe, seed, out)
+    return replace(settings, privileged_baseline=True, out=out / f"redif-ppo-privileged-{nfe}-{seed}")
+
+
 def large_settings(teacher: str, nfe: int, seed: int, out: Path) -> ppo.Args:
     """Four times the calls, in larger batches, and the best student chosen on four times the noises.
 
@@ -65,7 +71,12 @@ def cem_settings(teacher: str, nfe: int, seed: int, out: Path) -> cem.Args:
     return cem.Args(teacher=teacher, num_steps=nfe, seed=seed, out=out / f"cem-{nfe}-{seed}")
 
 
-SETTINGS = {"redif-ppo": ppo_settings, "redif-ppo-large": large_settings, "cem": cem_settings}
+SETTINGS = {
+    "redif-ppo": ppo_settings,
+    "redif-ppo-privileged": privileged_settings,
+    "redif-ppo-large": large_settings,
+    "cem": cem_settings,
+}
 
 
 def solvers_at(out: Path, teacher_name: str, nfe: int) -> list[Row]:

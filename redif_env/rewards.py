@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -165,8 +166,7 @@ class FeatureAlignment:
         _check_scale(self.scale)
 
     def __call__(self, transition: Transition) -> Tensor:
-        error = _when_finished(self.name, transition, lambda x, y: _feature_distance(self.features, x, y))
-        return -error / self.scale
+        return -_when_finished(self.name, transition, partial(_feature_distance, self.features)) / self.scale
 
     @classmethod
     def calibrated(
@@ -174,7 +174,7 @@ class FeatureAlignment:
     ) -> FeatureAlignment:
         """With the base solver's mean distance as scale; ``features`` default to those for the sample shape."""
         network = _placed(features, mdp.teacher)
-        return cls(_base_distance(mdp, reference, lambda x, y: _feature_distance(network, x, y)), network, name)
+        return cls(_base_distance(mdp, reference, partial(_feature_distance, network)), network, name)
 
 
 @dataclass(frozen=True)
@@ -563,6 +563,11 @@ def _base_distance(mdp: DenoisingMDP, reference: ReferenceSet, distance: Distanc
 def _feature_distance(features: nn.Module, samples: Tensor, endpoints: Tensor) -> Tensor:
     both = _embed(features, torch.cat([samples, endpoints]))
     return root_mean_square(*both.chunk(2))
+
+
+def feature_distance(teacher: Teacher, features: nn.Module | None = None) -> Distance:
+    """The distance of :class:`FeatureAlignment`, not scaled; ``features`` default to those for the sample shape."""
+    return partial(_feature_distance, _placed(features, teacher))
 
 
 def _embed(features: nn.Module, samples: Tensor) -> Tensor:

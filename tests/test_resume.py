@@ -16,7 +16,7 @@ from redif_env import ReDiFVectorEnv
 from redif_env.checkpoints import checkpoints
 from redif_env.evaluation import Evaluator
 from redif_env.files import CorruptFileError
-from redif_env.sb3 import Checkpointer, GroupRelativeReturns, ReDiFVecEnv, make_vec_env
+from redif_env.sb3 import Checkpointer, GroupRelativeReturns, PrivilegedBaseline, ReDiFVecEnv, make_vec_env
 from redif_env.teachers import GaussianMixtureTeacher
 from redif_env.wrappers import DistributionAlignment, GroupRelativeReward
 
@@ -37,6 +37,8 @@ def make_callbacks(agent, folder, adaptive=False):
     companions = {"held_out": held_out, "stopwatch": Stopwatch()}
     if adaptive:
         companions["groups"] = GroupRelativeReturns()
+    else:
+        companions["baseline"] = PrivilegedBaseline()
     return Checkpointer(folder, 48, companions, keep=100), [AnnealedExploration(0.3, 0.1), *companions.values()]
 
 

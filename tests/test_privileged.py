@@ -1,0 +1,111 @@
+"""A baseline that knows the endpoint: what it takes from advantages, and what that leaves."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import A2C, PPO
+
+from redif_env import ReDiFVectorEnv
+from redif_env.distances import root_mean_square
+from redif_env.sb3 import PrivilegedBaseline, make_vec_env
+
+TINY = {"teacher": "gaussian-ring", "reference_size": 256, "teacher_steps": 20}
+
+
+class Spy(PrivilegedBaseline):
+    """Notes advantages before and after, and distances, of every rollout."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.rollouts = []
+
+    def _on_rollout_end(self):
+        buffer = self.model.rollout_buffer
+        before, actions = buffer.advantages.copy(), buffer.actions.copy()
+        super()._on_rollout_end()
+        self.rollouts.append((before, buffer.advantages.copy(), np.stack(self._found), actions))
+
+
+def trained(spy, rollouts, kind=PPO, episodes=1, **settings):
+    """An agent that does not learn: rollouts of one policy, wide enough to end in other modes."""
+    env = make_vec_env(64, **TINY, num_steps=4, **settings)
+    options = {"batch_size": 256 * episodes, "n_epochs": 1} if kind is PPO else {}
+    agent = kind(
+        "MlpPolicy", env, n_steps=4 * episodes, learning_rate=0.0, gae_lambda=1.0, gamma=1.0, seed=0, **options
+    )
+    agent.policy.log_std.data.fill_(-1.5)
+    agent.learn(rollouts * 256 * episodes, callback=spy)
+    return agent
+
+
+def relative(values, size):
+    groups = values.reshape(len(values), -1, size)
+    return (groups - groups.mean(2, keepdims=True)).reshape(values.shape)
+
+
+def test_foresight_is_the_newest_prediction_and_the_endpoint():
+    env = ReDiFVectorEnv(4, **TINY, num_steps=2)
+    with pytest.raises(gym.error.ResetNeeded, match="call reset"):
+        env.foresight()
+    env.reset(seed=0)
+    for _ in range(3):  # on into the next episode
+        _, _, _, _, info = env.step(np.zeros(env.action_space.shape, np.float32))
+        predicted, endpoint = env.foresight()
+        state = env._now
+        asked = env.mdp.teacher.predict(state.x, state.half_logsnr, state.timestep).x0
+        torch.testing.assert_close(predicted, asked)
+        torch.testing.assert_close(endpoint, env.reference.endpoints[info["pair"]])
+
+
+@pytest.mark.parametrize(("group_size", "episodes"), [(8, 1), (1, 2)])
+def test_it_takes_what_earlier_rollouts_foretold(group_size, episodes):
+    """By hand: the slope through the origin of advantages over distances, both less their group's, decayed sums."""
+    spy = Spy(distance=root_mean_square, decay=0.5)
+    trained(spy, 3, group_size=group_size, episodes=episodes)
+    (first, unchanged, *_), *_ = spy.rollouts
+    np.testing.assert_array_equal(first, unchanged)
+    size, sums = (group_size if group_size > 1 else 64), None
+    for before, after, found, _ in spy.rollouts:
+        found, blame = (relative(values.astype(np.float64), size) for values in (found, before))
+        if sums is not None:
+            slope = np.divide(*sums, out=np.zeros(4), where=sums[1] > 0)
+            np.testing.assert_allclose(after, before - np.tile(slope, episodes)[:, None] * found, rtol=1e-4, atol=1e-5)
+        now = [np.stack([part[step::4].mean() for step in range(4)]) for part in (found * blame, found**2)]
+        sums = now if sums is None else [0.5 * old + 0.5 * new for old, new in zip(sums, now, strict=True)]
+    assert (slope[1:] < 0).all()  # far from the endpoint foretells a low return
+    if group_size > 1:
+        assert slope[0] == 0  # siblings begin alike
+
+
+@pytest.mark.parametrize("kind", [PPO, A2C])
+def test_it_leaves_less_to_chance_and_the_gradient_as_it_was(kind):
+    """Most of what siblings differ by at the last step is gone, and what was taken tells nothing of the actions."""
+    spy = Spy(distance=root_mean_square)
+    trained(spy, 30, kind, group_size=8)
+    settled_in = spy.rollouts[5:]
+    before, after = (np.stack([relative(rollout[i], 8) for rollout in settled_in]) for i in (0, 1))
+    left = after.var(axis=(0, 2)) / before.var(axis=(0, 2))
+    assert left[3] < 0.5
+    assert (left < 1.1).all()
+    taken = (before - after)[:, 3].reshape(-1)
+    actions = np.stack([rollout[3][3] for rollout in settled_in]).reshape(len(taken), -1)
+    for number in actions.T:
+        assert abs(np.corrcoef(taken, number)[0, 1]) < 4 / len(taken) ** 0.5
+
+
+def test_what_it_refuses():
+    def learn(n_steps=4, **settings):
+        env = make_vec_env(8, **TINY | settings, num_steps=4, group_size=8)
+        PPO("MultiInputPolicy" if "action" in settings else "MlpPolicy", env, n_steps=n_steps, batch_size=16).learn(
+            16, callback=PrivilegedBaseline()
+        )
+
+    with pytest.raises(ValueError, match="min_steps=2 below num_steps=4"):
+        learn(min_steps=2)
+    with pytest.raises(ValueError, match="action='noise', whose prediction is not there"):
+        learn(action="noise", observation="sample")
+    with pytest.raises(ValueError, match="n_steps=6, which are no whole episodes of num_steps=4"):
+        learn(n_steps=6)
+    with pytest.raises(ValueError, match="decay must be at least 0 and below 1, got 1"):
+        PrivilegedBaseline(decay=1)
