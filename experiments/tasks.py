@@ -18,7 +18,6 @@ from experiments.kept import once
 from redif_env.evaluation import Evaluator, prices_of
 from redif_env.settings import shared_teacher
 
-TRAINERS = {"redif-ppo": ppo, "redif-ppo-large": ppo, "cem": cem}
 ROWS = "rows.json"
 
 
@@ -39,7 +38,8 @@ def finish(task: Task, threads: int) -> list[dict[str, Any]]:
 def rows_of(task: Task, threads: int) -> list[dict[str, Any]]:
     """What :func:`finish` keeps."""
     torch.set_num_threads(threads)
-    student, facts = TRAINERS[task.method].train(replace(task.settings, resume=True))
+    settings = replace(task.settings, resume=True)
+    student, facts = ppo.train(settings) if isinstance(settings, ppo.Args) else cem.train(settings)
     student.save_pretrained(task.settings.out / "student")
     # A student with a network of its own is no teacher.
     own = student.mdp.teacher.own_network
