@@ -1,14 +1,23 @@
 """A baseline that knows the endpoint: what it takes from advantages, and what that leaves."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import A2C, PPO
 
-from redif_env import ReDiFVectorEnv
+from experiments.foretold import explained, foretold
+from experiments.foretold import relative as less_their_groups
+from experiments.nfe_curve import SETTINGS
+from redif_env import ReDiFVectorEnv, Student
 from redif_env.distances import root_mean_square
+from redif_env.policies import Policy
 from redif_env.sb3 import PrivilegedBaseline, make_vec_env
+from redif_env.settings import build_mdp
+from redif_env.teachers import GaussianMixtureTeacher
 
 TINY = {"teacher": "gaussian-ring", "reference_size": 256, "teacher_steps": 20}
 
@@ -109,3 +118,29 @@ def test_what_it_refuses():
         learn(n_steps=6)
     with pytest.raises(ValueError, match="decay must be at least 0 and below 1, got 1"):
         PrivilegedBaseline(decay=1)
+
+
+def test_what_was_decided_before_a_step_is_counted():
+    """Nothing before the first step, most before the last; by hand, what a correlation of 0.6 explains."""
+    teacher = GaussianMixtureTeacher.ring()
+    mdp = ReDiFVectorEnv(1, teacher=teacher, num_steps=4, reference_size=256, teacher_steps=20).mdp
+    student = Student(mdp, Policy.from_table(torch.zeros(4, mdp.action_size), mdp.observation_size))
+    shares = foretold(student, 0.2, 32, 8, 0)
+    assert shares[0] == 0
+    assert shares[3] > 0.5
+    assert shares[3] == max(shares)
+    first, other = torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.tensor([1.0, 1.0, -1.0, -1.0])
+    assert explained(first.double(), (0.6 * first + 0.8 * other).double()) == pytest.approx(0.36)
+    assert less_their_groups(torch.tensor([1.0, 3.0, 5.0, 5.0]), 2).tolist() == [-1, 1, 0, 0]
+    other_steps = build_mdp(teacher, 4, "step", "features", "dpm++3m", "time^1.5", "cpu", "float32")
+    student = Student(other_steps, Policy.from_table(torch.zeros(4, 1), other_steps.observation_size))
+    with pytest.raises(ValueError, match="not trained in the default environment"):
+        foretold(student, 0.2, 4, 8, 0)
+
+
+def test_the_curve_has_the_same_run_with_and_without():
+    """The two differ by the baseline and the folder alone."""
+    with_it, without = (SETTINGS[name]("digits", 6, 1, Path("runs")) for name in ("redif-ppo-privileged", "redif-ppo"))
+    assert with_it.privileged_baseline
+    assert replace(with_it, privileged_baseline=False, out=without.out) == without
+    assert with_it.out != without.out
