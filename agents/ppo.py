@@ -42,6 +42,7 @@ from redif_env.sb3 import (
     PrivilegedBaseline,
     StudentPolicy,
     UnhealthyRunError,
+    check_process,
     clip_range_of,
     make_vec_env,
     student_exploration,
@@ -180,6 +181,8 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
         device=args.device,
     )
     mdp = env.unwrapped.mdp
+    if args.privileged_baseline:
+        check_process(mdp)
     return PPO(
         StudentPolicy if network else "MlpPolicy",
         env,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from stable_baselines3 import A2C, PPO
 
+from agents import ppo
 from experiments.foretold import explained, foretold
 from experiments.foretold import relative as less_their_groups
 from experiments.nfe_curve import SETTINGS
@@ -118,6 +119,14 @@ def test_what_it_refuses():
         learn(n_steps=6)
     with pytest.raises(ValueError, match="decay must be at least 0 and below 1, got 1"):
         PrivilegedBaseline(decay=1)
+
+
+@pytest.mark.parametrize("change", [{"min_steps": 2}, {"action": "noise"}])
+def test_training_is_refused_before_it_takes_a_folder(change, tmp_path):
+    settings = ppo.Args(privileged_baseline=True, network_calls=8, out=tmp_path / "run", **change)
+    with pytest.raises(ValueError, match="leave PrivilegedBaseline out"):
+        ppo.train(replace(settings, reference_size=8, teacher_steps=5, num_envs=8))
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_was_decided_before_a_step_is_counted():

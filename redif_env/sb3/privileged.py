@@ -10,6 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from redif_env.distances import Distance, root_mean_square
+from redif_env.mdp import DenoisingMDP
 from redif_env.rewards import feature_distance
 from redif_env.teachers import Teacher
 
@@ -71,15 +72,7 @@ class PrivilegedBaseline(BaseCallback):
         core = self.training_env.unwrapped
         mdp, self._core = core.mdp, core
         self._num_steps = mdp.num_steps
-        if mdp.adaptive:
-            raise ValueError(
-                f"env has min_steps={mdp.min_steps} below num_steps={mdp.num_steps}, so siblings are at different "
-                "steps: leave PrivilegedBaseline out"
-            )
-        if mdp.action_map.predicts:
-            raise ValueError(
-                "env has action='noise', whose prediction is not there before the action: leave PrivilegedBaseline out"
-            )
+        check_process(mdp)
         if self.model.n_steps % mdp.num_steps:
             raise ValueError(
                 f"agent has n_steps={self.model.n_steps}, which are no whole episodes of num_steps={mdp.num_steps}: "
@@ -128,3 +121,20 @@ class PrivilegedBaseline(BaseCallback):
 def default_distance(teacher: Teacher) -> Distance:
     """In features of what samples show; of latents themselves, which would have to be decoded at every step."""
     return feature_distance(teacher) if teacher.decoder is None else root_mean_square
+
+
+def check_process(mdp: DenoisingMDP) -> None:
+    """Refuse what a :class:`PrivilegedBaseline` cannot be used for.
+
+    Raises:
+        ValueError: if episodes differ in length, or actions bring the prediction.
+    """
+    if mdp.adaptive:
+        raise ValueError(
+            f"env has min_steps={mdp.min_steps} below num_steps={mdp.num_steps}, so siblings are at different "
+            "steps: leave PrivilegedBaseline out"
+        )
+    if mdp.action_map.predicts:
+        raise ValueError(
+            "env has action='noise', whose prediction is not there before the action: leave PrivilegedBaseline out"
+        )
