@@ -42,7 +42,7 @@ from redif_env.sb3 import (
     PrivilegedBaseline,
     StudentPolicy,
     UnhealthyRunError,
-    check_process,
+    check_foresight,
     clip_range_of,
     make_vec_env,
     student_exploration,
@@ -182,7 +182,7 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
     )
     mdp = env.unwrapped.mdp
     if args.privileged_baseline:
-        check_process(mdp)
+        check_foresight(mdp)
     return PPO(
         StudentPolicy if network else "MlpPolicy",
         env,

@@ -12,14 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from agents.command import run
 from redif_env.envs import ReDiFVectorEnv
 from redif_env.rewards import feature_distance
+from redif_env.siblings import relative
 from redif_env.students import Student
 
 
@@ -54,24 +56,18 @@ def foretold(student: Student, std: float, noises: int, group_size: int, seed: i
     observations, _ = env.reset(seed=seed)
     distances = []
     for _ in range(student.num_steps):
-        distances.append(distance(*env.foresight()))
+        distances.append(distance(*env.foresight()).double().numpy())
         actions = student.policy(torch.as_tensor(observations))
         actions = actions + std * torch.randn(actions.shape, generator=generator)
         observations, rewards, *_ = env.step(actions.numpy())
-    returns = relative(torch.as_tensor(rewards), group_size)
+    returns = relative(rewards, group_size)
     return [explained(relative(found, group_size), returns) for found in distances]
 
 
-def relative(values: Tensor, group_size: int) -> Tensor:
-    """``values`` ``(B,)`` less their groups' means."""
-    groups = values.double().reshape(-1, group_size)
-    return (groups - groups.mean(dim=1, keepdim=True)).flatten()
-
-
-def explained(cause: Tensor, effect: Tensor) -> float:
+def explained(cause: NDArray[np.float64], effect: NDArray[np.float64]) -> float:
     """The square of the correlation of two centred ``(B,)``; 0 where the first does not vary."""
-    size = cause.square().sum()
-    return float((cause * effect).sum() ** 2 / (size * effect.square().sum())) if size > 0 else 0.0
+    size = np.square(cause).sum()
+    return float((cause * effect).sum() ** 2 / (size * np.square(effect).sum())) if size > 0 else 0.0
 
 
 def main(args: Args) -> None:

@@ -27,6 +27,7 @@ from redif_env.envs import ReDiFEnv, ReDiFVectorEnv, add_term
 from redif_env.features import load_features
 from redif_env.kernels import Kernel
 from redif_env.rewards import Reward, Term, restart
+from redif_env.siblings import relative
 from redif_env.types import Transition
 
 AnyEnv = TypeVar("AnyEnv", gym.Env[Any, Any], VectorEnv[Any, Any, Any])
@@ -276,6 +277,4 @@ class GroupRelativeReward(VectorWrapper):
         self, actions: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        groups = rewards.reshape(-1, self.group_size)
-        relative = (groups - groups.mean(axis=1, keepdims=True)).reshape(-1)
-        return observations, relative, terminated, truncated, infos
+        return observations, relative(rewards, self.group_size), terminated, truncated, infos

@@ -14,8 +14,8 @@ ORDER = [
     "types", "schedules", "predictions", "grids", "solvers", "files", "mixtures", "noise_schedulers", "mixture_model",
     "conditions", "networks", "adapters", "companions", "pipelines", "teachers", "bands", "actions", "observations",
     "mdp", "cloning", "cache", "distances", "kernels", "features", "references", "rewards", "rendering", "settings",
-    "spaces", "draws", "envs", "wrappers", "policies", "sampling", "records", "export", "students", "checkpoints",
-    "data", "metrics", "baselines", "evaluation", "tables", "cli", "sb3",
+    "spaces", "siblings", "draws", "envs", "wrappers", "policies", "sampling", "records", "export", "students",
+    "checkpoints", "data", "metrics", "baselines", "evaluation", "tables", "cli", "sb3",
 ]  # fmt: skip
 PACKAGES = ("export", "sb3")
 NO_RL = ("gymnasium", "stable_baselines3", "tensorboard")

@@ -11,13 +11,13 @@ from stable_baselines3 import A2C, PPO
 
 from agents import ppo
 from experiments.foretold import explained, foretold
-from experiments.foretold import relative as less_their_groups
 from experiments.nfe_curve import SETTINGS
 from redif_env import ReDiFVectorEnv, Student
 from redif_env.distances import root_mean_square
 from redif_env.policies import Policy
 from redif_env.sb3 import PrivilegedBaseline, make_vec_env
 from redif_env.settings import build_mdp
+from redif_env.siblings import relative
 from redif_env.teachers import GaussianMixtureTeacher
 
 TINY = {"teacher": "gaussian-ring", "reference_size": 256, "teacher_steps": 20}
@@ -47,11 +47,6 @@ def trained(spy, rollouts, kind=PPO, episodes=1, **settings):
     agent.policy.log_std.data.fill_(-1.5)
     agent.learn(rollouts * 256 * episodes, callback=spy)
     return agent
-
-
-def relative(values, size):
-    groups = values.reshape(len(values), -1, size)
-    return (groups - groups.mean(2, keepdims=True)).reshape(values.shape)
 
 
 def test_foresight_is_the_newest_prediction_and_the_endpoint():
@@ -138,9 +133,9 @@ def test_what_was_decided_before_a_step_is_counted():
     assert shares[0] == 0
     assert shares[3] > 0.5
     assert shares[3] == max(shares)
-    first, other = torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.tensor([1.0, 1.0, -1.0, -1.0])
-    assert explained(first.double(), (0.6 * first + 0.8 * other).double()) == pytest.approx(0.36)
-    assert less_their_groups(torch.tensor([1.0, 3.0, 5.0, 5.0]), 2).tolist() == [-1, 1, 0, 0]
+    first, other = np.array([1.0, -1.0, 1.0, -1.0]), np.array([1.0, 1.0, -1.0, -1.0])
+    assert explained(first, 0.6 * first + 0.8 * other) == pytest.approx(0.36)
+    assert relative(np.array([1.0, 3.0, 5.0, 5.0]), 2).tolist() == [-1, 1, 0, 0]
     other_steps = build_mdp(teacher, 4, "step", "features", "dpm++3m", "time^1.5", "cpu", "float32")
     student = Student(other_steps, Policy.from_table(torch.zeros(4, 1), other_steps.observation_size))
     with pytest.raises(ValueError, match="not trained in the default environment"):

@@ -12,6 +12,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from redif_env.distances import Distance, root_mean_square
 from redif_env.mdp import DenoisingMDP
 from redif_env.rewards import feature_distance
+from redif_env.siblings import relative
 from redif_env.teachers import Teacher
 
 Array = NDArray[np.float64]
@@ -45,34 +46,31 @@ class PrivilegedBaseline(BaseCallback):
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
         self.distance, self.decay = distance, decay
-        self._covariance: Array | None = None
-        self._variance: Array | None = None
+        self._sums: Array | None = None  # (2, num_steps): of distance times advantage, of distance squared
         self._found: list[Array] = []
 
     @property
     def coefficients(self) -> Array:
         """What a unit of distance foretells of the advantage at each step, ``(num_steps,)``; 0 if nothing is known."""
-        if self._covariance is None or self._variance is None:
+        if self._sums is None:
             return np.zeros(self._num_steps)
-        known = self._variance > 0
-        return np.where(known, self._covariance / np.where(known, self._variance, 1.0), 0.0)
+        covariance, variance = self._sums
+        return np.divide(covariance, variance, out=np.zeros_like(variance), where=variance > 0)
 
     def state_dict(self) -> dict[str, Any]:
         """The sums over past rollouts."""
-        sums = (self._covariance, self._variance)
-        return {"sums": None if sums[0] is None else [part.tolist() for part in sums if part is not None]}
+        return {"sums": None if self._sums is None else self._sums.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
-        if state["sums"] is not None:
-            self._covariance, self._variance = (np.array(part) for part in state["sums"])
+        self._sums = None if state["sums"] is None else np.array(state["sums"])
 
     def _on_training_start(self) -> None:
         assert isinstance(self.model, OnPolicyAlgorithm)
         core = self.training_env.unwrapped
         mdp, self._core = core.mdp, core
         self._num_steps = mdp.num_steps
-        check_process(mdp)
+        check_foresight(mdp)
         if self.model.n_steps % mdp.num_steps:
             raise ValueError(
                 f"agent has n_steps={self.model.n_steps}, which are no whole episodes of num_steps={mdp.num_steps}: "
@@ -97,25 +95,18 @@ class PrivilegedBaseline(BaseCallback):
     def _on_rollout_end(self) -> None:
         assert isinstance(self.model, OnPolicyAlgorithm)
         advantages = self.model.rollout_buffer.advantages
-        found = self._relative(np.stack(self._found))
-        blame = self._relative(advantages.astype(np.float64))
+        # Without groups, all of a step are compared with each other.
+        size = self._core.group_size if self._core.group_size > 1 else advantages.shape[1]
+        found = relative(np.stack(self._found), size)
+        blame = relative(advantages.astype(np.float64), size)
         steps = np.arange(len(found)) % self._num_steps
         advantages -= (self.coefficients[steps, None] * found).astype(advantages.dtype)
-        self._remember(found * blame, found**2)
+        self._remember(np.stack([found * blame, found**2]))
 
-    def _relative(self, values: Array) -> Array:
-        """``values`` ``(n_steps, num_envs)`` less their groups' means at each step; all's, if there are no groups."""
-        size = self._core.group_size if self._core.group_size > 1 else values.shape[1]
-        groups = values.reshape(len(values), -1, size)
-        return (groups - groups.mean(axis=2, keepdims=True)).reshape(values.shape)
-
-    def _remember(self, *products: Array) -> None:
-        sums = [part.reshape(-1, self._num_steps, part.shape[1]).mean(axis=(0, 2)) for part in products]
-        if self._covariance is None or self._variance is None:
-            self._covariance, self._variance = sums
-            return
-        self._covariance = self.decay * self._covariance + (1 - self.decay) * sums[0]
-        self._variance = self.decay * self._variance + (1 - self.decay) * sums[1]
+    def _remember(self, products: Array) -> None:
+        """Add a rollout's products ``(2, n_steps, num_envs)`` to the sums."""
+        sums = products.reshape(2, -1, self._num_steps, products.shape[2]).mean(axis=(1, 3))
+        self._sums = sums if self._sums is None else self.decay * self._sums + (1 - self.decay) * sums
 
 
 def default_distance(teacher: Teacher) -> Distance:
@@ -123,7 +114,7 @@ def default_distance(teacher: Teacher) -> Distance:
     return feature_distance(teacher) if teacher.decoder is None else root_mean_square
 
 
-def check_process(mdp: DenoisingMDP) -> None:
+def check_foresight(mdp: DenoisingMDP) -> None:
     """Refuse what a :class:`PrivilegedBaseline` cannot be used for.
 
     Raises:
