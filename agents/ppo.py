@@ -131,6 +131,9 @@ class Args:
     license: str | None = None
     """Of the teacher's weights, for the model card; by default that of a built-in teacher, else unknown."""
     device: str = "cpu"
+    autocast: bool = False
+    """Ask the teacher in bfloat16 while training, which some processors do twice as fast. Endpoints and judgements are
+    made in its own type."""
     resume: bool = False
     """Go on with the run in out, with its settings; start it if there is none."""
     dry_run: bool = False
@@ -179,6 +182,7 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
         reference_size=args.reference_size,
         teacher_steps=args.teacher_steps,
         device=args.device,
+        autocast=args.autocast,
     )
     mdp = env.unwrapped.mdp
     if args.privileged_baseline:

@@ -21,7 +21,7 @@ from redif_env.wrappers import EndpointAlignment, TrajectoryAlignment
 
 @dataclass(frozen=True)
 class Args:
-    """Settings; the three contenders take turns, so that a machine whose speed drifts is fair to all."""
+    """Settings; the contenders take turns, so that a machine whose speed drifts is fair to all."""
 
     teacher: str = "digits"
     num_steps: int = 4
@@ -45,7 +45,9 @@ def main(args: Args) -> None:
         EndpointAlignment(ReDiFVectorEnv(args.num_envs, teacher=args.teacher, num_steps=args.num_steps))
     )
     singles = DummyVecEnv([lambda: ReDiFEnv(teacher=args.teacher, num_steps=args.num_steps)] * args.single_envs)
+    rounded = ReDiFVectorEnv(args.num_envs, teacher=args.teacher, num_steps=args.num_steps, autocast=True)
     vector.reset(seed=0)
+    rounded.reset(seed=0)
     wrapped.reset(seed=0)
     singles.reset()
     rng = np.random.default_rng(0)
@@ -61,6 +63,7 @@ def main(args: Args) -> None:
     contenders: dict[str, tuple[Callable[[], object], int, int]] = {
         "bare": (forward, args.num_envs, args.steps),
         "vector": (lambda: vector.step(actions), args.num_envs, args.steps),
+        "autocast": (lambda: rounded.step(actions), args.num_envs, args.steps),
         "wrapped": (lambda: wrapped.step(actions), args.num_envs, args.steps),
         "single": (lambda: singles.step(actions[: args.single_envs]), args.single_envs, max(1, args.steps // 4)),
     }
@@ -73,9 +76,16 @@ def main(args: Args) -> None:
     print(f"{args.teacher}, {args.num_steps} steps, {torch.get_num_threads()} threads, median of {args.rounds} rounds")
     print(f"bare batched forward passes ({args.num_envs})  {median(speeds['bare']):8.0f} a second")
     print(f"vector env ({args.num_envs})                   {median(speeds['vector']):8.0f} steps a second")
+    print(f"the same in bfloat16                   {median(speeds['autocast']):8.0f} steps a second")
     print(f"the same with two reward wrappers      {median(speeds['wrapped']):8.0f} steps a second")
     print(f"single envs in DummyVecEnv ({args.single_envs})    {median(speeds['single']):8.0f} steps a second")
-    for own, other, wanted in (("vector", "bare", 0.85), ("vector", "single", 8.0), ("wrapped", "vector", 0.95)):
+    aims = (
+        ("vector", "bare", 0.85),
+        ("vector", "single", 8.0),
+        ("wrapped", "vector", 0.95),
+        ("autocast", "vector", 1.0),
+    )
+    for own, other, wanted in aims:
         ratios = [mine / theirs for mine, theirs in zip(speeds[own], speeds[other], strict=True)]
         print(f"{own} / {other}: {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); aim: at least {wanted}")
 

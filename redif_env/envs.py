@@ -46,8 +46,8 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             group are seeded like its first); what a group-relative baseline needs.
         autoreset_mode: ``SAME_STEP`` (default), ``NEXT_STEP`` or ``DISABLED``, as enum or as its value.
         teacher, num_steps, action, observation, solver, grid, reward, min_steps, prices, conditions, null_label,
-            guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, render_mode: as in
-            :class:`ReDiFEnv`.
+            guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, autocast, render_mode: as
+            in :class:`ReDiFEnv`.
 
     ``last_transition`` holds all that the last step did, as torch tensors, before any reset: what reward wrappers read.
     """
@@ -81,6 +81,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         device: str = "cpu",
         dtype: str = "float32",
+        autocast: bool = False,
         render_mode: str | None = None,
     ) -> None:
         if num_envs < 1:
@@ -106,6 +107,12 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             learn_guidance=learn_guidance,
         )
         self.num_envs, self.group_size, self.render_mode = num_envs, group_size, render_mode
+        self.autocast = autocast
+        if autocast and (dtype != "float32" or self.mdp.action_map.predicts):
+            raise ValueError(
+                f"autocast=True needs dtype='float32' and a teacher that is asked, got dtype={dtype!r} and "
+                f"action={action!r}: leave it out (a student's own network has an autocast of its own)"
+            )
         self.autoreset_mode = _parse_autoreset_mode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
 
@@ -152,7 +159,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         rows = torch.from_numpy(mask).to(self._pair.device)
         with torch.no_grad():
             self._begin(rows)
-            self._predict(rows)
+            self._state = self._predicted(self._now, rows)
         self._record_initial(rows, self._now)
         self._done[mask] = False
         return self._observe(self._now), self._info(mask, self._now)
@@ -245,7 +252,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
                 infos |= self._final(terminated, ended_info)
         restarting = torch.from_numpy(resetting).to(self._pair.device)
         self._begin(restarting)
-        self._predict(restarting)
+        self._state = self._predicted(self._now, restarting)
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             self._record_initial(restarting, self._now)
         self._done = terminated.copy()
@@ -258,7 +265,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         decision = self.mdp.decode(state, action)
         next_state = self.mdp.advance(state, decision)
         terminated = live & (next_state.steps_left == 0)
-        next_state = self.mdp.predict(next_state, live & ~terminated)
+        next_state = self._predicted(next_state, live & ~terminated)
         return Transition(
             state=state,
             action=action,
@@ -281,8 +288,10 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         initial = self.mdp.initial(*start)
         self._state = initial if self._state is None else self._state.merge(rows, initial)
 
-    def _predict(self, rows: Tensor) -> None:
-        self._state = self.mdp.predict(self._now, rows)
+    def _predicted(self, state: State, rows: Tensor) -> State:
+        """``state`` with the teacher's answers on the given rows."""
+        with torch.autocast(state.x.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.mdp.predict(state, rows)
 
     # The border: numpy in and out, checks, pictures.
 
@@ -474,6 +483,7 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
     - `reference_size=4096`, `teacher_steps=100`: pairs in the reference set, and the network calls that the teacher
       spent on each. Computed once and cached under `$REDIF_CACHE` or `~/.cache/redif`; shipped for the defaults.
     - `device="cpu"`, `dtype="float32"`: where and in what type samples are kept.
+    - `autocast=False`: whether the network answers steps in bfloat16, for speed; endpoints stay in its own type.
     - `render_mode=None` or `"rgb_array"`: the trajectory as a strip.
 
     Objects (a `Teacher`, a `Solver`, ...) may be given instead of names where the class is constructed directly.
@@ -505,6 +515,7 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
         teacher_steps: int = 100,
         device: str = "cpu",
         dtype: str = "float32",
+        autocast: bool = False,
         render_mode: str | None = None,
     ) -> None:
         self.batch = ReDiFVectorEnv(
@@ -527,6 +538,7 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
             autoreset_mode=AutoresetMode.DISABLED,
             device=device,
             dtype=dtype,
+            autocast=autocast,
             render_mode=render_mode,
         )
         self.render_mode = render_mode

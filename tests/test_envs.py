@@ -274,6 +274,11 @@ def test_samples_that_are_no_images_are_drawn_too():
         ({"device": "cuda:99"}, "device='cuda:99' cannot be used here"),
         ({"dtype": "int8"}, "dtype='int8' is unknown: choose one of 'float32', 'float64'"),
         ({"render_mode": "human"}, "render_mode='human' is unknown"),
+        ({"autocast": True, "dtype": "float64"}, "autocast=True needs dtype='float32'"),
+        (
+            {"autocast": True, "action": "noise", "observation": "sample"},
+            "autocast=True needs .* a teacher that is asked",
+        ),
     ],
 )
 def test_bad_settings_are_refused(settings, message, monkeypatch):
@@ -324,3 +329,21 @@ def test_double_precision():
     env.step(np.zeros(env.action_space.shape, np.float32))
     assert env.last_transition.next_state.x.dtype == torch.float64
     assert observation.dtype == np.float32
+
+
+def test_autocast_rounds_answers_to_bfloat16_and_nothing_else():
+    """The answers are those of the same network under autocast; endpoints, samples and times keep their type."""
+    plain, rounded = (ReDiFVectorEnv(4, num_steps=2, autocast=autocast) for autocast in (False, True))
+    torch.testing.assert_close(plain.reference.endpoints, rounded.reference.endpoints, rtol=0, atol=0)
+    for env in (plain, rounded):
+        env.reset(seed=0)
+        env.step(np.zeros(env.action_space.shape, np.float32))
+    exact, ours = plain.last_transition, rounded.last_transition
+    assert ours.next_state.x.dtype == ours.state.x0_history.dtype == torch.float32
+    torch.testing.assert_close(ours.next_state.half_logsnr, exact.next_state.half_logsnr, rtol=0, atol=0)
+    before = ours.state
+    with torch.autocast("cpu", torch.bfloat16):
+        asked = rounded.mdp.teacher.predict(before.x, before.half_logsnr, before.timestep).eps
+    torch.testing.assert_close(before.eps_history[:, 0], asked, rtol=0, atol=0)
+    assert not torch.equal(before.eps_history, exact.state.eps_history)
+    torch.testing.assert_close(before.eps_history, exact.state.eps_history, rtol=0, atol=0.05)

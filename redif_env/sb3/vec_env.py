@@ -178,6 +178,7 @@ def make_vec_env(
     group_size: int = 1,
     device: str = "cpu",
     dtype: str = "float32",
+    autocast: bool = False,
     render_mode: str | None = None,
 ) -> ReDiFVecEnv:
     """A batched ``ReDiF-v0`` for Stable-Baselines3.
@@ -188,7 +189,7 @@ def make_vec_env(
             (:class:`~redif_env.wrappers.GroupRelativeReward`); with adaptive step counts, only if the agent learns with
             the callback :class:`~redif_env.sb3.GroupRelativeReturns`.
         teacher, num_steps, action, observation, solver, grid, reward, min_steps, prices, conditions, null_label,
-            guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, render_mode: as in
+            guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, autocast, render_mode: as in
             :class:`~redif_env.envs.ReDiFEnv`.
     """
     env = ReDiFVectorEnv(
@@ -211,6 +212,7 @@ def make_vec_env(
         group_size=group_size,
         device=device,
         dtype=dtype,
+        autocast=autocast,
         render_mode=render_mode,
     )
     adaptive = env.mdp.adaptive
