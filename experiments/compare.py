@@ -34,7 +34,7 @@ from experiments.rivals.rival import StudentSampler, Task
 from redif_env.evaluation import Evaluator
 from redif_env.files import write_file
 from redif_env.references import TEST_SEED, VALIDATION_SEED, reference_paths, reference_set
-from redif_env.settings import shared_teacher
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, shared_teacher
 from redif_env.teachers import Teacher
 
 Field = Mapping[str, Entry]
@@ -54,7 +54,17 @@ MEASURES = {
 }
 """Columns of the table beside the Frechet distance to the teacher, where they are known, and their digits."""
 PICTURED = 12
-OF_ALL_ROWS = ("seconds", "reference_size", "teacher_steps", "clone_updates", "test_size", "held_out_size", "features")
+OF_ALL_ROWS = (
+    "seconds",
+    "solver",
+    "grid",
+    "reference_size",
+    "teacher_steps",
+    "clone_updates",
+    "test_size",
+    "held_out_size",
+    "features",
+)
 """Settings that rows of one folder have in common, or they could not stand in one table."""
 
 
@@ -65,11 +75,14 @@ class Args:
     trained_nfe: tuple[int, ...] = (4, 6, 8)
     """Of these, where rivals that are trained take part; training-free ones do everywhere."""
     seeds: int = 3
-    seconds: float = 34.0
+    seconds: float = 30.0
     """Time that each fit may take, on its share of the cores; endpoints to train on and the warm start are given."""
     budgets: tuple[float, ...] = (1.0,)
     """Multiples of that time, for all rivals that are trained: 10 is what those need that train a whole network."""
     methods: tuple[str, ...] = tuple(FIELD)
+    solver: str = DEFAULT_SOLVER
+    """Base solver that our actions, and rivals that learn the same, begin from; so do the steps of networks."""
+    grid: str = DEFAULT_GRID
     reference_size: int = 4096
     teacher_steps: int = 100
     """Predictions that the teacher spends on an endpoint to train on; judges have 100."""
@@ -146,7 +159,15 @@ def warm_up(args: Args, teacher: str, nfe: int, threads: int) -> dict[str, Any]:
         torch.set_num_threads(threads)
         network = NoiseSettings(clone_updates=args.clone_updates)
         student, facts = clone.make(
-            clone.Args(teacher=teacher, num_steps=nfe, network=network, out=folder / "run", resume=True)
+            clone.Args(
+                teacher=teacher,
+                num_steps=nfe,
+                solver=args.solver,
+                grid=args.grid,
+                network=network,
+                out=folder / "run",
+                resume=True,
+            )
         )
         student.save_pretrained(folder / "student")
         cell = Cell(teacher, WARM, nfe, 0, 1.0)
@@ -168,7 +189,18 @@ def fit(args: Args, cell: Cell, entry: Entry, threads: int) -> dict[str, Any]:
     chooser = evaluator(cell.teacher, args.held_out_size, VALIDATION_SEED, args.reference_size)
     warm = warm_folder(args, cell.teacher, cell.nfe) / "student" if entry.network else None
     seconds = args.seconds * cell.budget
-    fitted = entry.rival(Task(teacher, reference, chooser, cell.nfe // teacher.calls, cell.seed, seconds, warm=warm))
+    task = Task(
+        teacher,
+        reference,
+        chooser,
+        cell.nfe // teacher.calls,
+        cell.seed,
+        seconds,
+        warm=warm,
+        solver=args.solver,
+        grid=args.grid,
+    )
+    fitted = entry.rival(task)
     facts = {
         "train_seconds": round(fitted.seconds, 1),
         "network_calls": fitted.network_calls,

@@ -67,10 +67,9 @@ def large_settings(teacher: str, nfe: int, seed: int, out: Path) -> ppo.Args:
 
 
 def large_privileged_settings(teacher: str, nfe: int, seed: int, out: Path) -> ppo.Args:
-    """The large run with a baseline that knows the endpoint; in bfloat16, or it would take half an hour of one core."""
+    """The large run with a baseline that knows the endpoint."""
     settings = large_settings(teacher, nfe, seed, out)
-    folder = out / f"redif-ppo-large-privileged-{nfe}-{seed}"
-    return replace(settings, privileged_baseline=True, autocast=True, out=folder)
+    return replace(settings, privileged_baseline=True, out=out / f"redif-ppo-large-privileged-{nfe}-{seed}")
 
 
 def cem_settings(teacher: str, nfe: int, seed: int, out: Path) -> cem.Args:

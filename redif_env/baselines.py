@@ -76,8 +76,7 @@ def diffusers_sample(
     scheduler.timesteps = schedule.timestep(half_logsnr)
     scheduler.sigmas = torch.cat([torch.exp(-half_logsnr).float().cpu(), scheduler.sigmas[-1:].cpu()])
     rows = torch.ones(len(noise), dtype=torch.float64, device=noise.device)
-    first = half_logsnr[0] * rows
-    x = schedule.normalised(noise * schedule.init_noise_sigma, first)
+    x = noise
     for index, timestep in enumerate(scheduler.timesteps):
         here = half_logsnr[index] * rows
         size = schedule.normalised(torch.ones_like(x), here)

@@ -1,11 +1,12 @@
 """Time grids: where a solver puts its steps, as a continuous map from position to noise level.
 
-A grid's position runs from 0 (pure noise) to 1 (clean data). An N-step solver evaluates the network at positions
+A grid's position runs from 0 (noise) to 1 (clean data). An N-step solver evaluates the network at positions
 0, 1/N, ..., (N-1)/N and lands on clean data. Being continuous, the same map says where a shifted step would go.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -29,20 +30,31 @@ class Grid(ABC):
 
 @dataclass(frozen=True)
 class TimeGrid(Grid):
-    """``time = (1 - position) ** power``, in the schedule's own time.
+    """``time = start * (1 - position) ** power``, in the schedule's own time.
 
     Power 1 is uniform time (diffusers' ``linspace`` spacing without its rounding; on variance-exploding schedules
     Karras's grid, on flow schedules the shifted one); larger powers put more steps near clean data.
+
+    ``start`` is 1, or where ``sigma / alpha`` is ``sigma_max``, if that is given and less than the schedule's own: the
+    way begins late, and takes the initial noise for a sample of that level, which it nearly is. What is left out is
+    where a clean estimate is worst, and errors of noise predictions count ``sigma / alpha`` times.
     """
 
     power: float = 1.0
+    sigma_max: float | None = None
 
     def __post_init__(self) -> None:
         if not self.power > 0:
             raise ValueError(f"power must be above 0, got {self.power}")
+        if self.sigma_max is not None and not self.sigma_max > 0:
+            raise ValueError(f"sigma_max must be above 0, got {self.sigma_max}")
 
     def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
-        return schedule.half_logsnr_at((1 - position) ** self.power)
+        time = (1 - position) ** self.power
+        if self.sigma_max is not None:
+            noisiest = torch.tensor(-math.log(self.sigma_max), dtype=torch.float64, device=position.device)
+            time = time * schedule.time(noisiest)
+        return schedule.half_logsnr_at(time)
 
 
 @dataclass(frozen=True)
@@ -93,11 +105,17 @@ GRIDS: dict[str, Grid] = {
     "time": TimeGrid(),
     "time^1.5": TimeGrid(1.5),
     "time^2": TimeGrid(2.0),
+    "time@60": TimeGrid(sigma_max=60.0),
+    "time@20": TimeGrid(sigma_max=20.0),
+    "time@8": TimeGrid(sigma_max=8.0),
+    "time^1.5@60": TimeGrid(1.5, 60.0),
+    "time^1.5@20": TimeGrid(1.5, 20.0),
+    "time^1.5@8": TimeGrid(1.5, 8.0),
     "logsnr": LogSNRGrid(),
     "karras": KarrasGrid(),
     "ays": AYSGrid(),
 }
-"""The grids by the names used at the command line and in ``gym.make``."""
+"""The grids by the names used at the command line and in ``gym.make``; ``@20``: from ``sigma / alpha = 20`` on."""
 
 
 def next_position(position: Tensor, steps_left: Tensor, shift: Tensor) -> Tensor:

@@ -37,6 +37,10 @@ class Schedule(ABC):
         """``log(alpha / sigma)`` at a time in [0, 1]; ``-inf`` where there is no signal."""
 
     @abstractmethod
+    def time(self, half_logsnr: Tensor) -> Tensor:
+        """The time at which the schedule has this ``half_logsnr``; outside the range, its nearest end."""
+
+    @abstractmethod
     def half_logsnr(self, timestep: Tensor) -> Tensor:
         """``log(alpha / sigma)`` at a timestep; outside the range, at its nearest end."""
 
@@ -56,10 +60,14 @@ class Schedule(ABC):
     def to(self, device: torch.device) -> Schedule:
         """The same schedule with its tensors on ``device``."""
 
-    def normalised(self, x: Tensor, half_logsnr: Tensor) -> Tensor:
-        """``x`` ``(B, *S)`` at a level, over ``sqrt(alpha**2 + sigma**2)``: as it were if variance was preserved."""
+    def size(self, half_logsnr: Tensor) -> Tensor:
+        """``sqrt(alpha**2 + sigma**2)`` at a level: the standard deviation of samples, if that of clean data is 1."""
         level = self.level(half_logsnr)
-        return x / expand((level.alpha**2 + level.sigma**2).sqrt(), x).to(x.dtype)
+        return (level.alpha**2 + level.sigma**2).sqrt()
+
+    def normalised(self, x: Tensor, half_logsnr: Tensor) -> Tensor:
+        """``x`` ``(B, *S)`` at a level, over its ``size``: as it were if variance was preserved."""
+        return x / expand(self.size(half_logsnr), x).to(x.dtype)
 
 
 def noise_share(half_logsnr: Tensor) -> Tensor:
@@ -148,6 +156,9 @@ class VariancePreservingSchedule(Schedule):
     def half_logsnr_at(self, time: Tensor) -> Tensor:
         return self.half_logsnr(self.max_timestep * time)
 
+    def time(self, half_logsnr: Tensor) -> Tensor:
+        return self.timestep(half_logsnr) / self.max_timestep
+
     def half_logsnr(self, timestep: Tensor) -> Tensor:
         timestep = timestep.double().clamp(0.0, self.max_timestep)
         below = timestep.floor().long().clamp(max=len(self.knots) - 2)
@@ -167,6 +178,9 @@ class VariancePreservingSchedule(Schedule):
     def level(self, half_logsnr: Tensor) -> Level:
         doubled = 2 * half_logsnr.double()
         return Level(alpha=torch.sigmoid(doubled).sqrt(), sigma=torch.sigmoid(-doubled).sqrt())
+
+    def size(self, half_logsnr: Tensor) -> Tensor:
+        return torch.ones_like(half_logsnr, dtype=torch.float64)
 
     def normalised(self, x: Tensor, half_logsnr: Tensor) -> Tensor:
         return x
@@ -243,12 +257,20 @@ class VarianceExplodingSchedule(Schedule):
             raise ValueError(f"rho must be above 0, got {self.rho}")
 
     @property
+    def _root_ends(self) -> tuple[float, float]:
+        return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+
+    @property
     def init_noise_sigma(self) -> float:
         return math.sqrt(self.sigma_max**2 + 1)
 
     def half_logsnr_at(self, time: Tensor) -> Tensor:
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        low, high = self._root_ends
         return -self.rho * (low + time.double() * (high - low)).log()
+
+    def time(self, half_logsnr: Tensor) -> Tensor:
+        low, high = self._root_ends
+        return ((torch.exp(-half_logsnr.double() / self.rho) - low) / (high - low)).clamp(0, 1)
 
     def half_logsnr(self, timestep: Tensor) -> Tensor:
         timestep = timestep.double()
@@ -302,6 +324,9 @@ class FlowSchedule(Schedule):
         time = time.double()
         # alpha / sigma = (1 - t) / (shift * t), exact near both ends.
         return torch.log((1 - time) / (self.shift * time))
+
+    def time(self, half_logsnr: Tensor) -> Tensor:
+        return torch.sigmoid(-half_logsnr.double() - math.log(self.shift))
 
     def half_logsnr(self, timestep: Tensor) -> Tensor:
         sigma = (timestep.double() / self.num_train_timesteps).clamp(0, 1)

@@ -20,7 +20,7 @@ from redif_env.teachers import Teacher, load_teacher
 T = TypeVar("T")
 
 
-DEFAULT_SOLVER, DEFAULT_GRID = "dpm++3m", "time^1.5"
+DEFAULT_SOLVER, DEFAULT_GRID = "dpm++3m", "time^1.5@20"
 """The base solver where none is named: of our solvers on our grids, nearest the digits teacher's endpoints at 4 to 8
 steps (mean squared error). With 4 steps or fewer it is DPM-Solver++(2M)."""
 

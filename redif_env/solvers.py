@@ -200,7 +200,7 @@ def initial_state(
     """The state before the first network call.
 
     Args:
-        noise: standard normal ``(B, *S)``.
+        noise: standard normal ``(B, *S)``; it is taken for a sample of the grid's first level.
         schedule, grid, num_steps: where the steps will be.
         history: predictions that are kept.
         condition: rows ``(B,)`` of the model's conditions; its first if not given.
@@ -211,7 +211,7 @@ def initial_state(
     half_logsnr = grid.half_logsnr(position, schedule)
     past = torch.zeros(rows, history, *noise.shape[1:], dtype=noise.dtype, device=device)
     return State(
-        x=noise * schedule.init_noise_sigma,
+        x=noise * expand(schedule.size(half_logsnr), noise).to(noise.dtype),
         position=position,
         half_logsnr=half_logsnr,
         timestep=schedule.timestep(half_logsnr),

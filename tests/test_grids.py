@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from diffusers import DPMSolverMultistepScheduler
 from diffusers.schedulers import AysSchedules
 
 from redif_env.grids import GRIDS, AYSGrid, KarrasGrid, LogSNRGrid, TimeGrid, next_position
-from redif_env.schedules import VariancePreservingSchedule
+from redif_env.schedules import FlowSchedule, VarianceExplodingSchedule, VariancePreservingSchedule
 
 SCHEDULE = VariancePreservingSchedule.from_diffusers()
 
@@ -15,10 +17,12 @@ def positions(count):
 
 
 @pytest.mark.parametrize("name", list(GRIDS))
-def test_grids_start_at_noise_fall_steadily_and_end_clean(name):
+def test_grids_start_where_they_say_fall_steadily_and_end_clean(name):
+    """At the schedule's noisiest level, or where sigma over alpha is the number after the @."""
     position = torch.linspace(0, 1, 101, dtype=torch.float64)
     half_logsnr = GRIDS[name].half_logsnr(position, SCHEDULE)
-    torch.testing.assert_close(half_logsnr[0], SCHEDULE.knots[-1])
+    start = -math.log(float(name.split("@")[1])) if "@" in name else SCHEDULE.knots[-1].item()
+    assert half_logsnr[0].item() == pytest.approx(start)
     assert bool((half_logsnr.diff() > 0).all())
     assert half_logsnr[-1] == torch.inf
 
@@ -73,8 +77,23 @@ def test_shift_adds_to_the_logit_of_the_remaining_fraction():
     assert position.item() == pytest.approx(0.4 + 0.6 * 2 / 3)
 
 
+@pytest.mark.parametrize("schedule", [SCHEDULE, FlowSchedule(3.0), VarianceExplodingSchedule()], ids=str)
+def test_a_late_start_is_the_whole_grid_on_less_time(schedule):
+    """Times are the whole grid's times that of the first level; a start before the noisiest level is none."""
+    late, early, whole = TimeGrid(2.0, 8.0), TimeGrid(2.0, 1e9), TimeGrid(2.0)
+    position = positions(5)
+    level = torch.tensor(-math.log(8.0), dtype=torch.float64)
+    expected = schedule.half_logsnr_at(schedule.time(level) * (1 - position) ** 2)
+    torch.testing.assert_close(late.half_logsnr(position, schedule), expected)
+    assert late.half_logsnr(position, schedule)[0].item() == pytest.approx(level.item())
+    starts = (grid.half_logsnr(position[1:], schedule) for grid in (early, whole))
+    torch.testing.assert_close(*starts, rtol=1e-6, atol=1e-6)
+
+
 def test_bad_grids_are_refused():
     with pytest.raises(ValueError, match="power must be above 0"):
         TimeGrid(0.0)
+    with pytest.raises(ValueError, match=r"sigma_max must be above 0, got 0"):
+        TimeGrid(sigma_max=0.0)
     with pytest.raises(ValueError, match="rho must be above 0"):
         KarrasGrid(-1.0)

@@ -166,6 +166,9 @@ def test_levels_and_timesteps_are_inverse(reading):
     schedule = reading.schedule
     half_logsnr = levels_of(schedule)
     torch.testing.assert_close(schedule.half_logsnr(schedule.timestep(half_logsnr)), half_logsnr, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(schedule.half_logsnr_at(schedule.time(half_logsnr)), half_logsnr, rtol=1e-9, atol=1e-9)
+    beyond = torch.tensor([torch.inf, -torch.inf], dtype=torch.float64)
+    torch.testing.assert_close(schedule.time(beyond), torch.tensor([0.0, 1.0], dtype=torch.float64))
     level = schedule.level(half_logsnr)
     torch.testing.assert_close((level.alpha / level.sigma).log(), half_logsnr)
     clean = schedule.level(torch.tensor([torch.inf]))
@@ -259,6 +262,8 @@ def ours_on(scheduler, teacher, solver, noise, num_steps):
     sigmas = scheduler.sigmas[:num_steps].double()
     flow = isinstance(teacher.schedule, FlowSchedule)
     nodes = (1 - sigmas).log() - sigmas.log() if flow else -sigmas.log()
+    if flow:  # diffusers takes noise as it is where its first level has a little signal; we give it that level's size
+        noise = teacher.schedule.normalised(noise, nodes[:1].expand(len(noise)))
     return sample(teacher, solver, NodesGrid(tuple(nodes.tolist())), noise, num_steps)
 
 

@@ -70,6 +70,9 @@ class CosineSchedule(Schedule):
     def half_logsnr_at(self, time):
         return self.half_logsnr(time)
 
+    def time(self, half_logsnr):
+        return self.timestep(half_logsnr)
+
     def ends(self, device):
         raise NotImplementedError
 

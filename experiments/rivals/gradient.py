@@ -17,7 +17,7 @@ from experiments.rivals.rival import Fitted, StudentSampler, Task, seen
 from redif_env.mdp import DenoisingMDP
 from redif_env.policies import Policy, PolicyConfig
 from redif_env.sampling import trajectory
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
+from redif_env.settings import build_mdp
 from redif_env.students import Student
 
 EMA = 0.98
@@ -80,8 +80,8 @@ def _mdp(task: Task) -> DenoisingMDP:
         task.num_steps,
         "solver",
         seen(task.teacher),
-        DEFAULT_SOLVER,
-        DEFAULT_GRID,
+        task.solver,
+        task.grid,
         str(task.teacher.device),
         "float32",
     )

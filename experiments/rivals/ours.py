@@ -173,5 +173,10 @@ def _given(task: Task, settings: Any) -> Any:
     """A program's settings, with what the task has for all rivals."""
     reference = task.reference
     return replace(
-        settings, teacher=task.teacher.name, reference_size=len(reference), teacher_steps=reference.num_steps
+        settings,
+        teacher=task.teacher.name,
+        solver=task.solver,
+        grid=task.grid,
+        reference_size=len(reference),
+        teacher_steps=reference.num_steps,
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from redif_env.evaluation import Evaluator
 from redif_env.references import ReferenceSet
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.students import Student
 from redif_env.teachers import Teacher
 
@@ -29,7 +30,8 @@ class Task:
 
     ``reference`` is what may be trained on, ``chooser`` judges candidates on noises that are neither trained nor
     reported on, ``seconds`` is the time that fitting may take (references are given, and not counted), ``calls`` the
-    network calls that it may make, if they are bounded too. ``warm`` is the folder of the network student that all who
+    network calls that it may make, if they are bounded too. ``solver`` and ``grid`` are the names of what our actions, and
+    rivals that learn the same, begin from. ``warm`` is the folder of the network student that all who
     train a network begin as (``python -m agents.clone``; given like the references, its cost a row of its own).
     """
 
@@ -41,6 +43,8 @@ class Task:
     seconds: float
     calls: int | None = None
     warm: Path | None = None
+    solver: str = DEFAULT_SOLVER
+    grid: str = DEFAULT_GRID
 
     @property
     def nfe(self) -> int:

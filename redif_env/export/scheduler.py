@@ -157,7 +157,9 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the initial sample."""
-        return self.schedule.init_noise_sigma
+        grid = look_up("grid", self.config.grid, GRIDS)
+        first = grid.half_logsnr(torch.zeros(1, dtype=torch.float64), self.schedule)
+        return float(self.schedule.size(first))
 
     @property
     def num_inference_steps(self) -> int:
