@@ -30,9 +30,9 @@ class Task:
 
     ``reference`` is what may be trained on, ``chooser`` judges candidates on noises that are neither trained nor
     reported on, ``seconds`` is the time that fitting may take (references are given, and not counted), ``calls`` the
-    network calls that it may make, if they are bounded too. ``solver`` and ``grid`` are the names of what our actions, and
-    rivals that learn the same, begin from. ``warm`` is the folder of the network student that all who
+    network calls that it may make, if they are bounded too. ``warm`` is the folder of the network student that all who
     train a network begin as (``python -m agents.clone``; given like the references, its cost a row of its own).
+    ``solver`` and ``grid`` are the names of what our actions begin from, and those of rivals that learn the same.
     """
 
     teacher: Teacher
