@@ -47,7 +47,7 @@ def save_samples(path: Path, student: Student, rows: Sequence[Row], evaluator: E
 def report(
     method: str, student: Student, settings: dict[str, Any], facts: dict[str, Any], out: Path, evaluator: Evaluator
 ) -> None:
-    """Export a student, judge it beside every training-free solver at the same NFE, and write down all of it.
+    """Export a student, judge it beside the training-free solvers at the same NFE, and write down all of it.
 
     ``settings`` are those of the run, JSON values; ``facts`` what it cost.
     """

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from redif_env.baselines import all_baselines
 from redif_env.cache import kept_file
+from redif_env.evaluation import JUDGED, SCREENED
 from redif_env.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_key
 from redif_env.teachers import Teacher
 
@@ -46,12 +47,16 @@ def plan(teacher: Teacher, num_steps: int, network_calls: int, judgements: int, 
     )
     nfe = num_steps * teacher.calls
     sets = [Item(name, _reference_calls(teacher, size, seed, sizes.teacher_steps)) for name, size, seed in references]
+    rivals = len(all_baselines())
+    judged = rivals * sizes.test
+    if sizes.test > SCREENED:
+        judged = rivals * SCREENED + JUDGED * sizes.test
     return [
         *sets[:2],
         Item("training", network_calls),
         Item(f"{judgements} judgements of the student", judgements * sizes.held_out * nfe),
         sets[2],
-        Item(f"report: student and {len(all_baselines())} rivals", sizes.test * nfe * (1 + len(all_baselines()))),
+        Item(f"report: student and {rivals} rivals", nfe * (sizes.test + judged)),
     ]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from redif_env.baselines import all_baselines
+from redif_env.baselines import Baseline, all_baselines
 from redif_env.data import load_digits
 from redif_env.features import CLASSIFIERS, embed, judge_features, load_features
 from redif_env.metrics import (
@@ -32,6 +32,8 @@ from redif_env.teachers import Teacher
 
 TEST_SIZE = 2000
 TRAIN_SIZE = 4096
+SCREENED, JUDGED = 256, 16
+"""Noises on which solvers are compared first, and how many of them are judged on all."""
 
 
 @dataclass(frozen=True)
@@ -152,12 +154,25 @@ class Evaluator:
         }
 
     def baselines(self, nfe: int) -> list[Row]:
-        """Every training-free solver on every grid at ``nfe`` network calls, best first."""
+        """The training-free solvers on their grids at ``nfe`` network calls, best first.
+
+        Of a large set of noises, those ``JUDGED`` pairs of a solver and a grid that are the nearest on ``SCREENED``.
+        """
+        found = all_baselines()
+        if len(self.noise) > SCREENED:
+            nearest = {baseline: self._screened(baseline, nfe) for baseline in tqdm(found, desc="screening solvers")}
+            found = sorted(found, key=lambda baseline: nearest[baseline])[:JUDGED]
         rows = []
-        for baseline in tqdm(all_baselines(), desc=f"solvers at {nfe} NFE"):
+        for baseline in tqdm(found, desc=f"solvers at {nfe} NFE"):
             samples = baseline(self.teacher, self.noise, nfe // self.teacher.calls, self.condition)
             rows.append(self.row(baseline.method, baseline.grid, nfe, samples))
         return sorted(rows, key=lambda row: row.fd_teacher)
+
+    def _screened(self, baseline: Baseline, nfe: int) -> float:
+        """The Frechet distance of a solver on the first of the noises."""
+        noise, condition = self.noise[:SCREENED], self.condition[:SCREENED]
+        samples = baseline(self.teacher, noise, nfe // self.teacher.calls, condition)
+        return frechet_distance(self.embed(self.teacher.clip(samples)), self.endpoint_features[:SCREENED])
 
     def teacher_row(self) -> Row:
         """The teacher itself: what a perfect student would score."""
@@ -171,7 +186,7 @@ class Evaluator:
 
 
 def judge(evaluator: Evaluator, student: Student, method: str) -> list[Row]:
-    """The teacher, what chance makes of it, the student, and every training-free solver at the student's calls.
+    """The teacher, what chance makes of it, the student, and the best training-free solvers at the student's calls.
 
     Where the student decides how often to call, it has a row for each of five prices, and solvers get at least as many
     calls as its dearest samples.

@@ -20,7 +20,7 @@ from experiments import ablate_rewards, adaptive_curve, png_size, tasks
 from redif_env import GaussianMixtureTeacher, Student
 from redif_env.baselines import Baseline, all_baselines
 from redif_env.checkpoints import checkpoints, remove_checkpoint
-from redif_env.evaluation import Evaluator
+from redif_env.evaluation import JUDGED, Evaluator
 from redif_env.references import TEST_SEED, draw_starts
 from redif_env.rendering import to_pixels
 
@@ -54,7 +54,7 @@ def test_train_export_judge(module, tmp_path):
     assert result["environment_steps"] >= 128 * 3
     assert set(result["rows"][0]) == {"method", "grid", "nfe", "fd_teacher", "fd_data", "mse_teacher"}
     rows = {(row["method"], row["grid"]): row for row in result["rows"]}
-    assert len(rows) == len(all_baselines()) + 3
+    assert len(rows) == JUDGED + 3
     assert rows["teacher", "time"]["mse_teacher"] == 0
     assert all(row["nfe"] == 3 for row in result["rows"] if not row["method"].startswith("teacher"))
 
@@ -254,6 +254,18 @@ def test_the_judge_s_noise_is_nobody_else_s():
     assert row.mse_teacher == 0
     assert row.fd_teacher == pytest.approx(0, abs=1e-4)
     assert torch.rand(1) == wanted
+
+
+def test_screening_loses_none_of_the_best_solvers():
+    """The best three of those that were judged on all noises are the best three of all pairs."""
+    evaluator = Evaluator(GaussianMixtureTeacher.ring(), size=400)
+    judged = evaluator.baselines(5)
+    assert len(judged) == JUDGED
+    every = [
+        evaluator.row(baseline.method, baseline.grid, 5, baseline(evaluator.teacher, evaluator.noise, 5))
+        for baseline in all_baselines()
+    ]
+    assert judged[:3] == sorted(every, key=lambda row: row.fd_teacher)[:3]
 
 
 RING = {"teacher": "gaussian-ring", "seeds": 1, "jobs": 1, "network_calls": 512}
