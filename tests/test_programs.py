@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents import cem, command, ppo
 from agents.recipes import settled
 from agents.runs import check, read_settings
-from experiments import ablate_rewards, adaptive_curve, png_size, tasks
+from experiments import ablate_rewards, adaptive_curve, late_start, png_size, tasks
 from redif_env import GaussianMixtureTeacher, Student
 from redif_env.baselines import Baseline, all_baselines
 from redif_env.checkpoints import checkpoints, remove_checkpoint
@@ -338,3 +338,12 @@ def test_an_adaptive_student_is_trained_exported_and_judged(tmp_path):
     log = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert {"rewards/endpoint", "rewards/price", "held_out/nfe"} <= set(log.Tags()["scalars"])
     assert all(2 <= event.value <= 3 for event in log.Scalars("held_out/nfe"))
+
+
+def test_a_late_start_is_judged_at_every_length(capsys):
+    """The exact teacher's four calls gain from it, and forty lose nothing worth mentioning."""
+    late_start.main(late_start.Args(teacher="gaussian-ring", solvers=("dpm++3m",), sigma_max=(8.0,), nfe=(4, 40)))
+    own, late = (line.split("│")[3:5] for line in capsys.readouterr().out.splitlines() if "dpm++3m" in line)
+    (few, many), (few_late, many_late) = ([float(cell.split("/")[1]) for cell in cells] for cells in (own, late))
+    assert few_late < few / 2
+    assert max(many, many_late) < 3e-4

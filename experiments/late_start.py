@@ -1,0 +1,61 @@
+"""What it is worth to begin late: solvers that take the initial noise for a sample of a level with less of it.
+
+    python -m experiments.late_start
+    python -m experiments.late_start --teacher mnist --power 1 --size 256
+
+A line for each place to begin, ``sigma / alpha`` there, the schedule's own first. The longest runs, here 40 calls, show
+what is lost by it: a solver that long makes no error of its own worth mentioning. On validation noises, of which no
+table reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from agents.command import run
+from redif_env.evaluation import Evaluator
+from redif_env.grids import TimeGrid
+from redif_env.references import VALIDATION_SEED
+from redif_env.settings import look_up, shared_teacher
+from redif_env.solvers import SOLVERS, sample
+
+
+@dataclass(frozen=True)
+class Args:
+    teacher: str = "digits"
+    solvers: tuple[str, ...] = ("ipndm2", "dpm++3m")
+    power: float = 1.5
+    """Of the time grid."""
+    sigma_max: tuple[float, ...] = (60.0, 20.0, 8.0, 4.0)
+    """Places to begin, beside the schedule's own."""
+    nfe: tuple[int, ...] = (4, 6, 8, 40)
+    size: int = 512
+    """Noises."""
+
+
+def main(args: Args) -> None:
+    judge = Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32), args.size, VALIDATION_SEED)
+    table = Table("solver", title=f"{args.teacher}: fd_teacher / mse_teacher, {judge.described}")
+    for name in ("from", *(f"{nfe} NFE" for nfe in args.nfe)):
+        table.add_column(name, justify="right")
+    for name in args.solvers:
+        for sigma_max in (None, *args.sigma_max):
+            cells = [line(judge, name, TimeGrid(args.power, sigma_max), nfe) for nfe in args.nfe]
+            table.add_row(name, "its own" if sigma_max is None else f"{sigma_max:g}", *cells)
+    Console(width=120).print(table)
+
+
+@torch.inference_mode()
+def line(judge: Evaluator, name: str, grid: TimeGrid, nfe: int) -> str:
+    """One cell: both distances of a solver's samples."""
+    solver, steps = look_up("solvers", name, SOLVERS), nfe // judge.teacher.calls
+    row = judge.row("", "", nfe, sample(judge.teacher, solver, grid, judge.noise, steps, judge.condition))
+    return f"{row.fd_teacher:.3f} / {row.mse_teacher:.4f}"
+
+
+if __name__ == "__main__":
+    run(main, Args)
