@@ -48,6 +48,8 @@ CHANGES: dict[str, dict[str, Any]] = {
 class Args:
     teacher: str = "digits"
     num_steps: int = 4
+    grid: str = "time^1.5"
+    """Of the base solver: without a late start, as when the tables of the docs were made."""
     seeds: int = 1
     network_calls: int = 50_000
     """Training budget of each run."""
@@ -70,6 +72,7 @@ def tasks_of(args: Args) -> list[Task]:
         settings = ppo.Args(
             teacher=args.teacher,
             num_steps=args.num_steps,
+            grid=args.grid,
             action="noise",
             network=network,
             network_calls=args.network_calls,
@@ -88,7 +91,9 @@ def warm_row(args: Args) -> dict[str, Any]:
     """Make the clone, unless it is there, and judge it."""
 
     def make() -> dict[str, float]:
-        settings = clone.Args(teacher=args.teacher, num_steps=args.num_steps, out=args.out / "clone", resume=True)
+        settings = clone.Args(
+            teacher=args.teacher, num_steps=args.num_steps, grid=args.grid, out=args.out / "clone", resume=True
+        )
         student, _ = clone.make(settings)
         student.save_pretrained(args.out / "clone" / "student")
         row = Evaluator(teacher_of(settings)).student_row("warm start", student)

@@ -36,6 +36,8 @@ class Args:
     min_steps: int = 4
     num_steps: int = 8
     prices: tuple[float, float] = (0.03, 0.6)
+    grid: str = "time^1.5"
+    """Of the base solver: without a late start, as when the tables of the docs were made."""
     """In units of the base solver's distance at num_steps calls."""
     fixed: tuple[int, ...] = (4, 6, 8)
     """Numbers of calls of the students to compare with."""
@@ -54,6 +56,7 @@ def tasks_of(args: Args) -> list[Task]:
         ppo.Args(
             teacher=args.teacher,
             num_steps=args.num_steps,
+            grid=args.grid,
             min_steps=args.min_steps,
             prices=args.prices,
             reward=(*DEFAULT_REWARD, ("price", 1.0)),
@@ -67,6 +70,7 @@ def tasks_of(args: Args) -> list[Task]:
         ppo.Args(
             teacher=args.teacher,
             num_steps=count,
+            grid=args.grid,
             network_calls=args.network_calls,
             seed=seed,
             out=args.fixed_out / f"redif-ppo-{count}-{seed}",

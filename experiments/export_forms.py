@@ -29,13 +29,15 @@ from redif_env.export import ReDiFPipeline
 from redif_env.export.steps import run_steps
 from redif_env.noise_schedulers import scheduler_config
 from redif_env.references import ENDPOINT_BATCH
-from redif_env.settings import shared_teacher
+from redif_env.settings import DEFAULT_GRID, shared_teacher
 from redif_env.students import Student
 
 
 @dataclass(frozen=True)
 class Args:
     teacher: str = "digits"
+    grid: str = DEFAULT_GRID
+    """Of the base solver that students begin from."""
     nfe: tuple[int, ...] = (4, 6, 8)
     step_nfe: tuple[int, ...] = (4,)
     """Step counts at which a student of the step size alone is trained too."""
@@ -99,13 +101,16 @@ def judged(form: Form, student: Student, evaluator: Evaluator) -> float:
 def tasks_of(args: Args) -> dict[str, list[Task]]:
     """The training runs of each row of the table, by name."""
     found = {
-        f"{nfe} NFE": [Task("redif-ppo", ppo_settings(args.teacher, nfe, seed, args.out)) for seed in range(args.seeds)]
+        f"{nfe} NFE": [
+            Task("redif-ppo", ppo_settings(args.teacher, args.grid, nfe, seed, args.out)) for seed in range(args.seeds)
+        ]
         for nfe in args.nfe
     }
     for nfe in args.step_nfe:
         runs = [
             ppo.Args(
                 teacher=args.teacher,
+                grid=args.grid,
                 num_steps=nfe,
                 seed=seed,
                 action="step",

@@ -39,6 +39,8 @@ Make = Callable[[ReDiFVecEnv], BaseAlgorithm]
 class Args:
     steps: int = 20_000
     """Environment steps of each agent on digits."""
+    grid: str = "time^1.5"
+    """Of the base solver: without a late start, as when the tables of the docs were made."""
     num_envs: int = 128
     clone_updates: int = 400
     reference_size: int = 4096
@@ -96,7 +98,7 @@ def held_out_return(agent: BaseAlgorithm, env: ReDiFVecEnv) -> float:
 
 def digits_row(args: Args, name: str, make: Make, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Return before and after, from the same warm start where the policy can take it."""
-    options: dict[str, Any] = {"action": "noise", "observation": "sample", "reward": "path"}
+    options: dict[str, Any] = {"action": "noise", "observation": "sample", "reward": "path", "grid": args.grid}
     options |= {"reference_size": args.reference_size, "teacher_steps": args.teacher_steps}
     agent = make(make_vec_env(args.num_envs, group_size=8, **options))
     if isinstance(agent.policy, StudentPolicy):
@@ -115,7 +117,12 @@ def digits_row(args: Args, name: str, make: Make, weights: dict[str, torch.Tenso
 def clone_weights(args: Args) -> dict[str, torch.Tensor]:
     """The warm start."""
     env = make_vec_env(
-        8, action="noise", observation="sample", reference_size=args.reference_size, teacher_steps=args.teacher_steps
+        8,
+        action="noise",
+        observation="sample",
+        grid=args.grid,
+        reference_size=args.reference_size,
+        teacher_steps=args.teacher_steps,
     )
     agent = AGENTS["PPO, student, mean"](env)
     network = agent.policy.unet

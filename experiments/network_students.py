@@ -47,6 +47,8 @@ MEASURES = ("fd_teacher", "mse_teacher", "kd", "precision", "recall", "coverage"
 class Args:
     teacher: str = "digits"
     num_steps: int = 4
+    grid: str = "time^1.5"
+    """Of the base solver: without a late start, as when the tables of the docs were made."""
     seeds: int = 3
     methods: tuple[str, ...] = METHODS
     network_calls: tuple[int, ...] = (180_000, 240_000)
@@ -143,6 +145,7 @@ class Bench:
         settings = clone.Args(
             teacher=self.args.teacher,
             num_steps=self.args.num_steps,
+            grid=self.args.grid,
             network=self.cell.network,
             out=self.cloned.parent,
             resume=True,
@@ -157,6 +160,7 @@ class Bench:
             ppo.Args(
                 teacher=self.args.teacher,
                 num_steps=self.args.num_steps,
+                grid=self.args.grid,
                 action="noise",
                 seed=self.cell.seed,
                 network_calls=self.cell.network_calls,

@@ -42,6 +42,8 @@ PICTURED = 12
 class Args:
     teacher: str = "digits"
     num_steps: int = 4
+    grid: str = "time^1.5"
+    """Of the base solver: without a late start, as when the tables of the docs were made."""
     seeds: int = 3
     network_calls: int = 60_000
     weight: float = 0.2
@@ -111,7 +113,9 @@ class Curve(BaseCallback):
 
 def train(args: Args, weight: float, seed: int, evaluator: Evaluator) -> tuple[Student, list[dict[str, float]]]:
     """A student at this price of a byte, and its curve."""
-    env = ReDiFVectorEnv(args.num_envs, teacher=args.teacher, num_steps=args.num_steps, group_size=args.group_size)
+    env = ReDiFVectorEnv(
+        args.num_envs, teacher=args.teacher, num_steps=args.num_steps, grid=args.grid, group_size=args.group_size
+    )
     wrapped = GroupRelativeReward(CallableReward(env, small_files, name="png_bytes", weight=weight))
     agent = PPO(
         "MlpPolicy",

@@ -212,7 +212,7 @@ def test_teacher_residual_of_one_gaussian_in_closed_form(gaussian):
 
 
 def test_teacher_residual_prefers_the_teacher_s_samples():
-    env = ReDiFVectorEnv(1, teacher="digits")
+    env = ReDiFVectorEnv(1, teacher="digits", grid="time^1.5")
     reward = TeacherResidual.calibrated(env.mdp, env.reference)
     noise = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert reward.residual(env.reference.endpoints[:64]).mean() < 0.5 * reward.residual(noise).mean()

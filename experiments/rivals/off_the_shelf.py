@@ -38,6 +38,8 @@ def off_the_shelf(kind: type[BaseAlgorithm], task: Task) -> Fitted:
         NUM_ENVS,
         teacher=task.teacher.name,
         num_steps=task.num_steps,
+        solver=task.solver,
+        grid=task.grid,
         reward=dict(DEFAULT_REWARD),
         group_size=GROUP,
         reference_size=len(task.reference),

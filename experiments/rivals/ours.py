@@ -19,6 +19,7 @@ from experiments.rivals.pace import environment_seconds, in_time
 from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, StudentSampler, Task, seen
 from redif_env.actions import ActionMap
 from redif_env.evaluation import prices_of
+from redif_env.settings import DEFAULT_SOLVER
 from redif_env.students import Student
 
 MINIBATCH_SECONDS, ROLLOUT_SECONDS, SEARCH_SECONDS = 2.5e-3, 2.5e-3, 1e-5
@@ -170,12 +171,12 @@ def _train(task: Task, settings: Any, train: Callable[[Any], tuple[Student, dict
 
 
 def _given(task: Task, settings: Any) -> Any:
-    """A program's settings, with what the task has for all rivals."""
+    """A program's settings, with what the task has for all rivals; a base solver of its own stays."""
     reference = task.reference
     return replace(
         settings,
         teacher=task.teacher.name,
-        solver=task.solver,
+        solver=task.solver if settings.solver == DEFAULT_SOLVER else settings.solver,
         grid=task.grid,
         reference_size=len(reference),
         teacher_steps=reference.num_steps,
