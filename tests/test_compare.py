@@ -471,11 +471,12 @@ def test_the_program_keeps_and_prints(tmp_path, capsys, monkeypatch):
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
 @pytest.mark.parametrize("change", ["linear policy", "step size alone", "no told time", "base ipndm2", "A2C", "TD3"])
 def test_what_is_ablated_is_changed(change, monkeypatch):
-    """Trained for a moment: a student whose process is the recipe's but for what is named."""
+    """Trained for a moment: a student whose process is the task's and the recipe's but for what is named."""
     monkeypatch.setattr(ours, "affordable", lambda *_: 400)
     monkeypatch.setattr(off_the_shelf, "in_time", lambda *_: 400)
-    student = ablate.CHANGES[change].rival(task_of(3)).sampler.student
-    default = build_mdp("gaussian-ring", 3, "solver", "features", "dpm++3m", "time^1.5", "cpu", "float32")
+    task = replace(task_of(3), grid="logsnr")
+    student = ablate.CHANGES[change].rival(task).sampler.student
+    default = build_mdp("gaussian-ring", 3, "solver", "features", "dpm++3m", "logsnr", "cpu", "float32")
     differs = {
         "step size alone": {"action_map": StepMap()},
         "no told time": {"action_map": SolverMap(max_told=0.0)},
