@@ -14,9 +14,10 @@ from redif_env.export import PolicyModel, ReDiFPipeline, ReDiFScheduler
 from redif_env.export.steps import run_steps, steps_of
 from redif_env.policies import Policy, PolicyConfig
 from redif_env.records import Record
+from redif_env.schedules import FlowSchedule, VarianceExplodingSchedule, VariancePreservingSchedule
 from redif_env.settings import build_mdp
 from redif_env.solvers import SOLVERS, sample
-from redif_env.teachers import load_teacher
+from redif_env.teachers import GaussianMixtureTeacher, load_teacher
 
 
 def make_student(teacher="gaussian-ring", seed=0, num_steps=3, solver="dpm++3m", action="solver", **options):
@@ -264,6 +265,19 @@ def test_zero_actions_are_the_base_solver(ring, solver):
     for timestep in scheduler.timesteps:
         x = scheduler.step(ring.network(x, timestep.expand(4)), timestep, x).prev_sample
     torch.testing.assert_close(x, sample(ring, SOLVERS[solver], student.mdp.grid, noise, 5))
+
+
+@pytest.mark.parametrize("grid", ["time", "time^1.5@20"])
+@pytest.mark.parametrize(
+    "schedule", [VariancePreservingSchedule.from_diffusers(), FlowSchedule(), VarianceExplodingSchedule()], ids=type
+)
+def test_the_scheduler_begins_where_its_grid_does(schedule, grid):
+    """Noise times ``init_noise_sigma``, as stock pipelines have it, is the first state; late starts included."""
+    teacher = GaussianMixtureTeacher(torch.zeros(1, 2), 0.5, schedule=schedule)
+    mdp = build_mdp(teacher, 3, "solver", "features", "ddim", grid, "cpu", "float32")
+    scheduler = ReDiFScheduler.of(mdp, torch.zeros(3, mdp.action_size))
+    noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(noise * scheduler.init_noise_sigma, mdp.initial(noise).x)
 
 
 def test_the_scheduler_says_what_is_wrong(student):
