@@ -5,16 +5,23 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline, UNet2DModel
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 from redif_env import Student
 from redif_env.export import PolicyModel, ReDiFPipeline, ReDiFScheduler
 from redif_env.export.steps import run_steps, steps_of
+from redif_env.noise_schedulers import read_scheduler
 from redif_env.policies import Policy, PolicyConfig
 from redif_env.records import Record
-from redif_env.schedules import FlowSchedule, VarianceExplodingSchedule, VariancePreservingSchedule
 from redif_env.settings import build_mdp
 from redif_env.solvers import SOLVERS, sample
 from redif_env.teachers import GaussianMixtureTeacher, load_teacher
@@ -268,16 +275,21 @@ def test_zero_actions_are_the_base_solver(ring, solver):
 
 
 @pytest.mark.parametrize("grid", ["time", "time^1.5@20"])
-@pytest.mark.parametrize(
-    "schedule", [VariancePreservingSchedule.from_diffusers(), FlowSchedule(), VarianceExplodingSchedule()], ids=type
-)
-def test_the_scheduler_begins_where_its_grid_does(schedule, grid):
+@pytest.mark.parametrize("scheduler", [DDPMScheduler, FlowMatchEulerDiscreteScheduler, EDMEulerScheduler])
+def test_the_scheduler_begins_where_its_grid_does(scheduler, grid):
     """Noise times ``init_noise_sigma``, as stock pipelines have it, is the first state; late starts included."""
-    teacher = GaussianMixtureTeacher(torch.zeros(1, 2), 0.5, schedule=schedule)
+    reading = read_scheduler({**scheduler().config, "_class_name": scheduler.__name__}, "theirs")
+    teacher = GaussianMixtureTeacher(
+        torch.zeros(1, 2),
+        0.5,
+        schedule=reading.schedule,
+        prediction_type=reading.prediction_type,
+        preconditioning=reading.preconditioning,
+    )
     mdp = build_mdp(teacher, 3, "solver", "features", "ddim", grid, "cpu", "float32")
-    scheduler = ReDiFScheduler.of(mdp, torch.zeros(3, mdp.action_size))
+    ours = ReDiFScheduler.of(mdp, torch.zeros(3, mdp.action_size))
     noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(noise * scheduler.init_noise_sigma, mdp.initial(noise).x)
+    torch.testing.assert_close(noise * ours.init_noise_sigma, mdp.initial(noise).x)
 
 
 def test_the_scheduler_says_what_is_wrong(student):
@@ -297,8 +309,6 @@ def test_the_scheduler_says_what_is_wrong(student):
 
 
 def test_the_scheduler_adds_noise_as_diffusers_does(pipeline_folder, image_student):
-    from diffusers import DDPMScheduler
-
     ours, theirs = image_student.pipeline().scheduler, DDPMScheduler.from_pretrained(pipeline_folder / "scheduler")
     x0, noise = noise_of(image_student, seed=1), noise_of(image_student, seed=2)
     timesteps = torch.tensor([0, 300, 700, 999])
