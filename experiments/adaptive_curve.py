@@ -36,9 +36,9 @@ class Args:
     min_steps: int = 4
     num_steps: int = 8
     prices: tuple[float, float] = (0.03, 0.6)
+    """In units of the base solver's distance at num_steps calls."""
     grid: str = "time^1.5"
     """Of the base solver: without a late start, as when the tables of the docs were made."""
-    """In units of the base solver's distance at num_steps calls."""
     fixed: tuple[int, ...] = (4, 6, 8)
     """Numbers of calls of the students to compare with."""
     seeds: int = 3

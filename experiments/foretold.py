@@ -21,7 +21,6 @@ from rich.table import Table
 from agents.command import run
 from redif_env.envs import ReDiFVectorEnv
 from redif_env.rewards import feature_distance
-from redif_env.settings import DEFAULT_GRID
 from redif_env.siblings import relative
 from redif_env.students import Student
 
@@ -30,8 +29,6 @@ from redif_env.students import Student
 class Args:
     student: Path
     """Folder of a student of the default action map and observation."""
-    grid: str = DEFAULT_GRID
-    """That it was trained on."""
     exploration: tuple[float, ...] = (0.8, 0.4, 0.25)
     """Standard deviations of the actions, times the number of steps: from the beginning of training to its end."""
     noises: int = 256
@@ -40,27 +37,22 @@ class Args:
 
 
 @torch.no_grad()
-def foretold(
-    student: Student, std: float, noises: int, group_size: int, seed: int, grid: str = DEFAULT_GRID
-) -> list[float]:
+def foretold(student: Student, std: float, noises: int, group_size: int, seed: int) -> list[float]:
     """The share of the returns' variance among siblings that is foretold at each step, ``num_steps`` numbers.
 
     Raises:
-        ValueError: if the student has another grid, or another action map, observation or base solver than the
-            environment's defaults.
+        ValueError: if the student has another action map, observation or base solver than the environment's defaults.
     """
     env = ReDiFVectorEnv(
         noises * group_size,
         teacher=student.mdp.teacher,
         num_steps=student.num_steps,
-        grid=grid,
+        grid=student.mdp.grid,
         reward="feature",
         group_size=group_size,
     )
     if env.mdp != student.mdp:
-        raise ValueError(
-            "student was not trained in the default environment: name its grid, or choose one of agents.ppo's defaults"
-        )
+        raise ValueError("student was not trained in the default environment: choose one of agents.ppo's defaults")
     generator, distance = torch.Generator().manual_seed(seed), feature_distance(env.mdp.teacher)
     observations, _ = env.reset(seed=seed)
     distances = []
@@ -86,7 +78,7 @@ def main(args: Args) -> None:
         table.add_column(f"step {step + 1}", justify="right")
     for scale in args.exploration:
         std = scale / student.num_steps
-        shares = foretold(student, std, args.noises, args.group_size, args.seed, args.grid)
+        shares = foretold(student, std, args.noises, args.group_size, args.seed)
         table.add_row(f"{std:.4f}", *(f"{share:.3f}" for share in shares))
     Console(width=120).print(table)
 

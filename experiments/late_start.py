@@ -44,14 +44,14 @@ def main(args: Args) -> None:
         table.add_column(name, justify="right")
     for name in args.solvers:
         for sigma_max in (None, *args.sigma_max):
-            cells = [line(judge, name, TimeGrid(args.power, sigma_max), nfe) for nfe in args.nfe]
+            cells = [cell(judge, name, TimeGrid(args.power, sigma_max), nfe) for nfe in args.nfe]
             table.add_row(name, "its own" if sigma_max is None else f"{sigma_max:g}", *cells)
     Console(width=120).print(table)
 
 
 @torch.inference_mode()
-def line(judge: Evaluator, name: str, grid: TimeGrid, nfe: int) -> str:
-    """One cell: both distances of a solver's samples."""
+def cell(judge: Evaluator, name: str, grid: TimeGrid, nfe: int) -> str:
+    """Both distances of a solver's samples."""
     solver, steps = look_up("solvers", name, SOLVERS), nfe // judge.teacher.calls
     row = judge.row("", "", nfe, sample(judge.teacher, solver, grid, judge.noise, steps, judge.condition))
     return f"{row.fd_teacher:.3f} / {row.mse_teacher:.4f}"

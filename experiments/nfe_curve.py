@@ -69,12 +69,6 @@ def large_settings(teacher: str, grid: str, nfe: int, seed: int, out: Path) -> p
     )
 
 
-def large_privileged_settings(teacher: str, grid: str, nfe: int, seed: int, out: Path) -> ppo.Args:
-    """The large run with a baseline that knows the endpoint."""
-    settings = large_settings(teacher, grid, nfe, seed, out)
-    return replace(settings, privileged_baseline=True, out=out / f"redif-ppo-large-privileged-{nfe}-{seed}")
-
-
 def cem_settings(teacher: str, grid: str, nfe: int, seed: int, out: Path) -> cem.Args:
     """The run of the search that sees no state, with the same budget."""
     return cem.Args(teacher=teacher, grid=grid, num_steps=nfe, seed=seed, out=out / f"cem-{nfe}-{seed}")
@@ -84,7 +78,6 @@ SETTINGS = {
     "redif-ppo": ppo_settings,
     "redif-ppo-privileged": privileged_settings,
     "redif-ppo-large": large_settings,
-    "redif-ppo-large-privileged": large_privileged_settings,
     "cem": cem_settings,
 }
 
