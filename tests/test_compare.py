@@ -192,6 +192,17 @@ def test_gradient_rivals_learn(fit):
     assert again.item() < 1e-5
 
 
+def test_the_loss_is_of_what_is_shown():
+    """Judges clip, so a sample beyond the data's range costs nothing where its endpoint is at the border; it still has
+    a gradient where it is not, and so does not get stuck."""
+    apart = loss_of(task_of())
+    samples = torch.tensor([[3.0, -0.5]], requires_grad=True)
+    assert apart(samples, torch.tensor([[1.0, -0.5]])).item() < 1e-5
+    apart(samples, torch.tensor([[0.2, -0.5]])).backward()
+    # The root mean square of (1 - 0.2, 0), by hand: 0.8 / sqrt(2), and its slope 1 / sqrt(2).
+    assert samples.grad[0].tolist() == pytest.approx([0.5**0.5, 0], abs=1e-5)
+
+
 def test_nobody_fits_on_what_is_reported():
     """Noises of training, choosing and reporting have none in common; the reference set is the training one."""
     task = task_of()

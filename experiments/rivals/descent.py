@@ -119,11 +119,17 @@ def loss_of(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
     features = load_features(default_features(teacher.image_shape), teacher.image_shape).to(teacher.device)
 
     def loss(samples: Tensor, endpoints: Tensor) -> Tensor:
-        # Clipping would stop the gradient of what lies outside.
-        apart = F.mse_loss(features(samples), features(endpoints), reduction="none").flatten(1).mean(dim=1)
+        # Judges and rewards clip, so what is paid for here is what a clipped sample shows.
+        shown = straight_through(samples, teacher.clip(samples))
+        apart = F.mse_loss(features(shown), features(teacher.clip(endpoints)), reduction="none").flatten(1).mean(dim=1)
         return (apart + 1e-12).sqrt().mean()
 
     return loss
+
+
+def straight_through(values: Tensor, clipped: Tensor) -> Tensor:
+    """``clipped`` going forward; going back as if nothing was, so that what lies outside does not get stuck there."""
+    return values + (clipped - values).detach()
 
 
 def _batch(task: Task, generator: torch.Generator) -> Batch:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from experiments.rivals.descent import descend, through_sampler
+from experiments.rivals.descent import descend, straight_through, through_sampler
 from experiments.rivals.rival import Fitted, StudentSampler, Task, seen
 from redif_env.mdp import DenoisingMDP
 from redif_env.policies import Policy, PolicyConfig
@@ -31,9 +31,10 @@ class Table(nn.Module):
         self.values = nn.Parameter(torch.zeros(num_steps, actions))
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Actions ``(B, A)``; beyond [-1, 1] the gradient passes, so that nothing gets stuck at the border."""
+        """Actions ``(B, A)``."""
         left = observations[:, : len(self.values)]
-        return _clamp(left @ self.values.flip(0))
+        actions = left @ self.values.flip(0)
+        return straight_through(actions, actions.clamp(-1, 1))
 
 
 class Network(nn.Module):
@@ -47,7 +48,8 @@ class Network(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Actions ``(B, A)``."""
-        return _clamp(self.policy.layers(observations))
+        actions = self.policy.layers(observations)
+        return straight_through(actions, actions.clamp(-1, 1))
 
 
 def gradient_table(task: Task) -> Fitted:
@@ -100,8 +102,3 @@ def _fit(
     found = descend(task, module, descent, lambda averaged: StudentSampler(student_of(averaged)))
     assert isinstance(found.sampler, StudentSampler)
     return replace(found, levels=found.sampler.levels(task.chooser))
-
-
-def _clamp(actions: Tensor) -> Tensor:
-    """Clipped to [-1, 1] going forward, untouched going back."""
-    return actions + (actions.clamp(-1, 1) - actions).detach()
