@@ -31,12 +31,12 @@ class Recipe:
 SOLVER = Recipe(
     observation="features",
     reward=DEFAULT_REWARD,
-    network_calls=480_000,
+    network_calls=240_000,
     hidden=(64, 64),
     num_envs=128,
     batches=4,
     epochs=4,
-    learning_rate=3e-3,
+    learning_rate=1e-3,
     # One number at the end of a few steps: no bootstrapping, the return itself is the target.
     gamma=1.0,
     clip_range=0.2,

@@ -75,6 +75,7 @@ class Args(compare.Args):
 
     nfe: tuple[int, ...] = (4,)
     methods: tuple[str, ...] = tuple(CHANGES)
+    solver: str = "dpm++3m"
     grid: str = "time^1.5"
     """Of the base solver: without a late start, as when the tables of the docs were made."""
     out: Path = Path("results/ablation")

@@ -48,6 +48,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 class Args:
     teacher: str = "digits"
     num_steps: int = 4
+    solver: str = "dpm++3m"
     grid: str = "time^1.5"
     """Of the base solver: without a late start, as when the tables of the docs were made."""
     seeds: int = 1
@@ -72,6 +73,7 @@ def tasks_of(args: Args) -> list[Task]:
         settings = ppo.Args(
             teacher=args.teacher,
             num_steps=args.num_steps,
+            solver=args.solver,
             grid=args.grid,
             action="noise",
             network=network,
@@ -92,7 +94,12 @@ def warm_row(args: Args) -> dict[str, Any]:
 
     def make() -> dict[str, float]:
         settings = clone.Args(
-            teacher=args.teacher, num_steps=args.num_steps, grid=args.grid, out=args.out / "clone", resume=True
+            teacher=args.teacher,
+            num_steps=args.num_steps,
+            solver=args.solver,
+            grid=args.grid,
+            out=args.out / "clone",
+            resume=True,
         )
         student, _ = clone.make(settings)
         student.save_pretrained(args.out / "clone" / "student")

@@ -57,6 +57,7 @@ HIGHER_IS_BETTER = {"precision", "recall", "coverage"}
 class Args:
     teacher: str = "digits"
     num_steps: int = 4
+    solver: str = "dpm++3m"
     grid: str = "time^1.5"
     """Of the base solver: without a late start, as when the tables of the docs were made."""
     seeds: int = 3
@@ -77,6 +78,7 @@ def tasks_of(args: Args) -> list[Task]:
         settings = ppo.Args(
             teacher=args.teacher,
             num_steps=args.num_steps,
+            solver=args.solver,
             grid=args.grid,
             reward=tuple(SETS[name].items()),
             network_calls=args.network_calls,

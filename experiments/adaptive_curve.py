@@ -37,6 +37,7 @@ class Args:
     num_steps: int = 8
     prices: tuple[float, float] = (0.03, 0.6)
     """In units of the base solver's distance at num_steps calls."""
+    solver: str = "dpm++3m"
     grid: str = "time^1.5"
     """Of the base solver: without a late start, as when the tables of the docs were made."""
     fixed: tuple[int, ...] = (4, 6, 8)
@@ -56,6 +57,7 @@ def tasks_of(args: Args) -> list[Task]:
         ppo.Args(
             teacher=args.teacher,
             num_steps=args.num_steps,
+            solver=args.solver,
             grid=args.grid,
             min_steps=args.min_steps,
             prices=args.prices,
@@ -70,6 +72,7 @@ def tasks_of(args: Args) -> list[Task]:
         ppo.Args(
             teacher=args.teacher,
             num_steps=count,
+            solver=args.solver,
             grid=args.grid,
             network_calls=args.network_calls,
             seed=seed,

@@ -75,7 +75,7 @@ class Args:
     trained_nfe: tuple[int, ...] = (4, 6, 8)
     """Of these, where rivals that are trained take part; training-free ones do everywhere."""
     seeds: int = 3
-    seconds: float = 30.0
+    seconds: float = 25.0
     """Time that each fit may take, on its share of the cores; endpoints to train on and the warm start are given."""
     budgets: tuple[float, ...] = (1.0,)
     """Multiples of that time, for all rivals that are trained: 10 is what those need that train a whole network."""

@@ -29,13 +29,14 @@ from redif_env.export import ReDiFPipeline
 from redif_env.export.steps import run_steps
 from redif_env.noise_schedulers import scheduler_config
 from redif_env.references import ENDPOINT_BATCH
-from redif_env.settings import DEFAULT_GRID, shared_teacher
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, shared_teacher
 from redif_env.students import Student
 
 
 @dataclass(frozen=True)
 class Args:
     teacher: str = "digits"
+    solver: str = DEFAULT_SOLVER
     grid: str = DEFAULT_GRID
     """Of the base solver that students begin from."""
     nfe: tuple[int, ...] = (4, 6, 8)
@@ -102,7 +103,8 @@ def tasks_of(args: Args) -> dict[str, list[Task]]:
     """The training runs of each row of the table, by name."""
     found = {
         f"{nfe} NFE": [
-            Task("redif-ppo", ppo_settings(args.teacher, args.grid, nfe, seed, args.out)) for seed in range(args.seeds)
+            Task("redif-ppo", ppo_settings(args.teacher, args.solver, args.grid, nfe, seed, args.out))
+            for seed in range(args.seeds)
         ]
         for nfe in args.nfe
     }
@@ -110,6 +112,7 @@ def tasks_of(args: Args) -> dict[str, list[Task]]:
         runs = [
             ppo.Args(
                 teacher=args.teacher,
+                solver=args.solver,
                 grid=args.grid,
                 num_steps=nfe,
                 seed=seed,

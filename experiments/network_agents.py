@@ -39,6 +39,7 @@ Make = Callable[[ReDiFVecEnv], BaseAlgorithm]
 class Args:
     steps: int = 20_000
     """Environment steps of each agent on digits."""
+    solver: str = "dpm++3m"
     grid: str = "time^1.5"
     """Of the base solver: without a late start, as when the tables of the docs were made."""
     num_envs: int = 128
@@ -120,6 +121,7 @@ def clone_weights(args: Args) -> dict[str, torch.Tensor]:
         8,
         action="noise",
         observation="sample",
+        solver=args.solver,
         grid=args.grid,
         reference_size=args.reference_size,
         teacher_steps=args.teacher_steps,

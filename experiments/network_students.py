@@ -47,6 +47,7 @@ MEASURES = ("fd_teacher", "mse_teacher", "kd", "precision", "recall", "coverage"
 class Args:
     teacher: str = "digits"
     num_steps: int = 4
+    solver: str = "dpm++3m"
     grid: str = "time^1.5"
     """Of the base solver: without a late start, as when the tables of the docs were made."""
     seeds: int = 3
@@ -145,6 +146,7 @@ class Bench:
         settings = clone.Args(
             teacher=self.args.teacher,
             num_steps=self.args.num_steps,
+            solver=self.args.solver,
             grid=self.args.grid,
             network=self.cell.network,
             out=self.cloned.parent,
@@ -160,6 +162,7 @@ class Bench:
             ppo.Args(
                 teacher=self.args.teacher,
                 num_steps=self.args.num_steps,
+                solver=self.args.solver,
                 grid=self.args.grid,
                 action="noise",
                 seed=self.cell.seed,

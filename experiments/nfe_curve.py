@@ -23,14 +23,15 @@ from experiments.kept import once
 from experiments.tasks import Task, finish_all
 from redif_env.baselines import Baseline
 from redif_env.evaluation import Evaluator, Row
-from redif_env.settings import DEFAULT_GRID, shared_teacher
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, shared_teacher
 
 
 @dataclass(frozen=True)
 class Args:
     teacher: str = "digits"
+    solver: str = DEFAULT_SOLVER
+    """Base solver that students begin from."""
     grid: str = DEFAULT_GRID
-    """Of the base solver that students begin from."""
     nfe: tuple[int, ...] = (4, 6, 8)
     solvers_only: tuple[int, ...] = (10,)
     """Step counts at which only the solvers are judged, to compare with students of fewer."""
@@ -41,24 +42,27 @@ class Args:
     """Runs at the same time, each with its share of the cores."""
 
 
-def ppo_settings(teacher: str, grid: str, nfe: int, seed: int, out: Path) -> ppo.Args:
+def ppo_settings(teacher: str, solver: str, grid: str, nfe: int, seed: int, out: Path) -> ppo.Args:
     """The run of one student of the table."""
-    return ppo.Args(teacher=teacher, grid=grid, num_steps=nfe, seed=seed, out=out / f"redif-ppo-{nfe}-{seed}")
+    return ppo.Args(
+        teacher=teacher, solver=solver, grid=grid, num_steps=nfe, seed=seed, out=out / f"redif-ppo-{nfe}-{seed}"
+    )
 
 
-def privileged_settings(teacher: str, grid: str, nfe: int, seed: int, out: Path) -> ppo.Args:
+def privileged_settings(teacher: str, solver: str, grid: str, nfe: int, seed: int, out: Path) -> ppo.Args:
     """The same with a baseline that knows the endpoint."""
-    settings = ppo_settings(teacher, grid, nfe, seed, out)
+    settings = ppo_settings(teacher, solver, grid, nfe, seed, out)
     return replace(settings, privileged_baseline=True, out=out / f"redif-ppo-privileged-{nfe}-{seed}")
 
 
-def large_settings(teacher: str, grid: str, nfe: int, seed: int, out: Path) -> ppo.Args:
+def large_settings(teacher: str, solver: str, grid: str, nfe: int, seed: int, out: Path) -> ppo.Args:
     """Four times the calls, in larger batches, and the best student chosen on four times the noises.
 
     From 8 NFE on, what is left to gain is so little that the chance of a small run decides.
     """
     return ppo.Args(
         teacher=teacher,
+        solver=solver,
         grid=grid,
         num_steps=nfe,
         seed=seed,
@@ -69,9 +73,9 @@ def large_settings(teacher: str, grid: str, nfe: int, seed: int, out: Path) -> p
     )
 
 
-def cem_settings(teacher: str, grid: str, nfe: int, seed: int, out: Path) -> cem.Args:
+def cem_settings(teacher: str, solver: str, grid: str, nfe: int, seed: int, out: Path) -> cem.Args:
     """The run of the search that sees no state, with the same budget."""
-    return cem.Args(teacher=teacher, grid=grid, num_steps=nfe, seed=seed, out=out / f"cem-{nfe}-{seed}")
+    return cem.Args(teacher=teacher, solver=solver, grid=grid, num_steps=nfe, seed=seed, out=out / f"cem-{nfe}-{seed}")
 
 
 SETTINGS = {
@@ -136,7 +140,7 @@ def print_sources(args: Args, rows: list[dict[str, Any]]) -> None:
 def main(args: Args) -> None:
     prepare_folder(args.out)
     tasks = [
-        Task(method, SETTINGS[method](args.teacher, args.grid, nfe, seed, args.out))
+        Task(method, SETTINGS[method](args.teacher, args.solver, args.grid, nfe, seed, args.out))
         for nfe, method, seed in product(args.nfe, args.methods, range(args.seeds))
     ]
     rows = [row for rows in finish_all(tasks, args.teacher, args.jobs) for row in rows]

@@ -42,6 +42,7 @@ PICTURED = 12
 class Args:
     teacher: str = "digits"
     num_steps: int = 4
+    solver: str = "dpm++3m"
     grid: str = "time^1.5"
     """Of the base solver: without a late start, as when the tables of the docs were made."""
     seeds: int = 3
@@ -114,7 +115,12 @@ class Curve(BaseCallback):
 def train(args: Args, weight: float, seed: int, evaluator: Evaluator) -> tuple[Student, list[dict[str, float]]]:
     """A student at this price of a byte, and its curve."""
     env = ReDiFVectorEnv(
-        args.num_envs, teacher=args.teacher, num_steps=args.num_steps, grid=args.grid, group_size=args.group_size
+        args.num_envs,
+        teacher=args.teacher,
+        num_steps=args.num_steps,
+        solver=args.solver,
+        grid=args.grid,
+        group_size=args.group_size,
     )
     wrapped = GroupRelativeReward(CallableReward(env, small_files, name="png_bytes", weight=weight))
     agent = PPO(

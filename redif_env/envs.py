@@ -473,9 +473,10 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
       `learn_guidance=False`: whether that scale is a decision.
     - `num_steps=4`: steps, and so predictions, an episode.
     - `action="solver"`, `observation="features"`: see above.
-    - `solver="dpm++3m"`, `grid="time^1.5@20"`: the base solver (`"ddim"`, `"dpm++2m"`, `"dpm++3m"`, `"ipndm1"` to
-      `"ipndm4"`) and its grid (`"time"`, `"time^1.5"`, `"time^2"`, `"logsnr"`, `"karras"`, `"ays"`; the first two also
-      with a late start, where sigma / alpha is 60, 20 or 8: `"time@60"` ...).
+    - `solver="ipndm"`, `grid="time^1.5@20"`: the base solver (`"ddim"`, `"dpm++2m"`, `"dpm++3m"`, `"ipndm1"` to
+      `"ipndm4"`; `"ipndm"` is of order 2 in up to 4 steps, else of order 3) and its grid (`"time"`, `"time^1.5"`,
+      `"time^2"`, `"logsnr"`, `"karras"`, `"ays"`; the first two also with a late start, where sigma / alpha is 60, 20
+      or 8: `"time@60"` ...).
     - `reward="endpoint"`: a name of :data:`redif_env.rewards.REWARDS`, or names with weights:
       `{"endpoint": 1.0, "feature": 0.5}`.
     - `min_steps=None`: network calls an episode at least; below `num_steps`, the number of calls is a decision.

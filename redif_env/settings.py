@@ -20,9 +20,9 @@ from redif_env.teachers import Teacher, load_teacher
 T = TypeVar("T")
 
 
-DEFAULT_SOLVER, DEFAULT_GRID = "dpm++3m", "time^1.5@20"
-"""The base solver where none is named: of our solvers on our grids, nearest the digits teacher's endpoints at 4 to 8
-steps (mean squared error). With 4 steps or fewer it is DPM-Solver++(2M)."""
+DEFAULT_SOLVER, DEFAULT_GRID = "ipndm", "time^1.5@20"
+"""The base solver where none is named, iPNDM of order 3 (in up to 4 steps of order 2): of those that PPO was begun from
+on digits, the one that it gets nearest from (docs/results.md)."""
 
 
 def look_up(argument: str, name: str, known: Mapping[str, T]) -> T:

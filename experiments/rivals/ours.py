@@ -33,9 +33,10 @@ NETWORK_CALLS = 5.5
 CLONE_CALLS = 650
 """The same of one minibatch of cloning."""
 SHORT_CALLS = 240_000
-SHORT: dict[str, Any] = {"hidden": (), "num_envs": 64, "epochs": 2, "average": 0.97}
+SHORT: dict[str, Any] = {"hidden": (), "num_envs": 64, "epochs": 2, "learning_rate": 3e-3, "average": 0.97}
 """Settings for budgets below so many calls. Linear policies: as good in half a minute, nearer in a whole one (4 NFE).
-Half the environments make twice the updates; the policy's average forgets sooner what was before it."""
+Half the environments make twice the updates, at a rate that a longer run has no use for; the policy's average forgets
+sooner what was before it."""
 PRICES = (0.1, 2.0)
 """Of a network call, for the student that chooses their number; dear enough that it does so within a small budget."""
 BOTH_SHARES = (0.35, 0.25)
