@@ -41,12 +41,13 @@ def foretold(student: Student, std: float, noises: int, group_size: int, seed: i
     """The share of the returns' variance among siblings that is foretold at each step, ``num_steps`` numbers.
 
     Raises:
-        ValueError: if the student has another action map, observation or base solver than the environment's defaults.
+        ValueError: if the student has another action map or observation than the environment's defaults.
     """
     env = ReDiFVectorEnv(
         noises * group_size,
         teacher=student.mdp.teacher,
         num_steps=student.num_steps,
+        solver=student.mdp.solver,
         grid=student.mdp.grid,
         reward="feature",
         group_size=group_size,

@@ -71,7 +71,7 @@ class IPNDM(Solver):
     """Improved pseudo numerical method: Adams-Bashforth weights for equal steps (Liu et al. 2022; Zhang and Chen 2023).
 
     ``order`` 1 to 4; order 1 is DDIM. The first steps use the order that the history allows. A ``cautious`` one has
-    order 2 at most in runs of up to 4 steps, which are too long for more.
+    order 2 at most in runs of up to 4 steps: steps so long are beyond a polynomial's reach.
     """
 
     order: int = 2

@@ -39,7 +39,8 @@ class Spy(PrivilegedBaseline):
 
 def trained(spy, rollouts, kind=PPO, episodes=1, **settings):
     """An agent that does not learn: rollouts of one policy, wide enough to end in other modes."""
-    env = make_vec_env(64, **TINY, num_steps=4, **settings)
+    # Its last step lands on the newest prediction, so that the distance foretold is the one that is paid.
+    env = make_vec_env(64, **TINY, num_steps=4, solver="dpm++3m", **settings)
     options = {"batch_size": 256 * episodes, "n_epochs": 1} if kind is PPO else {}
     agent = kind(
         "MlpPolicy", env, n_steps=4 * episodes, learning_rate=0.0, gae_lambda=1.0, gamma=1.0, seed=0, **options
@@ -127,7 +128,7 @@ def test_training_is_refused_before_it_takes_a_folder(change, tmp_path):
 def test_what_was_decided_before_a_step_is_counted():
     """Nothing before the first step, most before the last; by hand, what a correlation of 0.6 explains."""
     teacher = GaussianMixtureTeacher.ring()
-    mdp = ReDiFVectorEnv(1, teacher=teacher, num_steps=4, reference_size=256, teacher_steps=20).mdp
+    mdp = ReDiFVectorEnv(1, teacher=teacher, num_steps=4, solver="dpm++3m", reference_size=256, teacher_steps=20).mdp
     student = Student(mdp, Policy.from_table(torch.zeros(4, mdp.action_size), mdp.observation_size))
     shares = foretold(student, 0.2, 32, 8, 0)
     assert shares[0] == 0

@@ -202,6 +202,16 @@ def test_iPNDM_first_order_is_DDIM(ring):  # noqa: N802
     )
 
 
+@pytest.mark.parametrize(("num_steps", "order"), [(3, 2), (4, 2), (5, 3), (8, 3)])
+def test_a_cautious_iPNDM_keeps_to_order_2_in_short_runs(ring, num_steps, order):  # noqa: N802
+    cautious, plain, other = (
+        sample(ring, solver, TimeGrid(), NOISE, num_steps)
+        for solver in (SOLVERS["ipndm"], IPNDM(order), IPNDM(5 - order))
+    )
+    assert torch.equal(cautious, plain)
+    assert not torch.equal(cautious, other)
+
+
 def test_one_network_call_a_step(ring):
     calls = []
     ring.network.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
