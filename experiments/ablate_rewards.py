@@ -60,6 +60,7 @@ class Args:
     solver: str = "dpm++3m"
     grid: str = "time^1.5"
     """Of the base solver: without a late start, as when the tables of the docs were made."""
+    learning_rate: float = 3e-3
     seeds: int = 3
     network_calls: int = 200_000
     """Training budget of each run."""
@@ -82,6 +83,7 @@ def tasks_of(args: Args) -> list[Task]:
             grid=args.grid,
             reward=tuple(SETS[name].items()),
             network_calls=args.network_calls,
+            learning_rate=args.learning_rate,
             seed=seed,
             out=args.out / f"{name.replace(' ', '')}-{args.num_steps}-{seed}",
         )

@@ -40,6 +40,7 @@ class Args:
     solver: str = "dpm++3m"
     grid: str = "time^1.5"
     """Of the base solver: without a late start, as when the tables of the docs were made."""
+    learning_rate: float = 3e-3
     fixed: tuple[int, ...] = (4, 6, 8)
     """Numbers of calls of the students to compare with."""
     seeds: int = 3
@@ -47,7 +48,7 @@ class Args:
     """Training budget of each run, adaptive or fixed."""
     out: Path = Path("runs/adaptive")
     fixed_out: Path = Path("runs/nfe-curve")
-    """Where the fixed students are kept: those of experiments.nfe_curve are the same."""
+    """Where the fixed students are kept: those of experiments.nfe_curve, of the same settings, are the same."""
     jobs: int = 2
 
 
@@ -63,6 +64,7 @@ def tasks_of(args: Args) -> list[Task]:
             prices=args.prices,
             reward=(*DEFAULT_REWARD, ("price", 1.0)),
             network_calls=args.network_calls,
+            learning_rate=args.learning_rate,
             seed=seed,
             out=args.out / f"adaptive-{seed}",
         )
@@ -75,6 +77,7 @@ def tasks_of(args: Args) -> list[Task]:
             solver=args.solver,
             grid=args.grid,
             network_calls=args.network_calls,
+            learning_rate=args.learning_rate,
             seed=seed,
             out=args.fixed_out / f"redif-ppo-{count}-{seed}",
         )

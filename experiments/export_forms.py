@@ -9,7 +9,7 @@ steps are all that a stock scheduler needs, are trained besides, at ``--step-nfe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -39,6 +39,9 @@ class Args:
     solver: str = DEFAULT_SOLVER
     grid: str = DEFAULT_GRID
     """Of the base solver that students begin from."""
+    network_calls: int | None = None
+    """Training budget of each run but those of steps alone; this and the next are by default those of agents.ppo."""
+    learning_rate: float | None = None
     nfe: tuple[int, ...] = (4, 6, 8)
     step_nfe: tuple[int, ...] = (4,)
     """Step counts at which a student of the step size alone is trained too."""
@@ -101,26 +104,29 @@ def judged(form: Form, student: Student, evaluator: Evaluator) -> float:
 
 def tasks_of(args: Args) -> dict[str, list[Task]]:
     """The training runs of each row of the table, by name."""
+
+    def given(nfe: int, seed: int) -> ppo.Args:
+        return ppo.Args(
+            teacher=args.teacher,
+            solver=args.solver,
+            grid=args.grid,
+            num_steps=nfe,
+            seed=seed,
+            learning_rate=args.learning_rate,
+        )
+
+    seeds = range(args.seeds)
     found = {
         f"{nfe} NFE": [
-            Task("redif-ppo", ppo_settings(args.teacher, args.solver, args.grid, nfe, seed, args.out))
-            for seed in range(args.seeds)
+            Task("redif-ppo", ppo_settings(replace(given(nfe, seed), network_calls=args.network_calls), args.out))
+            for seed in seeds
         ]
         for nfe in args.nfe
     }
     for nfe in args.step_nfe:
         runs = [
-            ppo.Args(
-                teacher=args.teacher,
-                solver=args.solver,
-                grid=args.grid,
-                num_steps=nfe,
-                seed=seed,
-                action="step",
-                network_calls=args.step_calls,
-                out=args.out / f"step-{nfe}-{seed}",
-            )
-            for seed in range(args.seeds)
+            replace(given(nfe, seed), action="step", network_calls=args.step_calls, out=args.out / f"step-{nfe}-{seed}")
+            for seed in seeds
         ]
         found[f"{nfe} NFE, steps alone"] = [Task("redif-ppo", settings) for settings in runs]
     return found

@@ -32,6 +32,9 @@ class Args:
     solver: str = DEFAULT_SOLVER
     """Base solver that students begin from."""
     grid: str = DEFAULT_GRID
+    network_calls: int | None = None
+    """Training budget of each run of PPO; this and the next are by default those of agents.ppo."""
+    learning_rate: float | None = None
     nfe: tuple[int, ...] = (4, 6, 8)
     solvers_only: tuple[int, ...] = (10,)
     """Step counts at which only the solvers are judged, to compare with students of fewer."""
@@ -42,40 +45,53 @@ class Args:
     """Runs at the same time, each with its share of the cores."""
 
 
-def ppo_settings(teacher: str, solver: str, grid: str, nfe: int, seed: int, out: Path) -> ppo.Args:
-    """The run of one student of the table."""
+def run_of(args: Args, nfe: int, seed: int) -> ppo.Args:
+    """What the runs of one step count and seed have in common."""
     return ppo.Args(
-        teacher=teacher, solver=solver, grid=grid, num_steps=nfe, seed=seed, out=out / f"redif-ppo-{nfe}-{seed}"
+        teacher=args.teacher,
+        solver=args.solver,
+        grid=args.grid,
+        num_steps=nfe,
+        seed=seed,
+        network_calls=args.network_calls,
+        learning_rate=args.learning_rate,
     )
 
 
-def privileged_settings(teacher: str, solver: str, grid: str, nfe: int, seed: int, out: Path) -> ppo.Args:
+def ppo_settings(given: ppo.Args, out: Path) -> ppo.Args:
+    """The run of one student of the table."""
+    return replace(given, out=out / f"redif-ppo-{given.num_steps}-{given.seed}")
+
+
+def privileged_settings(given: ppo.Args, out: Path) -> ppo.Args:
     """The same with a baseline that knows the endpoint."""
-    settings = ppo_settings(teacher, solver, grid, nfe, seed, out)
-    return replace(settings, privileged_baseline=True, out=out / f"redif-ppo-privileged-{nfe}-{seed}")
+    return replace(given, privileged_baseline=True, out=out / f"redif-ppo-privileged-{given.num_steps}-{given.seed}")
 
 
-def large_settings(teacher: str, solver: str, grid: str, nfe: int, seed: int, out: Path) -> ppo.Args:
-    """Four times the calls, in larger batches, and the best student chosen on four times the noises.
+def large_settings(given: ppo.Args, out: Path) -> ppo.Args:
+    """More calls, in larger batches, and the best student chosen on four times the noises.
 
     From 8 NFE on, what is left to gain is so little that the chance of a small run decides.
     """
-    return ppo.Args(
-        teacher=teacher,
-        solver=solver,
-        grid=grid,
-        num_steps=nfe,
-        seed=seed,
+    return replace(
+        given,
         network_calls=1_920_000,
         num_envs=256,
         held_out_size=2048,
-        out=out / f"redif-ppo-large-{nfe}-{seed}",
+        out=out / f"redif-ppo-large-{given.num_steps}-{given.seed}",
     )
 
 
-def cem_settings(teacher: str, solver: str, grid: str, nfe: int, seed: int, out: Path) -> cem.Args:
-    """The run of the search that sees no state, with the same budget."""
-    return cem.Args(teacher=teacher, solver=solver, grid=grid, num_steps=nfe, seed=seed, out=out / f"cem-{nfe}-{seed}")
+def cem_settings(given: ppo.Args, out: Path) -> cem.Args:
+    """The run of the search that sees no state, of its own budget."""
+    return cem.Args(
+        teacher=given.teacher,
+        solver=given.solver,
+        grid=given.grid,
+        num_steps=given.num_steps,
+        seed=given.seed,
+        out=out / f"cem-{given.num_steps}-{given.seed}",
+    )
 
 
 SETTINGS = {
@@ -140,7 +156,7 @@ def print_sources(args: Args, rows: list[dict[str, Any]]) -> None:
 def main(args: Args) -> None:
     prepare_folder(args.out)
     tasks = [
-        Task(method, SETTINGS[method](args.teacher, args.solver, args.grid, nfe, seed, args.out))
+        Task(method, SETTINGS[method](run_of(args, nfe, seed), args.out))
         for nfe, method, seed in product(args.nfe, args.methods, range(args.seeds))
     ]
     rows = [row for rows in finish_all(tasks, args.teacher, args.jobs) for row in rows]

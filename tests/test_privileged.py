@@ -146,7 +146,7 @@ def test_what_was_decided_before_a_step_is_counted():
 def test_the_curve_has_the_same_run_with_and_without():
     """The two differ by the baseline and the folder alone."""
     with_it, without = (
-        SETTINGS[name]("digits", "ipndm2", "time", 6, 1, Path("runs")) for name in ("redif-ppo-privileged", "redif-ppo")
+        SETTINGS[name](ppo.Args(num_steps=6, seed=1), Path("runs")) for name in ("redif-ppo-privileged", "redif-ppo")
     )
     assert with_it.privileged_baseline
     assert replace(with_it, privileged_baseline=False, out=without.out) == without
