@@ -31,7 +31,7 @@ class Recipe:
 SOLVER = Recipe(
     observation="features",
     reward=DEFAULT_REWARD,
-    network_calls=240_000,
+    network_calls=120_000,
     hidden=(64, 64),
     num_envs=128,
     batches=4,

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from agents import cem, ppo
 from agents.command import prepare_folder, run
+from agents.recipes import settled
 from experiments.kept import once
 from experiments.tasks import Task, finish_all
 from redif_env.baselines import Baseline
@@ -83,13 +84,14 @@ def large_settings(given: ppo.Args, out: Path) -> ppo.Args:
 
 
 def cem_settings(given: ppo.Args, out: Path) -> cem.Args:
-    """The run of the search that sees no state, of its own budget."""
+    """The run of the search that sees no state, with the same budget."""
     return cem.Args(
         teacher=given.teacher,
         solver=given.solver,
         grid=given.grid,
         num_steps=given.num_steps,
         seed=given.seed,
+        network_calls=settled(given).network_calls,
         out=out / f"cem-{given.num_steps}-{given.seed}",
     )
 
