@@ -485,7 +485,7 @@ def test_what_is_ablated_is_changed(change, monkeypatch):
     """Trained for a moment: a student whose process is the task's and the recipe's but for what is named."""
     monkeypatch.setattr(ours, "affordable", lambda *_: 400)
     monkeypatch.setattr(off_the_shelf, "in_time", lambda *_: 400)
-    task = replace(task_of(3), grid="logsnr")
+    task = replace(task_of(3), solver="dpm++3m", grid="logsnr")
     student = ablate.CHANGES[change].rival(task).sampler.student
     default = build_mdp("gaussian-ring", 3, "solver", "features", "dpm++3m", "logsnr", "cpu", "float32")
     differs = {

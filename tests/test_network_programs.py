@@ -61,7 +61,7 @@ def same(one, other):
 def test_each_action_has_its_recipe():
     noise, solver = settled(ppo.Args(action="noise")), settled(ppo.Args())
     assert (noise.num_envs, noise.observation, noise.gamma) == (NOISE.num_envs, "sample", 0.0)
-    assert (solver.num_envs, solver.observation, solver.learning_rate) == (SOLVER.num_envs, "features", 3e-3)
+    assert (solver.num_envs, solver.observation, solver.learning_rate) == (SOLVER.num_envs, "features", 1e-3)
     assert settled(ppo.Args(action="noise", epochs=7)).epochs == 7
     assert settled(noise) == noise
 

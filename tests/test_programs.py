@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path):
 
     for arguments, message in (
         ([], "holds a run already: add --resume"),
-        (["--resume", "--learning-rate", "0.1"], "other settings: learning_rate=0.1 (was 0.003)"),
+        (["--resume", "--learning-rate", "0.1"], "other settings: learning_rate=0.1 (was 0.001)"),
     ):
         refused = run("agents.ppo", *arguments, "--out", str(out))
         assert refused.returncode == 2
