@@ -20,9 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from agents import ppo
 from agents.command import prepare_folder, run
-from experiments.nfe_curve import ppo_settings, solvers_at
+from experiments.nfe_curve import ppo_settings, run_of, solvers_at
 from experiments.tasks import Task, finish_all
 from redif_env.evaluation import Evaluator
 from redif_env.export import ReDiFPipeline
@@ -104,28 +103,19 @@ def judged(form: Form, student: Student, evaluator: Evaluator) -> float:
 
 def tasks_of(args: Args) -> dict[str, list[Task]]:
     """The training runs of each row of the table, by name."""
-
-    def given(nfe: int, seed: int) -> ppo.Args:
-        return ppo.Args(
-            teacher=args.teacher,
-            solver=args.solver,
-            grid=args.grid,
-            num_steps=nfe,
-            seed=seed,
-            learning_rate=args.learning_rate,
-        )
-
     seeds = range(args.seeds)
     found = {
-        f"{nfe} NFE": [
-            Task("redif-ppo", ppo_settings(replace(given(nfe, seed), network_calls=args.network_calls), args.out))
-            for seed in seeds
-        ]
+        f"{nfe} NFE": [Task("redif-ppo", ppo_settings(run_of(args, nfe, seed), args.out)) for seed in seeds]
         for nfe in args.nfe
     }
     for nfe in args.step_nfe:
         runs = [
-            replace(given(nfe, seed), action="step", network_calls=args.step_calls, out=args.out / f"step-{nfe}-{seed}")
+            replace(
+                run_of(args, nfe, seed),
+                action="step",
+                network_calls=args.step_calls,
+                out=args.out / f"step-{nfe}-{seed}",
+            )
             for seed in seeds
         ]
         found[f"{nfe} NFE, steps alone"] = [Task("redif-ppo", settings) for settings in runs]

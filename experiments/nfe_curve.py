@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
@@ -46,7 +46,17 @@ class Args:
     """Runs at the same time, each with its share of the cores."""
 
 
-def run_of(args: Args, nfe: int, seed: int) -> ppo.Args:
+class Begun(Protocol):
+    """Settings that say what students begin from, and how long they train."""
+
+    teacher: str
+    solver: str
+    grid: str
+    network_calls: int | None
+    learning_rate: float | None
+
+
+def run_of(args: Begun, nfe: int, seed: int) -> ppo.Args:
     """What the runs of one step count and seed have in common."""
     return ppo.Args(
         teacher=args.teacher,

@@ -21,8 +21,8 @@ T = TypeVar("T")
 
 
 DEFAULT_SOLVER, DEFAULT_GRID = "ipndm", "time^1.5@20"
-"""The base solver where none is named, iPNDM of order 3 (in up to 4 steps of order 2): of those that PPO was begun from
-on digits, the one that it gets nearest from (docs/results.md)."""
+"""The base solver where none is named, iPNDM of order 3 (in up to 4 steps of order 2): from 6 steps on PPO brings the
+digits' samples nearer to their own endpoints from it than from DPM-Solver++ 3M, in a quarter of the calls (README)."""
 
 
 def look_up(argument: str, name: str, known: Mapping[str, T]) -> T:
