@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -30,6 +31,8 @@ from redif_env.references import TEST_SEED, TRAIN_SEED, reference_set
 from redif_env.students import Student
 from redif_env.teachers import Teacher
 
+Sampler = Callable[[Tensor, Tensor], Tensor]
+"""Noise ``(B, *S)`` and conditions ``(B,)`` to samples ``(B, *S)``."""
 TEST_SIZE = 2000
 TRAIN_SIZE = 4096
 SCREENED, JUDGED = 256, 16
@@ -108,6 +111,16 @@ class Evaluator:
             mse_teacher=mean_squared_error(samples, self.endpoints),
         )
 
+    def distance(self, sampler: Sampler, count: int | None = None) -> float:
+        """Frechet distance to the teacher of what ``sampler`` makes of the first ``count`` noises, or of all.
+
+        Infinite where samples are not finite.
+        """
+        samples = sampler(self.noise[:count], self.condition[:count])
+        if not samples.isfinite().all():
+            return math.inf
+        return frechet_distance(self.embed(self.teacher.clip(samples)), self.endpoint_features[:count])
+
     def student_row(self, method: str, student: Student, price: float | None = None) -> Row:
         """Measure a student, at the mean of the network calls that it spends; at a price of one, if it knows prices."""
         last = student.trajectory(self.noise, price, self.condition)[-1]
@@ -160,19 +173,17 @@ class Evaluator:
         """
         found = all_baselines()
         if len(self.noise) > SCREENED:
-            nearest = {baseline: self._screened(baseline, nfe) for baseline in tqdm(found, desc="screening solvers")}
+            screened = tqdm(found, desc="screening solvers")
+            nearest = {baseline: self.distance(self._bound(baseline, nfe), SCREENED) for baseline in screened}
             found = sorted(found, key=lambda baseline: nearest[baseline])[:JUDGED]
         rows = []
         for baseline in tqdm(found, desc=f"solvers at {nfe} NFE"):
-            samples = baseline(self.teacher, self.noise, nfe // self.teacher.calls, self.condition)
+            samples = self._bound(baseline, nfe)(self.noise, self.condition)
             rows.append(self.row(baseline.method, baseline.grid, nfe, samples))
         return sorted(rows, key=lambda row: row.fd_teacher)
 
-    def _screened(self, baseline: Baseline, nfe: int) -> float:
-        """The Frechet distance of a solver on the first of the noises."""
-        noise, condition = self.noise[:SCREENED], self.condition[:SCREENED]
-        samples = baseline(self.teacher, noise, nfe // self.teacher.calls, condition)
-        return frechet_distance(self.embed(self.teacher.clip(samples)), self.endpoint_features[:SCREENED])
+    def _bound(self, baseline: Baseline, nfe: int) -> Sampler:
+        return lambda noise, condition: baseline(self.teacher, noise, nfe // self.teacher.calls, condition)
 
     def teacher_row(self) -> Row:
         """The teacher itself: what a perfect student would score."""

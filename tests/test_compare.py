@@ -24,7 +24,8 @@ from experiments.rivals.landings import Noised, clean_target, grid_levels, landi
 from experiments.rivals.matching import FakeScore, matching, score_difference
 from experiments.rivals.progressive import progressive
 from experiments.rivals.regression import regression
-from experiments.rivals.rival import Clock, StudentSampler, Task, distance
+from experiments.rivals.rival import Clock, StudentSampler, Task
+from experiments.rivals.shortlist import JUDGED, SCREENED, nearest
 from experiments.rivals.training_free import TRAINING_FREE, ddim
 from experiments.rivals.two_calls import TwoCallSampler, heun, midpoint
 from redif_env import Student
@@ -77,7 +78,7 @@ def test_gits_costs_are_nothing_for_the_next_level_and_grow():
 def test_gits_is_ahead_of_ddim():
     task = task_of()
     found = gits(task)
-    assert distance(task.chooser, found.sampler) < distance(task.chooser, ddim(task).sampler)
+    assert task.chooser.distance(found.sampler) < task.chooser.distance(ddim(task).sampler)
     assert found.network_calls > 0
     assert "[0, " in found.described
     assert len(found.levels) == 3
@@ -95,8 +96,29 @@ def test_training_free_rivals_know_their_best_grid(method):
     assert found.levels == ()
     if method == "dpm++2m":
         others = [sample(task.teacher, SOLVERS[name], GRIDS[other], task.chooser.noise, steps) for other in GRIDS]
-        least = min(distance(task.chooser, lambda *_, made=made: made) for made in others)
-        assert distance(task.chooser, found.sampler) == pytest.approx(least)
+        least = min(task.chooser.distance(lambda *_, made=made: made) for made in others)
+        assert task.chooser.distance(found.sampler) == pytest.approx(least)
+
+
+def test_of_many_candidates_the_nearest_few_are_judged_on_all_noises():
+    """Samplers at known distances: every one is screened, three are judged, and the calls of both are counted."""
+    task = replace(task_of(), chooser=Evaluator(GaussianMixtureTeacher.ring(), 160, VALIDATION_SEED, 20, 160))
+    ends, seen = task.chooser.endpoints, []
+
+    def apart(shift):
+        def sampler(noise, condition):
+            seen.append((shift, len(noise)))
+            # The nearest on the screened noises is the second on all.
+            late = 0.1 * (torch.arange(len(noise))[:, None] >= SCREENED) if shift == 1 else 0
+            return ends[: len(noise)] + 0.01 * shift + late
+
+        return sampler
+
+    clock = Clock(math.inf)
+    candidates = {f"{shift}": apart(shift) for shift in (5, 3, 1, 2, 4)}
+    assert nearest(task, candidates, clock) == "2"
+    assert seen == [(shift, SCREENED) for shift in (5, 3, 1, 2, 4)] + [(shift, 160) for shift in (1, 2, 3)]
+    assert clock.network_calls == task.nfe * (5 * SCREENED + JUDGED * 160)
 
 
 @pytest.mark.parametrize(("choose", "odd"), [(midpoint, 0), (heun, 1)])
@@ -125,7 +147,7 @@ def test_amed_begins_as_dpm_solver_2_and_gets_nearer():
     torch.testing.assert_close(begun(noise, rows), known(noise, rows))
     base = TRAINING_FREE["dpm2"](task)
     found = amed(task)
-    assert distance(task.chooser, found.sampler) < 0.8 * distance(task.chooser, base.sampler)
+    assert task.chooser.distance(found.sampler) < 0.8 * task.chooser.distance(base.sampler)
     assert len(found.levels) == 4
     assert list(found.levels) == sorted(found.levels)
     with pytest.raises(ValueError, match="nfe=3 is no multiple"):
@@ -174,7 +196,7 @@ def test_a_descent_that_diverges_says_so():
         return torch.full_like(noise, torch.nan)
 
     fall = descent.Descent(lambda batch: lost(torch.ones(1, 1)).sum(), 9, 1.0, 0.9)
-    assert distance(task.chooser, nowhere) == math.inf
+    assert task.chooser.distance(nowhere) == math.inf
     with pytest.raises(FloatingPointError, match="lower the rate"):
         descent.descend(task, lost, fall, lambda averaged: nowhere)
 
@@ -183,10 +205,10 @@ def test_a_descent_that_diverges_says_so():
 def test_gradient_rivals_learn(fit):
     """A hundred updates on the ring: nearer to the teacher than the best grid of the base solver, within the budget."""
     task = task_of(calls=100 * descent.BATCH * 9)
-    base = distance(task.chooser, TRAINING_FREE["dpm++3m"](task).sampler)
+    base = task.chooser.distance(TRAINING_FREE["dpm++3m"](task).sampler)
     found = fit(task)
     assert len(found.levels) == 3
-    assert distance(task.chooser, found.sampler) < 0.8 * base
+    assert task.chooser.distance(found.sampler) < 0.8 * base
     assert found.network_calls == task.calls
     again = loss_of(task)(task.chooser.endpoints, task.chooser.endpoints)
     assert again.item() < 1e-5

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from experiments.rivals.descent import descend, through_sampler
-from experiments.rivals.rival import Clock, Fitted, Sampler, Task, distance
+from experiments.rivals.rival import Clock, Fitted, Sampler, Task
+from experiments.rivals.shortlist import nearest
 from experiments.rivals.two_calls import Middle, TwoCallSampler, midpoint, sample_twice
 from redif_env.grids import GRIDS
 from redif_env.observations import Features
@@ -54,12 +55,8 @@ def amed(task: Task) -> Fitted:
     if task.num_steps % 2:
         raise ValueError(f"nfe={task.nfe} is no multiple of two predictions, which AMED asks for a step")
     clock = Clock(task.seconds)
-    grids = {
-        name: distance(task.chooser, TwoCallSampler(task.teacher, grid, task.num_steps, midpoint))
-        for name, grid in GRIDS.items()
-    }
-    chosen = min(grids, key=lambda name: grids[name])
-    searched = len(GRIDS) * len(task.chooser.noise) * task.nfe
+    begun = {name: TwoCallSampler(task.teacher, grid, task.num_steps, midpoint) for name, grid in GRIDS.items()}
+    chosen = nearest(task, begun, clock)
     torch.manual_seed(task.seed)
     schedule = task.teacher.schedule
     module = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule).to(task.teacher.device)
@@ -76,5 +73,5 @@ def amed(task: Task) -> Fitted:
     found = descend(rest, module, through_sampler(task, make, RATE, EMA), sampler_of)
     assert isinstance(found.sampler, TwoCallSampler)
     levels = found.sampler.run(task.chooser.noise, task.chooser.condition)[1]
-    calls = searched + found.network_calls
+    calls = clock.network_calls + found.network_calls
     return replace(found, seconds=clock.spent, network_calls=calls, described=f"amed {chosen}", levels=levels)

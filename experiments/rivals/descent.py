@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, Sampler, Task, distance
+from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, Sampler, Task
 from redif_env.features import default_features, load_features
 
 BATCH = 64
@@ -62,7 +62,7 @@ def descend(
 
     def judge(averaged: nn.Module) -> None:
         sampler = sampler_of(averaged)
-        found.append((distance(task.chooser, sampler), sampler))
+        found.append((task.chooser.distance(sampler), sampler))
 
     if begun:
         judge(module)

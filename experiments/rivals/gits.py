@@ -13,7 +13,8 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
-from experiments.rivals.rival import Clock, Fitted, Sampler, Task, distance
+from experiments.rivals.rival import Clock, Fitted, Sampler, Task
+from experiments.rivals.shortlist import nearest
 from redif_env.grids import GRIDS, Grid
 from redif_env.schedules import Schedule
 from redif_env.solvers import SOLVERS, DPMSolverPP, Solver, ddim_step, initial_state, predict, sample, trajectory
@@ -53,8 +54,7 @@ def gits(task: Task) -> Fitted:
             described = f"{name} {grid_name} {list(positions)}"
             candidates[described] = _bound(task, solver, nodes)
             levels[described] = tuple(nodes.half_logsnr(steps, task.teacher.schedule).tolist())
-    clock.network_calls += len(candidates) * len(task.chooser.noise) * task.nfe
-    best = min(candidates, key=lambda name: distance(task.chooser, candidates[name]))
+    best = nearest(task, candidates, clock)
     return Fitted(candidates[best], clock.spent, clock.network_calls, best, levels[best])
 
 

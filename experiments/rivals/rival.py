@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from redif_env.evaluation import Evaluator
+from redif_env.evaluation import Evaluator, Sampler
 from redif_env.references import ReferenceSet
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.students import Student
@@ -19,9 +18,6 @@ from redif_env.teachers import Teacher
 
 BACKWARD_CALLS = 2
 """Network calls that a gradient through one call costs besides, by the usual count of its arithmetic."""
-
-Sampler = Callable[[Tensor, Tensor], Tensor]
-"""Noise ``(B, *S)`` and conditions ``(B,)`` to samples ``(B, *S)``."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +119,3 @@ class StudentSampler:
 def seen(teacher: Teacher) -> str:
     """The observation of policies that see the state: with what they are asked for, where that varies."""
     return "features+condition" if len(teacher.conditions) > 1 else "features"
-
-
-def distance(chooser: Evaluator, sampler: Sampler) -> float:
-    """Frechet distance to the teacher on the chooser's noises: what candidates are chosen by.
-
-    Infinite where samples are not finite.
-    """
-    samples = sampler(chooser.noise, chooser.condition)
-    return chooser.row("", "", 0, samples).fd_teacher if bool(samples.isfinite().all()) else math.inf

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from experiments.rivals.rival import Clock, Fitted, Rival, Sampler, Task, distance
+from experiments.rivals.rival import Clock, Fitted, Rival, Sampler, Task
+from experiments.rivals.shortlist import nearest
 from experiments.rivals.two_calls import Choice, TwoCallSampler, heun, midpoint
 from redif_env.baselines import Baseline
 from redif_env.grids import GRIDS
@@ -33,11 +34,8 @@ def allows(method: str, steps: int) -> bool:
 
 def _on_best_grid(bind: Callable[[Task, str], Sampler], method: str, task: Task) -> Fitted:
     """The sampler whose grid brings it nearest to the teacher on the chooser's noises."""
-    clock, tried = Clock(task.seconds), {}
-    for grid in GRIDS:
-        clock.network_calls += len(task.chooser.noise) * task.nfe
-        tried[grid] = distance(task.chooser, bind(task, grid))
-    best = min(tried, key=lambda grid: tried[grid])
+    clock = Clock(task.seconds)
+    best = nearest(task, {grid: bind(task, grid) for grid in GRIDS}, clock)
     return Fitted(bind(task, best), clock.spent, clock.network_calls, f"{method} {best}")
 
 
