@@ -90,6 +90,9 @@ class Args:
     solver: str = DEFAULT_SOLVER
     """Base solver, which the zero action reproduces."""
     grid: str = DEFAULT_GRID
+    start: str = "noise"
+    """Or "linear": the way begins where a linear map, fitted to the teacher's ways, takes the noise, without a network
+    call. Needs a grid that begins late, such as "time@4"."""
     hidden: tuple[int, ...] | None = None
     """Sizes of the policy's hidden layers; with none, its actions are linear in what it sees. Not of action "noise"."""
     num_envs: int | None = None
@@ -175,6 +178,7 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
         learn_guidance=args.learn_guidance,
         solver=args.solver,
         grid=args.grid,
+        start=args.start,
         reward=dict(args.reward),
         min_steps=args.min_steps,
         prices=args.prices,

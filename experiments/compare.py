@@ -58,6 +58,7 @@ OF_ALL_ROWS = (
     "seconds",
     "solver",
     "grid",
+    "start",
     "reference_size",
     "teacher_steps",
     "clone_updates",
@@ -83,6 +84,8 @@ class Args:
     solver: str = DEFAULT_SOLVER
     """Base solver that our actions, and rivals that learn the same, begin from; so do the steps of networks."""
     grid: str = DEFAULT_GRID
+    start: str = "noise"
+    """Or "linear", as in agents.ppo."""
     reference_size: int = 4096
     teacher_steps: int = 100
     """Predictions that the teacher spends on an endpoint to train on; judges have 100."""
@@ -164,6 +167,7 @@ def warm_up(args: Args, teacher: str, nfe: int, threads: int) -> dict[str, Any]:
                 num_steps=nfe,
                 solver=args.solver,
                 grid=args.grid,
+                start=args.start,
                 network=network,
                 out=folder / "run",
                 resume=True,
@@ -199,6 +203,7 @@ def fit(args: Args, cell: Cell, entry: Entry, threads: int) -> dict[str, Any]:
         warm=warm,
         solver=args.solver,
         grid=args.grid,
+        start=args.start,
     )
     fitted = entry.rival(task)
     facts = {

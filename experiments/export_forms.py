@@ -37,6 +37,7 @@ class Args:
     teacher: str = "digits"
     solver: str = DEFAULT_SOLVER
     grid: str = DEFAULT_GRID
+    start: str = "noise"
     """Of the base solver that students begin from."""
     network_calls: int | None = None
     """Training budget of each run but those of steps alone; this and the next are by default those of agents.ppo."""

@@ -33,6 +33,8 @@ class Args:
     solver: str = DEFAULT_SOLVER
     """Base solver that students begin from."""
     grid: str = DEFAULT_GRID
+    start: str = "noise"
+    """Or "linear", as in agents.ppo."""
     network_calls: int | None = None
     """Training budget of each run of PPO; this and the next are by default those of agents.ppo."""
     learning_rate: float | None = None
@@ -52,6 +54,7 @@ class Begun(Protocol):
     teacher: str
     solver: str
     grid: str
+    start: str
     network_calls: int | None
     learning_rate: float | None
 
@@ -62,6 +65,7 @@ def run_of(args: Begun, nfe: int, seed: int) -> ppo.Args:
         teacher=args.teacher,
         solver=args.solver,
         grid=args.grid,
+        start=args.start,
         num_steps=nfe,
         seed=seed,
         network_calls=args.network_calls,
@@ -99,6 +103,7 @@ def cem_settings(given: ppo.Args, out: Path) -> cem.Args:
         teacher=given.teacher,
         solver=given.solver,
         grid=given.grid,
+        start=given.start,
         num_steps=given.num_steps,
         seed=given.seed,
         network_calls=settled(given).network_calls,

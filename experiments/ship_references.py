@@ -1,4 +1,5 @@
-"""Compute the reference sets that are shipped with the digits teacher, so that the default environment starts at once.
+"""Compute the reference sets that are shipped with the digits teacher, so that the default environment starts at once,
+and its linear start.
 
     python -m experiments.ship_references
 
@@ -19,6 +20,7 @@ from redif_env.grids import GRIDS
 from redif_env.references import TRAIN_SEED, VALIDATION_SEED, base_samples, reference_set
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.solvers import SOLVERS
+from redif_env.starts import fit_start
 from redif_env.teachers import load_teacher
 
 
@@ -37,6 +39,7 @@ def main(args: Args) -> None:
     teacher = load_teacher("digits")
     reference_set(teacher, args.validation_size, VALIDATION_SEED)
     reference = reference_set(teacher, args.train_size, TRAIN_SEED)
+    fit_start(teacher, GRIDS["time@4"])
     for count in args.num_steps:
         base = base_samples(teacher, reference, SOLVERS[DEFAULT_SOLVER], GRIDS[DEFAULT_GRID], count)
         distance = root_mean_square(base, reference.endpoints[: len(base)]).mean()

@@ -26,6 +26,7 @@ from redif_env.rewards import Reward, Term, build_terms, load_memories, memories
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
 from redif_env.solvers import Solver
 from redif_env.spaces import action_space, observation_space
+from redif_env.starts import LinearStart
 from redif_env.teachers import Teacher
 from redif_env.types import State, Transition
 
@@ -45,7 +46,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         group_size: sub-environments in groups of this many start each episode from the same noise (those of one
             group are seeded like its first); what a group-relative baseline needs.
         autoreset_mode: ``SAME_STEP`` (default), ``NEXT_STEP`` or ``DISABLED``, as enum or as its value.
-        teacher, num_steps, action, observation, solver, grid, reward, min_steps, prices, conditions, null_label,
+        teacher, num_steps, action, observation, solver, grid, start, reward, min_steps, prices, conditions, null_label,
             guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, autocast, render_mode: as
             in :class:`ReDiFEnv`.
 
@@ -68,6 +69,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         observation: str | Observation | Sample = "features",
         solver: str | Solver = DEFAULT_SOLVER,
         grid: str | Grid = DEFAULT_GRID,
+        start: str | LinearStart = "noise",
         reward: str | Reward | Mapping[str, float] = "endpoint",
         min_steps: int | None = None,
         prices: tuple[float, float] | None = None,
@@ -105,6 +107,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             null_label=null_label,
             guidance_scale=guidance_scale,
             learn_guidance=learn_guidance,
+            start=start,
         )
         self.num_envs, self.group_size, self.render_mode = num_envs, group_size, render_mode
         self.autocast = autocast
@@ -476,7 +479,10 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
     - `solver="ipndm"`, `grid="time^1.5@20"`: the base solver (`"ddim"`, `"dpm++2m"`, `"dpm++3m"`, `"ipndm1"` to
       `"ipndm4"`; `"ipndm"` is of order 2 in up to 4 steps, else of order 3) and its grid (`"time"`, `"time^1.5"`,
       `"time^2"`, `"logsnr"`, `"karras"`, `"ays"`; the first two also with a late start, where sigma / alpha is 60, 20
-      or 8: `"time@60"` ...).
+      or 8: `"time@60"` ...; and `"time@4"`).
+    - `start="noise"`: what a late start takes for a sample of its level: the initial noise itself, or with `"linear"`
+      what a linear map, fitted to the teacher's ways, makes of it without a network call
+      (:mod:`redif_env.starts`). Fitted once and cached; shipped for `teacher="digits"` and `grid="time@4"`.
     - `reward="endpoint"`: a name of :data:`redif_env.rewards.REWARDS`, or names with weights:
       `{"endpoint": 1.0, "feature": 0.5}`.
     - `min_steps=None`: network calls an episode at least; below `num_steps`, the number of calls is a decision.
@@ -506,6 +512,7 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
         observation: str | Observation | Sample = "features",
         solver: str | Solver = DEFAULT_SOLVER,
         grid: str | Grid = DEFAULT_GRID,
+        start: str | LinearStart = "noise",
         reward: str | Reward | Mapping[str, float] = "endpoint",
         min_steps: int | None = None,
         prices: tuple[float, float] | None = None,
@@ -528,6 +535,7 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
             observation=observation,
             solver=solver,
             grid=grid,
+            start=start,
             reward=reward,
             min_steps=min_steps,
             prices=prices,

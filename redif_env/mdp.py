@@ -12,6 +12,7 @@ from redif_env.actions import ActionMap, BaseSolver
 from redif_env.grids import Grid
 from redif_env.observations import Observation, Sample
 from redif_env.solvers import Solver, initial_state, predict, record, step_to
+from redif_env.starts import LinearStart
 from redif_env.teachers import Teacher
 from redif_env.types import Decision, State
 
@@ -43,6 +44,7 @@ class DenoisingMDP:
             sees as one more number, the last: 0 at the smallest, 1 at the largest, linear in the logarithm.
         learn_guidance: whether the guidance scale of each network call but the first is a decision: actions get one
             more number, after those of the action map. The scale's excess over 1 is multiplied by ``4 ** number``.
+        start: what noise is mapped to, as a sample of the grid's first level; itself if not given.
     """
 
     teacher: Teacher
@@ -54,6 +56,7 @@ class DenoisingMDP:
     min_steps: int | None = None
     prices: tuple[float, float] | None = None
     learn_guidance: bool = False
+    start: LinearStart | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -71,6 +74,26 @@ class DenoisingMDP:
             raise ValueError(
                 f"observation shows the condition, but teacher {self.teacher.name!r} has "
                 f"{len(self.teacher.conditions)}: choose 'features'"
+            )
+
+        self._check_start()
+
+    def _check_start(self) -> None:
+        """Refuse a start that was fitted for another way."""
+        if self.start is None:
+            return
+        first = self.grid.half_logsnr(
+            torch.zeros(1, dtype=torch.float64), self.teacher.schedule.to(torch.device("cpu"))
+        )
+        if abs(first.item() - self.start.half_logsnr) > 1e-6:
+            raise ValueError(
+                f"start ends at half_logsnr={self.start.half_logsnr:.4f}, but the grid begins at {first.item():.4f}: "
+                "fit one to this grid (redif_env.starts.fit_start)"
+            )
+        if len(self.start.offset) != len(self.teacher.conditions):
+            raise ValueError(
+                f"start knows {len(self.start.offset)} conditions, but teacher {self.teacher.name!r} has "
+                f"{len(self.teacher.conditions)}: fit one to this teacher (redif_env.starts.fit_start)"
             )
 
     def _check_predictions(self) -> None:
@@ -132,8 +155,16 @@ class DenoisingMDP:
         ``price`` ``(B,)`` is what a call costs, ``condition`` ``(B,)`` the rows of the teacher's conditions.
         """
         teacher, scale = self.teacher, self.teacher.guidance_scale or 1.0
+        noise = self.begun(noise, condition)
         state = initial_state(noise, teacher.schedule, self.grid, self.num_steps, self.history, condition, scale)
         return state if price is None else replace(state, price=price.to(state.price))
+
+    def begun(self, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        """What is taken for samples of the grid's first level: ``noise`` ``(B, *S)``, or what the start makes of it."""
+        if self.start is None:
+            return noise
+        rows = torch.zeros(len(noise), dtype=torch.int64, device=noise.device) if condition is None else condition
+        return self.start(noise, rows)
 
     def predict(self, state: State, rows: Tensor) -> State:
         """The teacher's prediction on the given rows (``(B,)`` bool) alone; the others stay as they are.

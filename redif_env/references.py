@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from redif_env.grids import Grid, TimeGrid
 from redif_env.solvers import DPMSolverPP, Solver, sample, trajectory
 from redif_env.teachers import ENDPOINT_BATCH, Teacher
 from redif_env.types import expand
+
+if TYPE_CHECKING:
+    from redif_env.starts import LinearStart
 
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 0, 1, 2
 """Noise seeds of the three disjoint sets: to train on, to choose the best student by, and to report."""
@@ -142,14 +146,26 @@ def reference_paths(teacher: Teacher, reference: ReferenceSet) -> ReferencePaths
     return ReferencePaths(angle_of(levels), x)
 
 
-def base_samples(teacher: Teacher, reference: ReferenceSet, solver: Solver, grid: Grid, num_steps: int) -> Tensor:
+def base_samples(
+    teacher: Teacher,
+    reference: ReferenceSet,
+    solver: Solver,
+    grid: Grid,
+    num_steps: int,
+    start: LinearStart | None = None,
+) -> Tensor:
     """What a solver makes of the reference set's first noises in ``num_steps`` calls; cached like the endpoints.
 
-    At most ``BASE_SIZE`` samples ``(M, *S)``, on the teacher's device, in the noises' type.
+    From where ``start`` puts them, if it is given. At most ``BASE_SIZE`` samples ``(M, *S)``, on the teacher's device,
+    in the noises' type.
     """
     described = f"samples {reference.key} {solver} {grid} {num_steps} {BASE_SIZE}"
+    if start is not None:
+        described += f" {start.key}"
     noise = reference.noise[:BASE_SIZE].to(teacher.device)
     condition = reference.condition[:BASE_SIZE].to(teacher.device)
+    if start is not None:
+        noise = start(noise, condition)
 
     @torch.inference_mode()
     def compute() -> Tensor:

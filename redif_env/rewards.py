@@ -243,7 +243,8 @@ class PathAlignment:
         noise, asked = (part[:BASE_SIZE].to(mdp.teacher.device) for part in (reference.noise, reference.condition))
         pair = torch.arange(len(noise), device=noise.device)
         with torch.no_grad():
-            steps = trajectory(mdp.teacher, mdp.solver, mdp.grid, noise, mdp.num_steps, asked)
+            begun = mdp.begun(noise, asked)
+            steps = trajectory(mdp.teacher, mdp.solver, mdp.grid, begun, mdp.num_steps, asked)
             scale = sum(float(bare.strayed(state, pair).double().mean()) for state in steps)
         return replace(bare, scale=scale)
 
@@ -552,7 +553,7 @@ def _when_finished(name: str, transition: Transition, of: Distance) -> Tensor:
 
 def _base_pairs(mdp: DenoisingMDP, reference: ReferenceSet) -> tuple[Tensor, Tensor]:
     """Samples of the base solver and the teacher's endpoints of the same noises, ``(M, *S)`` each."""
-    base = base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, mdp.num_steps)
+    base = base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, mdp.num_steps, mdp.start)
     return base, reference.endpoints[: len(base)].to(base)
 
 

@@ -15,6 +15,7 @@ from redif_env.grids import GRIDS, Grid
 from redif_env.mdp import DenoisingMDP
 from redif_env.observations import OBSERVATIONS, Observation, Sample
 from redif_env.solvers import SOLVERS, Solver
+from redif_env.starts import LinearStart, fit_start
 from redif_env.teachers import Teacher, load_teacher
 
 T = TypeVar("T")
@@ -103,6 +104,12 @@ def _shared_teacher(
     return teacher.to(device, dtype)
 
 
+def _begin(start: str | LinearStart, teacher: Teacher, grid: Grid) -> LinearStart | None:
+    if isinstance(start, LinearStart):
+        return start
+    return fit_start(teacher, grid) if look_up("start", start, {"noise": False, "linear": True}) else None
+
+
 def build_mdp(
     teacher: str | Path | Teacher,
     num_steps: int,
@@ -119,6 +126,7 @@ def build_mdp(
     null_label: int | None = None,
     guidance_scale: float | None = None,
     learn_guidance: bool = False,
+    start: str | LinearStart = "noise",
 ) -> DenoisingMDP:
     """The decision process that the arguments of ``gym.make("ReDiF-v0")`` describe."""
     placed, floating = parse_device(device), parse_dtype(dtype)
@@ -138,14 +146,16 @@ def build_mdp(
             null_label=null_label,
             guidance_scale=guidance_scale,
         )
+    steps_on = look_up("grid", grid, GRIDS) if isinstance(grid, str) else grid
     return DenoisingMDP(
         teacher=model,
         solver=look_up("solver", solver, SOLVERS) if isinstance(solver, str) else solver,
-        grid=look_up("grid", grid, GRIDS) if isinstance(grid, str) else grid,
+        grid=steps_on,
         num_steps=num_steps,
         action_map=look_up("action", action, ACTION_MAPS) if isinstance(action, str) else action,
         observation=look_up("observation", observation, OBSERVATIONS) if isinstance(observation, str) else observation,
         min_steps=min_steps,
         prices=None if prices is None else (float(prices[0]), float(prices[1])),
         learn_guidance=learn_guidance,
+        start=_begin(start, model, steps_on),
     )

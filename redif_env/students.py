@@ -147,7 +147,7 @@ class Student:
         return Student(self.mdp, policy, self.record)
 
     def steps(self) -> list[Step]:
-        """The mean steps as plain numbers (:mod:`redif_env.export.steps`).
+        """The mean steps as plain numbers (:mod:`redif_env.export.steps`), from where ``mdp.begun`` puts the noise.
 
         Raises:
             ValueError: if this student decides its number of calls.

@@ -86,6 +86,7 @@ def _mdp(task: Task) -> DenoisingMDP:
         task.grid,
         str(task.teacher.device),
         "float32",
+        start=task.start,
     )
 
 

@@ -40,6 +40,7 @@ def off_the_shelf(kind: type[BaseAlgorithm], task: Task) -> Fitted:
         num_steps=task.num_steps,
         solver=task.solver,
         grid=task.grid,
+        start=task.start,
         reward=dict(DEFAULT_REWARD),
         group_size=GROUP,
         reference_size=len(task.reference),

@@ -179,6 +179,7 @@ def _given(task: Task, settings: Any) -> Any:
         teacher=task.teacher.name,
         solver=task.solver if settings.solver == DEFAULT_SOLVER else settings.solver,
         grid=task.grid,
+        start=task.start,
         reference_size=len(reference),
         teacher_steps=reference.num_steps,
     )

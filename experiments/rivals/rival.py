@@ -28,7 +28,8 @@ class Task:
     reported on, ``seconds`` is the time that fitting may take (references are given, and not counted), ``calls`` the
     network calls that it may make, if they are bounded too. ``warm`` is the folder of the network student that all who
     train a network begin as (``python -m agents.clone``; given like the references, its cost a row of its own).
-    ``solver`` and ``grid`` are the names of what our actions begin from, and those of rivals that learn the same.
+    ``solver``, ``grid`` and ``start`` are the names of what our actions begin from, and those of rivals that learn the
+    same.
     """
 
     teacher: Teacher
@@ -41,6 +42,7 @@ class Task:
     warm: Path | None = None
     solver: str = DEFAULT_SOLVER
     grid: str = DEFAULT_GRID
+    start: str = "noise"
 
     @property
     def nfe(self) -> int:

@@ -6,5 +6,6 @@ Everything here is diffusers' own by base class, and needs neither Gymnasium nor
 from redif_env.export.pipeline import ReDiFPipeline
 from redif_env.export.policy import PolicyModel
 from redif_env.export.scheduler import ReDiFScheduler
+from redif_env.export.start import StartModel
 
-__all__ = ["PolicyModel", "ReDiFPipeline", "ReDiFScheduler"]
+__all__ = ["PolicyModel", "ReDiFPipeline", "ReDiFScheduler", "StartModel"]

@@ -19,6 +19,8 @@ pipeline = ReDiFPipeline.from_pretrained("path/or/hub-id")  # pip install redif-
 images = pipeline(batch_size=4).images
 ```"""
 
+START = ", and it begins where a linear map, fitted to the teacher's ways, takes the noise"
+
 
 def model_card(mdp: DenoisingMDP, record: Record) -> str:
     """The text of ``README.md``: metadata for the hub, then what it is, how it was made, and how good it was found."""
@@ -42,7 +44,7 @@ def model_card(mdp: DenoisingMDP, record: Record) -> str:
         f"# {calls}-step student of {mdp.teacher.name}\n",
         f"A few-step sampler trained by reinforcement learning (ReDiF): the network {network} called {calls} "
         f"times a sample (NFE), and {decided}. Its base solver is "
-        f"`{name_of(mdp.solver, SOLVERS)}`. Samples have shape {decoded}.{_asked(mdp)}\n",
+        f"`{name_of(mdp.solver, SOLVERS)}`{START if mdp.start else ''}. Samples have shape {decoded}.{_asked(mdp)}\n",
         f"## Use\n\n{USAGE}\n",
         f"## Quality\n\n{_quality(record)}\n",
         f"## Training\n\n{_table(record.training, 'setting') or 'Not recorded.'}\n",

@@ -24,6 +24,7 @@ from redif_env.companions import COMPANIONS, companions_of, stock_pipeline
 from redif_env.export.card import model_card
 from redif_env.export.policy import PolicyModel
 from redif_env.export.scheduler import ReDiFScheduler
+from redif_env.export.start import StartModel
 from redif_env.export.steps import steps_of
 from redif_env.files import CorruptFileError, read_sealed, write_folder, write_sealed
 from redif_env.mdp import DenoisingMDP
@@ -36,7 +37,17 @@ FORMAT = 2
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 STEPS_FILE = "steps.json"
-OWN_ENTRIES = {"unet", "scheduler", "policy", *COMPANIONS, "model_index.json", CONFIG_FILE, CARD_FILE, STEPS_FILE}
+OWN_ENTRIES = {
+    "unet",
+    "scheduler",
+    "policy",
+    "start",
+    *COMPANIONS,
+    "model_index.json",
+    CONFIG_FILE,
+    CARD_FILE,
+    STEPS_FILE,
+}
 REMEDY = "export the student again"
 
 
@@ -47,6 +58,7 @@ class ReDiFPipeline(DiffusionPipeline):
         unet: the network that is called at each step, of whatever class.
         scheduler: the learned steps.
         policy: decides each step by what it sees; without it, the scheduler's mean actions are taken.
+        start: what initial noise is mapped to first, of a student that was trained with a linear start.
         vae: of a student that makes latents.
         text_encoder, tokenizer, text_encoder_2, tokenizer_2, text_encoder_3, tokenizer_3: of one that takes prompts.
 
@@ -54,7 +66,7 @@ class ReDiFPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->vae"
-    _optional_components = ["policy", *COMPANIONS]
+    _optional_components = ["policy", "start", *COMPANIONS]
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
@@ -62,6 +74,7 @@ class ReDiFPipeline(DiffusionPipeline):
         unet: ModelMixin,
         scheduler: ReDiFScheduler,
         policy: PolicyModel | None = None,
+        start: StartModel | None = None,
         vae: ModelMixin | None = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
@@ -77,6 +90,7 @@ class ReDiFPipeline(DiffusionPipeline):
             unet=unet,
             scheduler=scheduler,
             policy=policy,
+            start=start,
             vae=vae,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
@@ -106,6 +120,7 @@ class ReDiFPipeline(DiffusionPipeline):
             as_model(mdp.teacher.network),
             ReDiFScheduler.of(mdp, actions),
             None if policy is None else PolicyModel.of(policy),
+            None if mdp.start is None else StartModel.of(mdp.start),
             **companions_of(mdp.teacher.source),
         )
         pipeline.record = record
@@ -284,10 +299,11 @@ class ReDiFPipeline(DiffusionPipeline):
             )
 
     def _parts(self, device: torch.device) -> tuple[DenoisingMDP, Policy]:
-        """The process and the policy, put together once for each network, scheduler, policy and device."""
-        key = (id(self.unet), id(self.scheduler), id(self.policy), device)
+        """The process and the policy, put together once for each network, scheduler, policy, start and device."""
+        key = (id(self.unet), id(self.scheduler), id(self.policy), id(self.start), device)
         if self._built is None or self._built[0] != key:
-            mdp = self.scheduler.decision_process(self.unet, device, self._source())
+            start = None if self.start is None else self.start.start
+            mdp = self.scheduler.decision_process(self.unet, device, self._source(), start)
             if self.policy is not None:
                 policy = self.policy.policy
             else:

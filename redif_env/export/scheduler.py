@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,8 +24,11 @@ from redif_env.observations import OBSERVATIONS
 from redif_env.predictions import PLAIN
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, look_up, name_of
 from redif_env.solvers import SOLVERS
+from redif_env.starts import LinearStart
 from redif_env.teachers import Teacher
 from redif_env.types import Level, expand
+
+REMEDY = "give both as they were saved"
 
 
 class ReDiFScheduler(SchedulerMixin, ConfigMixin):
@@ -46,6 +50,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         guidance_scale: of classifier-free guidance.
         teacher: the teacher's name, for messages.
         own_network: whether the network is the student's own, and not the teacher's.
+        linear_start: whether the way begins with a map of the noise, which the pipeline has and a scheduler cannot.
     """
 
     order = 1
@@ -70,6 +75,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         guidance_scale: float | None = None,
         teacher: str = "teacher",
         own_network: bool = False,
+        linear_start: bool = False,
     ) -> None:
         self.reading = read_scheduler(noise or self.config, teacher)
         self.schedule = self.reading.schedule
@@ -106,10 +112,15 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             guidance_scale=mdp.teacher.guidance_scale,
             teacher=mdp.teacher.name,
             own_network=mdp.teacher.own_network,
+            linear_start=mdp.start is not None,
         )
 
     def decision_process(
-        self, network: ModelMixin, device: torch.device, source: DiffusionPipeline | None = None
+        self,
+        network: ModelMixin,
+        device: torch.device,
+        source: DiffusionPipeline | None = None,
+        start: LinearStart | None = None,
     ) -> DenoisingMDP:
         """The process on ``device``, with ``network`` called at each step.
 
@@ -117,8 +128,17 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             network: the student's.
             device: where the process runs.
             source: the stock pipeline that decodes its latents and encodes its prompts, if it needs one.
+            start: what noise is mapped to first, if it was trained so.
+
+        Raises:
+            ValueError: if such a start is missing, or is one too many.
         """
-        return self._mdp(self.teacher(network, device, source, self._wanted()))
+        if self.config.linear_start != (start is not None):
+            raise ValueError(
+                f"start is {start}, but the scheduler has linear_start={self.config.linear_start}: {REMEDY}"
+            )
+        process = self._mdp(self.teacher(network, device, source, self._wanted()))
+        return process if start is None else replace(process, start=start)
 
     def teacher(
         self, network: ModelMixin, device: torch.device, source: DiffusionPipeline | None, wanted: Wanted | None
@@ -170,8 +190,14 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         """Begin a run: ``timesteps`` ``(num_steps,)`` float32 is what the network is to be told.
 
         Raises:
-            ValueError: if ``num_inference_steps`` is not the number of steps that were learned, or there is no such.
+            ValueError: if ``num_inference_steps`` is not the number of steps that were learned, or there is no such;
+                or if the student begins with a linear start, which a scheduler cannot hold.
         """
+        if self.config.linear_start:
+            raise ValueError(
+                "this student maps its noise first (linear_start=True), which no pipeline does for a scheduler: use "
+                "ReDiFPipeline or Student"
+            )
         if num_inference_steps not in (None, self.config.num_steps):
             raise ValueError(
                 f"num_inference_steps={num_inference_steps}, but this student has learned {self.config.num_steps} "

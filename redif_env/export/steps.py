@@ -131,7 +131,10 @@ def take_step(step: Step, x: Tensor, x0s: Sequence[Tensor], epss: Sequence[Tenso
 
 
 def run_steps(steps: Sequence[Step], network: torch.nn.Module, noise: Tensor, bands: bool = True) -> Tensor:
-    """Clean samples ``(B, *S)`` from standard normal ``noise``, of a network that predicts noise."""
+    """Clean samples ``(B, *S)`` of a network that predicts noise, from standard normal ``noise``.
+
+    That of a student with a linear start is what :meth:`redif_env.mdp.DenoisingMDP.begun` makes of it.
+    """
     x = noise
     x0s: list[Tensor] = []
     epss: list[Tensor] = []

@@ -20,6 +20,7 @@ from redif_env.envs import ReDiFVectorEnv, info_of
 from redif_env.observations import Observation, Sample
 from redif_env.rewards import Term, load_memories, memories
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
+from redif_env.starts import LinearStart
 from redif_env.teachers import Teacher
 from redif_env.wrappers import GroupRelativeReward, VectorRewardTerm
 
@@ -166,6 +167,7 @@ def make_vec_env(
     observation: str | Observation | Sample = "features",
     solver: str = DEFAULT_SOLVER,
     grid: str = DEFAULT_GRID,
+    start: str | LinearStart = "noise",
     reward: str | Mapping[str, float] = "endpoint",
     min_steps: int | None = None,
     prices: tuple[float, float] | None = None,
@@ -188,7 +190,7 @@ def make_vec_env(
         group_size: from 2 on, rewards are relative to their group's mean
             (:class:`~redif_env.wrappers.GroupRelativeReward`); with adaptive step counts, only if the agent learns with
             the callback :class:`~redif_env.sb3.GroupRelativeReturns`.
-        teacher, num_steps, action, observation, solver, grid, reward, min_steps, prices, conditions, null_label,
+        teacher, num_steps, action, observation, solver, grid, start, reward, min_steps, prices, conditions, null_label,
             guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, autocast, render_mode: as in
             :class:`~redif_env.envs.ReDiFEnv`.
     """
@@ -200,6 +202,7 @@ def make_vec_env(
         observation=observation,
         solver=solver,
         grid=grid,
+        start=start,
         reward=reward,
         min_steps=min_steps,
         prices=prices,

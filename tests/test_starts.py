@@ -1,0 +1,234 @@
+"""Linear starts: exact where the data are Gaussian, kept with the student, the same in every form it leaves in."""
+
+import math
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import SyncVectorEnv
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from redif_env import GaussianMixtureTeacher, ReDiFVectorEnv, Student, starts
+from redif_env.export import ReDiFPipeline, ReDiFScheduler
+from redif_env.grids import GRIDS
+from redif_env.policies import Policy, PolicyConfig
+from redif_env.references import base_samples, reference_paths, reference_set
+from redif_env.sampling import trajectory
+from redif_env.settings import build_mdp
+from redif_env.solvers import SOLVERS, sample
+from redif_env.starts import LinearStart, fit_start, least_squares
+from redif_env.teachers import Teacher
+from tests.models import unet
+
+LINEAR = {"grid": "time@4", "start": "linear"}
+TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 3} | LINEAR
+
+
+def make_student(teacher="gaussian-ring"):
+    torch.manual_seed(0)
+    mdp = ReDiFVectorEnv(1, **TINY | {"teacher": teacher}).mdp
+    return Student(mdp, Policy(PolicyConfig((mdp.observation_size, 8, mdp.action_size))))
+
+
+@pytest.fixture
+def labelled(pipeline_folder, monkeypatch):
+    """A random network of 3x8x8 samples with three labels, which few ways are fitted to."""
+    monkeypatch.setattr(starts, "SIZE", 48)
+    monkeypatch.setattr(starts, "RATIO", 0)
+    torch.manual_seed(1)
+    schedule = Teacher.from_pretrained(str(pipeline_folder)).schedule
+    network = unet(classes=3).eval().requires_grad_(False)
+    folder = pipeline_folder.parent / "labelled"
+    if not folder.exists():
+        network.save_pretrained(folder / "unet")
+        DDPMScheduler(trained_betas=schedule.betas.tolist()).save_pretrained(folder / "scheduler")
+        (folder / "model_index.json").write_text(
+            '{"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"], '
+            '"scheduler": ["diffusers", "DDPMScheduler"]}'
+        )
+    return str(folder)
+
+
+def test_the_way_of_a_gaussian_is_met_exactly():
+    """One Gaussian is carried by a linear map, which is known; four calls then begin where a hundred had come to."""
+    mean, std = torch.tensor([[0.3, -0.2]], dtype=torch.float64), 0.4
+    teacher = GaussianMixtureTeacher(mean, std)
+    schedule = teacher.schedule
+    start = fit_start(teacher, GRIDS["time@4"])
+    assert start.half_logsnr == pytest.approx(-math.log(4))
+    first = schedule.level(GRIDS["time"].half_logsnr(torch.zeros(1, dtype=torch.float64), schedule))
+    there = schedule.level(torch.tensor([start.half_logsnr], dtype=torch.float64))
+
+    def spread(level):
+        return (level.alpha**2 * std**2 + level.sigma**2).sqrt()
+
+    noise = torch.randn(64, 2, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    exact = there.alpha * mean + spread(there) / spread(first) * (noise - first.alpha * mean)
+    rows = torch.zeros(64, dtype=torch.int64)
+    assert (start(noise, rows) - exact).abs().max() < 2e-3
+    # The late start, which takes the noise itself, is far off.
+    assert (noise - exact).abs().max() > 0.05
+
+
+def test_the_fit_finds_a_map_and_an_offset_for_each_condition():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2000, 3, generator=generator, dtype=torch.float64)
+    matrix, offset = (
+        torch.randn(3, 3, generator=generator, dtype=torch.float64),
+        torch.tensor([[1.0, 2, 3], [0, -1, 5]]),
+    )
+    condition = torch.randint(2, (2000,), generator=generator)
+    fitted = least_squares(noise, noise @ matrix + offset.double()[condition], condition, 2)
+    torch.testing.assert_close(fitted[:3], matrix, rtol=0, atol=1e-3)
+    torch.testing.assert_close(fitted[3:], offset.double(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("disturbance", [0.01, 3.0])
+def test_the_penalty_is_the_one_that_foretells_best(disturbance):
+    """Leaving ways out one by one and fitting again, for each penalty: the closed form chooses the same."""
+    generator = torch.Generator().manual_seed(1)
+    noise, apart = (torch.randn(12, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    moved = 0.5 * noise.roll(1, dims=1) + disturbance * apart
+    z, r = noise - noise.mean(0), moved - moved.mean(0)
+
+    def ridge(z, r, penalty):
+        return torch.linalg.solve(z.T @ z + penalty * len(noise) * torch.eye(3, dtype=torch.float64), z.T @ r)
+
+    def error(penalty):
+        rest = [torch.arange(12) != index for index in range(12)]
+        return sum((r[~keep] - z[~keep] @ ridge(z[keep], r[keep], penalty)).square().sum() for keep in rest)
+
+    best = min(starts.PENALTIES, key=error)
+    fitted = least_squares(noise, noise + moved, torch.zeros(12, dtype=torch.int64), 1)
+    torch.testing.assert_close(fitted[:3], torch.eye(3, dtype=torch.float64) + ridge(z, r, best))
+    assert (best > 0.1) == (disturbance > 1)
+
+
+def test_a_mixture_s_ways_are_met_better_than_by_the_noise_itself():
+    """On noises that were not fitted to, against the ways that path rewards keep."""
+    teacher = GaussianMixtureTeacher.ring()
+    start = fit_start(teacher, GRIDS["time@4"])
+    reference = reference_set(teacher, 256, seed=1, num_steps=100)
+    levels = torch.full((256,), start.half_logsnr, dtype=torch.float64)
+    there = reference_paths(teacher, reference).at(torch.arange(256), levels)
+    late, linear = reference.noise, start(reference.noise, reference.condition)
+    assert (linear - there).square().mean() < 0.2 * (late - there).square().mean()
+
+
+def test_it_is_fitted_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("REDIF_CACHE", str(tmp_path))
+    asked = []
+
+    class Counted(GaussianMixtureTeacher):
+        def predict(self, x, *rest):
+            asked.append(len(x))
+            return super().predict(x, *rest)
+
+    first, again = (fit_start(Counted(torch.tensor([[0.5, 0.0]]), 0.3), GRIDS["time@8"]) for _ in range(2))
+    assert sum(asked) == starts.SIZE * starts.STEPS
+    assert first.key == again.key
+    assert first.key != fit_start(Counted(torch.tensor([[0.5, 0.0]]), 0.3), GRIDS["time@4"]).key
+
+
+def test_zero_actions_are_the_base_solver_from_there():
+    mdp = build_mdp("gaussian-ring", 4, "solver", "features", "ipndm2", "time@4", "cpu", "float32", start="linear")
+    reference = reference_set(mdp.teacher, 64, num_steps=20)
+    begun = mdp.begun(reference.noise, reference.condition)
+    assert not torch.equal(begun, reference.noise)
+    expected = sample(mdp.teacher, SOLVERS["ipndm2"], GRIDS["time@4"], begun, 4)
+    zero = lambda observation: torch.zeros(len(observation), mdp.action_size)  # noqa: E731
+    *_, last = trajectory(mdp, zero, reference.noise)
+    torch.testing.assert_close(last.x, expected)
+    kept = base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, 4, mdp.start)
+    torch.testing.assert_close(kept, expected)
+    assert not torch.allclose(base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, 4), expected)
+
+
+def test_environments_begin_there_and_are_equal():
+    single = gym.make("ReDiF-v0", **TINY)
+    check_env(single.unwrapped, skip_render_check=True)
+    sb3_check_env(single.unwrapped)
+    ours = gym.make_vec("ReDiF-v0", num_envs=4, **TINY, autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP)
+    theirs = SyncVectorEnv([lambda: gym.make("ReDiF-v0", **TINY)] * 4)
+    (observation, info), (expected, _) = ours.reset(seed=5), theirs.reset(seed=5)
+    np.testing.assert_array_equal(observation, expected)
+    core = ours.unwrapped
+    begun = core.mdp.begun(core.reference.noise[info["pair"]])
+    assert torch.equal(core._state.x, begun)
+    theirs.action_space.seed(0)
+    for _ in range(5):
+        actions = theirs.action_space.sample()
+        for mine, other in zip(ours.step(actions)[:4], theirs.step(actions)[:4], strict=True):
+            np.testing.assert_array_equal(mine, other)
+
+
+def test_the_student_takes_it_along(tmp_path):
+    student = make_student()
+    noise = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    expected = student(noise=noise)
+    student.save_pretrained(tmp_path / "student")
+    loaded = Student.from_pretrained(tmp_path / "student")
+    assert loaded.mdp.start.key == student.mdp.start.key
+    assert torch.equal(loaded(noise=noise), expected)
+    pipeline = ReDiFPipeline.from_pretrained(tmp_path / "student")
+    assert torch.equal(pipeline(latents=noise, output_type="latent").images, expected)
+    # Without it the samples are others, so it is used.
+    bare = Student(replace(student.mdp, start=None), student.policy)
+    assert not torch.allclose(bare(noise=noise), expected, atol=1e-3)
+    assert "linear map" in (tmp_path / "student" / "README.md").read_text()
+    assert not (tmp_path / "student" / "start" / "diffusion_pytorch_model.bin").exists()
+    bare.save_pretrained(tmp_path / "student")
+    assert not (tmp_path / "student" / "start").exists()
+
+
+def test_a_traced_program_has_it_inside():
+    student = make_student()
+    noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(student.trace(4).module()(noise), student(noise=noise))
+
+
+def test_labels_have_offsets_of_their_own(labelled, tmp_path):
+    student = make_student(labelled)
+    assert student.mdp.start.offset.shape == (3, 192)
+    noise = torch.randn(1, 3, 8, 8).expand(3, -1, -1, -1)
+    begun = student.mdp.begun(noise, torch.arange(3))
+    moved = (begun - begun[:1]).flatten(1)
+    torch.testing.assert_close(moved, student.mdp.start.offset - student.mdp.start.offset[:1], rtol=0, atol=1e-5)
+    student.save_pretrained(tmp_path / "student")
+    pipeline = ReDiFPipeline.from_pretrained(tmp_path / "student")
+    made = pipeline(latents=noise, class_labels=[2, 0, 1], output_type="latent").images
+    assert torch.equal(made, student(noise=noise, condition=[2, 0, 1]))
+
+
+def test_a_scheduler_alone_cannot_and_says_so(tmp_path):
+    student = make_student()
+    student.save_pretrained(tmp_path / "student")
+    scheduler = ReDiFScheduler.from_pretrained(tmp_path / "student", subfolder="scheduler")
+    with pytest.raises(ValueError, match="maps its noise first"):
+        scheduler.set_timesteps(3)
+    pipeline = student.pipeline()
+    pipeline.register_modules(start=None)
+    with pytest.raises(ValueError, match="linear_start=True"):
+        pipeline(batch_size=1, output_type="latent")
+
+
+def test_what_cannot_begin_so_is_refused(monkeypatch):
+    ring = GaussianMixtureTeacher.ring()
+    with pytest.raises(ValueError, match="begins late: choose grid='time@4'"):
+        ReDiFVectorEnv(1, teacher=ring, start="linear", grid="time")
+    with pytest.raises(ValueError, match="start='bent' is unknown"):
+        ReDiFVectorEnv(1, teacher=ring, start="bent")
+    start = fit_start(ring, GRIDS["time@4"])
+    with pytest.raises(ValueError, match="fit one to this grid"):
+        ReDiFVectorEnv(1, teacher=ring, start=start, grid="time@8")
+    with pytest.raises(ValueError, match="knows 2 conditions, but teacher 'gaussian-ring' has 1"):
+        ReDiFVectorEnv(
+            1, teacher=ring, start=LinearStart(start.half_logsnr, start.matrix, torch.zeros(2, 2)), grid="time@4"
+        )
+    monkeypatch.setattr(starts, "LARGEST", 1)
+    with pytest.raises(ValueError, match="at most 1, and samples have 2"):
+        fit_start(ring, GRIDS["time@4"])
