@@ -31,10 +31,13 @@ from experiments.figures import draw_curves, draw_samples, draw_schedules
 from experiments.kept import file_name, once, same_settings, write_json
 from experiments.rivals.field import FIELD, Entry, takes_part
 from experiments.rivals.rival import StudentSampler, Task
+from experiments.rivals.training_free import STARTED, STARTED_GRIDS
 from redif_env.evaluation import Evaluator
 from redif_env.files import write_file
+from redif_env.grids import GRIDS
 from redif_env.references import TEST_SEED, VALIDATION_SEED, reference_paths, reference_set
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, shared_teacher
+from redif_env.starts import fit_start
 from redif_env.teachers import Teacher
 
 Field = Mapping[str, Entry]
@@ -257,6 +260,8 @@ def finish_all(args: Args, cells: Sequence[Cell], field: Field) -> list[dict[str
         evaluator(name, args.test_size, TEST_SEED, args.reference_size, args.features)
         if any(cell.method.startswith("redif") and cell.teacher == name for cell in networks):
             reference_paths(placed(name), reference)
+        for grid in starts_of(args):
+            fit_start(placed(name), GRIDS[grid])
     floors = [once(args.out / "floor" / f"{file_name(name)}.json", partial(floor, args, name)) for name in args.teacher]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     warm = sorted({(cell.teacher, cell.nfe) for cell in networks})
@@ -267,6 +272,12 @@ def finish_all(args: Args, cells: Sequence[Cell], field: Field) -> list[dict[str
         started = [pool.submit(warm_up, args, *key, threads) for key in warm]
         rows = [future.result() for future in started]
         return floors + rows + list(pool.map(partial(finish, args, threads=threads), cells, entries))
+
+
+def starts_of(args: Args) -> list[str]:
+    """The grids whose linear starts take part."""
+    own = [args.grid] if args.start == "linear" else []
+    return [*own, *(STARTED_GRIDS if set(args.methods) & set(STARTED) else ())]
 
 
 def summary(rows: Sequence[dict[str, Any]], teacher: str, nfe: int) -> Table:

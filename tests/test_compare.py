@@ -26,7 +26,7 @@ from experiments.rivals.progressive import progressive
 from experiments.rivals.regression import regression
 from experiments.rivals.rival import Clock, StudentSampler, Task
 from experiments.rivals.shortlist import JUDGED, SCREENED, nearest
-from experiments.rivals.training_free import TRAINING_FREE, ddim
+from experiments.rivals.training_free import STARTED, STARTED_GRIDS, TRAINING_FREE, ddim
 from experiments.rivals.two_calls import TwoCallSampler, heun, midpoint
 from redif_env import Student
 from redif_env.actions import SolverMap, StepMap
@@ -98,6 +98,36 @@ def test_training_free_rivals_know_their_best_grid(method):
         others = [sample(task.teacher, SOLVERS[name], GRIDS[other], task.chooser.noise, steps) for other in GRIDS]
         least = min(task.chooser.distance(lambda *_, made=made: made) for made in others)
         assert task.chooser.distance(found.sampler) == pytest.approx(least)
+
+
+def test_solvers_from_a_linear_start_are_students_that_decide_nothing():
+    task = task_of(4)
+    found = STARTED["ipndm2, linear start"](task)
+    name, grid = found.described.split()
+    assert name == "ipndm2"
+    assert grid in STARTED_GRIDS
+    mdp = build_mdp("gaussian-ring", 4, "solver", "features", name, grid, "cpu", "float32", start="linear")
+    *_, last = trajectory(mdp, lambda seen: torch.zeros(len(seen), mdp.action_size), task.chooser.noise)
+    torch.testing.assert_close(found.sampler(task.chooser.noise, task.chooser.condition), last.x)
+
+
+@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
+@pytest.mark.parametrize("method", ["gradient, table", "redif-ppo, no state", "cross-entropy"])
+def test_a_linear_start_is_given_to_all_who_learn_from_it(method, monkeypatch):
+    for name in ("affordable", "in_time"):
+        monkeypatch.setattr(ours, name, lambda *_: 2000)
+    task = replace(task_of(3, calls=4000), grid="time@4", start="linear")
+    student = FIELD[method].rival(task).sampler.student
+    expected = build_mdp(
+        "gaussian-ring", 3, "solver", "features", task.solver, "time@4", "cpu", "float32", start="linear"
+    )
+    assert student.mdp.start.key == expected.start.key
+
+
+def test_the_program_fits_what_its_methods_need(tmp_path):
+    assert compare.starts_of(small(tmp_path, methods=("ddim",))) == []
+    assert compare.starts_of(small(tmp_path, methods=("ddim",), grid="time@8", start="linear")) == ["time@8"]
+    assert compare.starts_of(small(tmp_path, methods=tuple(STARTED)[:1])) == list(STARTED_GRIDS)
 
 
 def test_of_many_candidates_the_nearest_few_are_judged_on_all_noises():

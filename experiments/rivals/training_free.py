@@ -1,8 +1,8 @@
-"""Training-free solvers: each on the grid that serves it best, chosen on validation noise."""
+"""Solvers: each on the grid that serves it best, chosen on validation noise; training-free, or from a linear start."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from experiments.rivals.rival import Clock, Fitted, Rival, Sampler, Task
@@ -10,6 +10,10 @@ from experiments.rivals.shortlist import nearest
 from experiments.rivals.two_calls import Choice, TwoCallSampler, heun, midpoint
 from redif_env.baselines import Baseline
 from redif_env.grids import GRIDS
+from redif_env.starts import fit_start
+
+STARTED_GRIDS = ("time@4", "time@8", "time^1.5@8", "time^1.5@20")
+"""Grids that solvers with a linear start are tried on."""
 
 
 def ddim(task: Task) -> Fitted:
@@ -22,6 +26,11 @@ def multistep(method: str) -> Rival:
     return partial(_on_best_grid, partial(_multistep, method), method)
 
 
+def started(method: str) -> Rival:
+    """The same from a linear start, which is fitted to the teacher's ways: given like the references, not counted."""
+    return partial(_on_best_grid, partial(_started, method), method, grids=STARTED_GRIDS)
+
+
 def two_calls(method: str, choose: Choice) -> Rival:
     """Such a solver on its best grid, two calls a step; an odd number leaves one for a last DDIM step."""
     return partial(_on_best_grid, partial(_twice, choose), method)
@@ -32,15 +41,22 @@ def allows(method: str, steps: int) -> bool:
     return {"dpm2": steps % 2 == 0, "heun": steps % 2 == 1}.get(method, True)
 
 
-def _on_best_grid(bind: Callable[[Task, str], Sampler], method: str, task: Task) -> Fitted:
+def _on_best_grid(
+    bind: Callable[[Task, str], Sampler], method: str, task: Task, grids: Sequence[str] = tuple(GRIDS)
+) -> Fitted:
     """The sampler whose grid brings it nearest to the teacher on the chooser's noises."""
     clock = Clock(task.seconds)
-    best = nearest(task, {grid: bind(task, grid) for grid in GRIDS}, clock)
+    best = nearest(task, {grid: bind(task, grid) for grid in grids}, clock)
     return Fitted(bind(task, best), clock.spent, clock.network_calls, f"{method} {best}")
 
 
 def _multistep(method: str, task: Task, grid: str) -> Sampler:
     return lambda noise, condition: Baseline(method, grid)(task.teacher, noise, task.num_steps, condition)
+
+
+def _started(method: str, task: Task, grid: str) -> Sampler:
+    start, bare = fit_start(task.teacher, GRIDS[grid]), _multistep(method, task, grid)
+    return lambda noise, condition: bare(start(noise, condition), condition)
 
 
 def _twice(choose: Choice, task: Task, grid: str) -> Sampler:
@@ -54,3 +70,6 @@ TRAINING_FREE: dict[str, Rival] = {
     "heun": two_calls("heun", heun),
 }
 """By their names; iPNDM of order 1 is DDIM."""
+STARTED: dict[str, Rival] = {
+    f"{name}, linear start": started(name) for name in ("dpm++3m", "unipc3", "ipndm2", "ipndm3")
+}
