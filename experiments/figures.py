@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
+from redif_env.baselines import SOLVER_GRIDS
 from redif_env.files import write_file
 from redif_env.grids import GRIDS
 from redif_env.rendering import tile, to_pixels
@@ -55,8 +56,8 @@ def draw_schedules(rows: Rows, teacher: str, nfe: int, schedule: Schedule, path:
     figure, axis = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
     position = torch.arange(nfe, dtype=torch.float64) / nfe
     low, high = (end.item() for end in schedule.ends(torch.device("cpu")))
-    for name, grid in GRIDS.items():
-        levels = grid.half_logsnr(position, schedule).clamp(low, high)
+    for name in SOLVER_GRIDS:
+        levels = GRIDS[name].half_logsnr(position, schedule).clamp(low, high)
         axis.plot(range(1, nfe + 1), torch.exp(-levels), color="0.75", linewidth=1)
         axis.annotate(name, (nfe, torch.exp(-levels[-1])), color="0.5", fontsize=7, xytext=(4, 0),
                       textcoords="offset points")  # fmt: skip

@@ -30,6 +30,7 @@ from experiments.rivals.training_free import STARTED, STARTED_GRIDS, TRAINING_FR
 from experiments.rivals.two_calls import TwoCallSampler, heun, midpoint
 from redif_env import Student
 from redif_env.actions import SolverMap, StepMap
+from redif_env.baselines import SOLVER_GRIDS
 from redif_env.evaluation import Evaluator
 from redif_env.grids import GRIDS
 from redif_env.metrics import frechet_distance
@@ -92,10 +93,12 @@ def test_training_free_rivals_know_their_best_grid(method):
     found = TRAINING_FREE[method](task)
     name, grid = found.described.split()
     assert name == method
-    assert grid in GRIDS
+    assert grid in SOLVER_GRIDS
     assert found.levels == ()
     if method == "dpm++2m":
-        others = [sample(task.teacher, SOLVERS[name], GRIDS[other], task.chooser.noise, steps) for other in GRIDS]
+        others = [
+            sample(task.teacher, SOLVERS[name], GRIDS[other], task.chooser.noise, steps) for other in SOLVER_GRIDS
+        ]
         least = min(task.chooser.distance(lambda *_, made=made: made) for made in others)
         assert task.chooser.distance(found.sampler) == pytest.approx(least)
 

@@ -17,6 +17,7 @@ from experiments.rivals.descent import descend, through_sampler
 from experiments.rivals.rival import Clock, Fitted, Sampler, Task
 from experiments.rivals.shortlist import nearest
 from experiments.rivals.two_calls import Middle, TwoCallSampler, midpoint, sample_twice
+from redif_env.baselines import SOLVER_GRIDS
 from redif_env.grids import GRIDS
 from redif_env.observations import Features
 from redif_env.schedules import Schedule
@@ -55,7 +56,7 @@ def amed(task: Task) -> Fitted:
     if task.num_steps % 2:
         raise ValueError(f"nfe={task.nfe} is no multiple of two predictions, which AMED asks for a step")
     clock = Clock(task.seconds)
-    begun = {name: TwoCallSampler(task.teacher, grid, task.num_steps, midpoint) for name, grid in GRIDS.items()}
+    begun = {name: TwoCallSampler(task.teacher, GRIDS[name], task.num_steps, midpoint) for name in SOLVER_GRIDS}
     chosen = nearest(task, begun, clock)
     torch.manual_seed(task.seed)
     schedule = task.teacher.schedule

@@ -8,7 +8,7 @@ from functools import partial
 from experiments.rivals.rival import Clock, Fitted, Rival, Sampler, Task
 from experiments.rivals.shortlist import nearest
 from experiments.rivals.two_calls import Choice, TwoCallSampler, heun, midpoint
-from redif_env.baselines import Baseline
+from redif_env.baselines import SOLVER_GRIDS, Baseline
 from redif_env.grids import GRIDS
 from redif_env.starts import fit_start
 
@@ -42,7 +42,7 @@ def allows(method: str, steps: int) -> bool:
 
 
 def _on_best_grid(
-    bind: Callable[[Task, str], Sampler], method: str, task: Task, grids: Sequence[str] = tuple(GRIDS)
+    bind: Callable[[Task, str], Sampler], method: str, task: Task, grids: Sequence[str] = SOLVER_GRIDS
 ) -> Fitted:
     """The sampler whose grid brings it nearest to the teacher on the chooser's noises."""
     clock = Clock(task.seconds)
