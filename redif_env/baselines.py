@@ -53,7 +53,7 @@ class Baseline:
 
 
 def all_baselines() -> list[Baseline]:
-    """Every solver on every one of ``SOLVER_GRIDS``, once: iPNDM of order 1 is DDIM, and the cautious one that of order 2 or 3."""
+    """Every solver on each of its grids, once: iPNDM of order 1 is DDIM, and the cautious one that of order 2 or 3."""
     methods = [name for name in SOLVERS if name not in ("ipndm1", "ipndm")] + list(DIFFUSERS_SOLVERS)
     return [Baseline(method, grid) for method in methods for grid in SOLVER_GRIDS]
 
