@@ -18,8 +18,11 @@ from redif_env.grids import GRIDS
 from redif_env.policies import Policy, PolicyConfig
 from redif_env.references import base_samples, reference_paths, reference_set
 from redif_env.sampling import trajectory
+from redif_env.sb3 import StudentPolicy, student_kwargs
+from redif_env.sb3.export import student_of
 from redif_env.settings import build_mdp
 from redif_env.solvers import SOLVERS, sample
+from redif_env.spaces import action_space, observation_space
 from redif_env.starts import LinearStart, fit_start, least_squares
 from redif_env.teachers import Teacher
 from tests.models import unet
@@ -202,6 +205,18 @@ def test_labels_have_offsets_of_their_own(labelled, tmp_path):
     pipeline = ReDiFPipeline.from_pretrained(tmp_path / "student")
     made = pipeline(latents=noise, class_labels=[2, 0, 1], output_type="latent").images
     assert torch.equal(made, student(noise=noise, condition=[2, 0, 1]))
+
+
+def test_a_network_s_student_keeps_it_too(labelled, tmp_path):
+    mdp = build_mdp(labelled, 3, "noise", "sample", "ipndm2", "time@4", "cpu", "float32", start="linear")
+    policy = StudentPolicy(observation_space(mdp), action_space(mdp), lambda _: 0.0, **student_kwargs(mdp))
+    student = student_of(policy, mdp)
+    assert student.mdp.start is mdp.start
+    noise, asked = torch.randn(2, 3, 8, 8), [1, 2]
+    student.save_pretrained(tmp_path / "student")
+    loaded = Student.from_pretrained(tmp_path / "student")
+    assert loaded.mdp.start.key == mdp.start.key
+    assert torch.equal(loaded(noise=noise, condition=asked), student(noise=noise, condition=asked))
 
 
 def test_a_scheduler_alone_cannot_and_says_so(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from experiments.rivals.rival import Clock, Sampler, Task
 
-SCREENED, JUDGED = 64, 3
+SCREENED, JUDGED = 128, 4
 """Noises on which candidates are compared first, and how many of them are judged on all."""
 
 
