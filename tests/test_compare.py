@@ -134,7 +134,7 @@ def test_the_program_fits_what_its_methods_need(tmp_path):
 
 
 def test_of_many_candidates_the_nearest_few_are_judged_on_all_noises():
-    """Samplers at known distances: every one is screened, three are judged, and the calls of both are counted."""
+    """Samplers at known distances: every one is screened, four are judged, and the calls of both are counted."""
     task = replace(task_of(), chooser=Evaluator(GaussianMixtureTeacher.ring(), 160, VALIDATION_SEED, 20, 160))
     ends, seen = task.chooser.endpoints, []
 
