@@ -23,9 +23,8 @@ from agents.command import run
 from redif_env.evaluation import Evaluator
 from redif_env.grids import TimeGrid
 from redif_env.references import VALIDATION_SEED
-from redif_env.settings import look_up, shared_teacher
+from redif_env.settings import look_up, shared_teacher, start_of
 from redif_env.solvers import SOLVERS, sample
-from redif_env.starts import fit_start
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ def main(args: Args) -> None:
 def cell(judge: Evaluator, name: str, grid: TimeGrid, start: str, nfe: int) -> str:
     """Both distances of a solver's samples."""
     solver, steps = look_up("solvers", name, SOLVERS), nfe // judge.teacher.calls
-    linear = look_up("starts", start, {"noise": False, "linear": True})
-    noise = fit_start(judge.teacher, grid)(judge.noise, judge.condition) if linear else judge.noise
+    begin = start_of(start, judge.teacher, grid)
+    noise = judge.noise if begin is None else begin(judge.noise, judge.condition)
     row = judge.row("", "", nfe, sample(judge.teacher, solver, grid, noise, steps, judge.condition))
     return f"{row.fd_teacher:.3f} / {row.mse_teacher:.4f}"
 

@@ -104,7 +104,12 @@ def _shared_teacher(
     return teacher.to(device, dtype)
 
 
-def _begin(start: str | LinearStart, teacher: Teacher, grid: Grid) -> LinearStart | None:
+def start_of(start: str | LinearStart, teacher: Teacher, grid: Grid) -> LinearStart | None:
+    """The start that a name stands for, fitted if it is "linear"; None for "noise", which is left as it is.
+
+    Raises:
+        ValueError: if the name is unknown, or no linear start can be fitted.
+    """
     if isinstance(start, LinearStart):
         return start
     return fit_start(teacher, grid) if look_up("start", start, {"noise": False, "linear": True}) else None
@@ -157,5 +162,5 @@ def build_mdp(
         min_steps=min_steps,
         prices=None if prices is None else (float(prices[0]), float(prices[1])),
         learn_guidance=learn_guidance,
-        start=_begin(start, model, steps_on),
+        start=start_of(start, model, steps_on),
     )
