@@ -17,9 +17,11 @@ from redif_env.actions import NoiseMap, SolverMap
 from redif_env.cloning import CloningPlan, clone
 from redif_env.mdp import DenoisingMDP
 from redif_env.networks import narrowed
+from redif_env.noise_schedulers import action_reading
 from redif_env.sb3 import Reduction, StudentPolicy, student_kwargs
 from redif_env.students import Student
 from redif_env.teachers import Teacher, config_of
+from redif_env.types import PredictionType
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class NoiseSettings:
     """Student (folder or hub id, of --action solver) whose mean steps the network begins from."""
     init: str | None = None
     """Student (folder or hub id, of agents.clone, or of an earlier run) whose network it begins as; no cloning then."""
+    copy: bool = False
+    """Begin as a copy of the teacher, which answers in the teacher's form: as the base solver, or the student of start,
+    exactly. No cloning then. Where the noise is predicted, choose a grid that begins late: an error of the first step
+    counts sigma / alpha times."""
     config: str | None = None
     """JSON file with the network's diffusers config; the teacher's if not given."""
     width: float = 1.0
@@ -95,19 +101,35 @@ def policy_kwargs(settings: NoiseSettings, mdp: DenoisingMDP) -> dict[str, Any]:
     """Of the :class:`~redif_env.sb3.StudentPolicy`."""
     return {
         **student_kwargs(mdp, network_config(settings, mdp.teacher)),
+        "answers_noise": begun_form(settings, mdp) != action_reading(mdp.teacher.reading).prediction_type,
         "reduction": settings.reduction,
         "lora_rank": settings.lora_rank,
         "autocast": settings.autocast,
     }
 
 
+def begun_form(settings: NoiseSettings, mdp: DenoisingMDP) -> PredictionType:
+    """In what form the network answers that is begun with.
+
+    Raises:
+        ValueError: if there are two of them.
+    """
+    if settings.init is not None and settings.copy:
+        raise ValueError(f"network.copy and network.init='{settings.init}' exclude each other: leave one of them out")
+    if settings.init is not None:
+        return Student.from_pretrained(settings.init).mdp.teacher.prediction_type
+    return mdp.teacher.prediction_type if settings.copy else action_reading(mdp.teacher.reading).prediction_type
+
+
 def warm_start(settings: NoiseSettings, mdp: DenoisingMDP, policy: StudentPolicy, seed: int) -> dict[str, Any]:
-    """Begin with what ``settings`` say, in place: a student's network, or a clone of the teacher. What it cost."""
+    """Begin as ``settings`` say, in place: a student's network, a copy of the teacher, or a clone. What it cost."""
     start = time.monotonic()
     if settings.init is not None:
         load_plain(
             policy.unet, Student.from_pretrained(settings.init).network.state_dict(), f"network.init='{settings.init}'"
         )
+    elif settings.copy:
+        load_plain(policy.unet, mdp.teacher.network.state_dict(), "the teacher")
     else:
         clone_teacher(settings, mdp, policy.unet, seed)
     return {"clone_seconds": round(time.monotonic() - start, 1)}

@@ -145,7 +145,7 @@ class Args:
 
 def network_items(args: Args) -> list[Item]:
     """What a network student costs besides; a backward pass counts as two calls, any network's as the teacher's."""
-    cloning = CloningPlan(updates=0 if args.network.init else args.network.clone_updates)
+    cloning = CloningPlan(updates=0 if args.network.init or args.network.copy else args.network.clone_updates)
     visits = math.ceil(cloning.updates / cloning.refresh) * cloning.rollouts * args.num_steps * 2
     items = [
         Item("cloning the teacher", visits + 3 * cloning.updates * cloning.batch_size),

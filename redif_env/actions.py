@@ -15,7 +15,7 @@ from torch import Tensor
 
 from redif_env.bands import split_bands
 from redif_env.grids import Grid, next_position
-from redif_env.noise_schedulers import Reading, student_reading
+from redif_env.noise_schedulers import Reading, action_reading
 from redif_env.predictions import noise_estimate
 from redif_env.schedules import Schedule, noise_share
 from redif_env.solvers import Solver
@@ -153,7 +153,7 @@ class NoiseMap(ActionMap):
     """The step size and the whole noise prediction: the paper's own action, ``1 + prod(S)`` numbers.
 
     Number 0 is the step size, as in :class:`SolverMap`. The others, times ``max_output``, are what the student's
-    network says, in the form of :func:`~redif_env.noise_schedulers.student_reading`: for variance-preserving teachers
+    network says, in the form of :func:`~redif_env.noise_schedulers.action_reading`: for variance-preserving teachers
     the velocity, whose errors no level magnifies (those of ``eps`` count ``sigma / alpha`` times in the clean estimate,
     157 times at the start of a linear schedule). It takes the place of the teacher's prediction; the base solver makes
     a step of it and of those before it. So a student that says what the teacher says is the base solver.
@@ -176,7 +176,7 @@ class NoiseMap(ActionMap):
 
     def prediction(self, action: Tensor, state: State, base: BaseSolver) -> Prediction:
         output = (self.max_output * action[:, 1:]).reshape(state.x.shape).to(state.x.dtype)
-        reading = student_reading(base.reading)
+        reading = action_reading(base.reading)
         level = reading.schedule.level(state.half_logsnr)
         return reading.preconditioning.read(output, state.x, level, reading.prediction_type)
 

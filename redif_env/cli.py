@@ -18,15 +18,15 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from redif_env.evaluation import TEST_SIZE, Evaluator, judge
-from redif_env.export.steps import Step
 from redif_env.files import write_file
 from redif_env.grids import next_position
 from redif_env.rendering import tile, to_pixels
-from redif_env.settings import name_of, parse_device
-from redif_env.solvers import SOLVERS
+from redif_env.settings import parse_device, solver_name
+from redif_env.solvers import record
 from redif_env.students import Student
 from redif_env.tables import print_table
 from redif_env.teachers import Teacher, load_teacher
+from redif_env.types import Prediction, State
 
 WIDTH = 60
 """Characters of a drawn schedule."""
@@ -183,7 +183,7 @@ def facts_table(student: Student) -> Table:
         scale = f"{mdp.teacher.guidance_scale:g}, two calls a prediction"
         table.add_row("guidance scale", f"{scale}; later ones decided by the policy" if mdp.learn_guidance else scale)
     table.add_row("network calls (NFE) a sample", calls)
-    table.add_row("base solver", name_of(mdp.solver, SOLVERS))
+    table.add_row("base solver", solver_name(mdp.solver))
     table.add_row(
         "policy", "none: the steps are fixed" if student.fixed else f"looks at the state, {student.policy.config.sizes}"
     )
@@ -195,16 +195,29 @@ def schedule_lines(student: Student) -> list[str]:
     """The mean steps as a small picture: where in training time the network is called, and what it is told."""
     if student.mdp.adaptive:
         return ["The policy decides how many steps there are, so there is no one schedule to draw."]
-    steps = student.steps()
+    states = calling_states(student)
     schedule = student.mdp.teacher.schedule
     first, last = schedule.timestep(schedule.half_logsnr_at(torch.tensor([1.0, 0.0], dtype=torch.float64))).tolist()
     lines = [
-        ("level of x", [step.level_timestep for step in steps]),
-        ("told", [step.timestep for step in steps]),
+        ("level of x", [schedule.timestep(state.half_logsnr).item() for state in states]),
+        ("told", [state.timestep.item() for state in states]),
         ("base solver", base_timesteps(student)),
     ]
     header = f"{'training timestep':>17}  {first:<{WIDTH // 2}.4g}{last:>{WIDTH - WIDTH // 2}.4g}"
-    return [header, *(f"{name:>17}  {_marks(places, first, last)}" for name, places in lines), *_numbers(steps)]
+    return [header, *(f"{name:>17}  {_marks(places, first, last)}" for name, places in lines), *_numbers(states)]
+
+
+def calling_states(student: Student) -> list[State]:
+    """The states in which the mean actions call the network: their levels and what it is told, of no sample at all."""
+    mdp, actions = student.mdp, student.mean_actions
+    assert actions is not None
+    nothing = torch.zeros(1, *mdp.teacher.sample_shape, device=mdp.teacher.device)
+    state, states = mdp.initial(nothing), []
+    for action in actions:
+        states.append(state)
+        called = record(state, Prediction(nothing, nothing))
+        state = mdp.advance(called, mdp.decode(called, action[None].to(nothing)))
+    return states
 
 
 def base_timesteps(student: Student) -> list[float]:
@@ -225,12 +238,10 @@ def _marks(timesteps: list[float], first: float, last: float) -> str:
     return "".join(line)
 
 
-def _numbers(steps: list[Step]) -> list[str]:
-    told = ", ".join(f"{step.timestep:.1f}" for step in steps)
-    return [
-        f"{'told':>17}  {told}",
-        f"{'sigma / alpha':>17}  " + ", ".join(f"{step.noise_ratio:.3g}" for step in steps),
-    ]
+def _numbers(states: list[State]) -> list[str]:
+    told = ", ".join(f"{state.timestep.item():.1f}" for state in states)
+    ratios = ", ".join(f"{math.exp(-state.half_logsnr.item()):.3g}" for state in states)
+    return [f"{'told':>17}  {told}", f"{'sigma / alpha':>17}  {ratios}"]
 
 
 def main() -> None:

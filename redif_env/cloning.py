@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redif_env.mdp import DenoisingMDP
-from redif_env.noise_schedulers import student_reading
+from redif_env.noise_schedulers import action_reading
 from redif_env.solvers import predict
 from redif_env.teachers import Teacher, own_teacher
 from redif_env.types import Prediction
@@ -56,8 +56,8 @@ def clone(mdp: DenoisingMDP, network: nn.Module, plan: CloningPlan, progress: Ca
 
     The states are those of the solver that the action map begins from (DAgger: Ross et al. 2011): at first stepped with
     the teacher's predictions, then half of them with the student's own, so that it knows what to say where its own
-    errors lead. The loss is the squared error of the network's output, in the student's form
-    (:func:`redif_env.noise_schedulers.student_reading`). Only parameters that require a gradient are moved.
+    errors lead. The loss is the squared error of the network's output, in the form of actions
+    (:func:`redif_env.noise_schedulers.action_reading`). Only parameters that require a gradient are moved.
 
     Args:
         mdp: with the teacher, the base solver and a :class:`~redif_env.actions.NoiseMap`.
@@ -66,7 +66,7 @@ def clone(mdp: DenoisingMDP, network: nn.Module, plan: CloningPlan, progress: Ca
         progress: called with the loss of each update.
     """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    student = own_teacher(mdp.teacher, network)
+    student = own_teacher(mdp.teacher, network, action_reading(mdp.teacher.reading))
     for parameter in trained:  # a teacher's are frozen
         parameter.requires_grad_(True)
     generator = torch.Generator().manual_seed(plan.seed)
@@ -96,7 +96,7 @@ def rollout(mdp: DenoisingMDP, student: Teacher | None, count: int, generator: t
 
     With a ``student``, half of the noises are stepped with its predictions.
     """
-    teacher, reading = mdp.teacher, student_reading(mdp.teacher.reading)
+    teacher, reading = mdp.teacher, action_reading(mdp.teacher.reading)
     noise = torch.randn(count, *teacher.sample_shape, generator=generator).to(teacher.device)
     condition = teacher.conditions.draw(count, generator).to(teacher.device)
     steered = (torch.rand(count, generator=generator) < STEERED).to(teacher.device)

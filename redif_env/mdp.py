@@ -10,6 +10,7 @@ from torch import Tensor
 
 from redif_env.actions import ActionMap, BaseSolver
 from redif_env.grids import Grid
+from redif_env.linear_solver import LinearSolver
 from redif_env.observations import Observation, Sample
 from redif_env.solvers import Solver, initial_state, predict, record, step_to
 from redif_env.starts import LinearStart
@@ -77,6 +78,31 @@ class DenoisingMDP:
             )
 
         self._check_start()
+        self._check_solver()
+
+    def _check_solver(self) -> None:
+        """Refuse linear steps that were fitted for others."""
+        if not isinstance(self.solver, LinearSolver):
+            return
+        if self.adaptive:
+            raise ValueError(
+                f"min_steps={self.min_steps} cannot go with solver='linear', which is fitted to one number of steps: "
+                "leave it out, or choose solver='ipndm'"
+            )
+        positions = torch.arange(self.num_steps, dtype=torch.float64) / self.num_steps
+        levels = self.grid.half_logsnr(positions, self.teacher.schedule.to(torch.device("cpu")))
+        fitted = torch.tensor(self.solver.half_logsnr, dtype=torch.float64)
+        if levels.shape != fitted.shape or not torch.allclose(levels, fitted, rtol=0, atol=1e-6):
+            raise ValueError(
+                f"solver has {len(fitted)} linear steps from half_logsnr={[round(v, 4) for v in fitted.tolist()]}, but "
+                f"the grid's {len(levels)} are from {[round(v, 4) for v in levels.tolist()]}: fit them to this grid "
+                "(redif_env.linear_solver.fit_solver)"
+            )
+        if self.solver.offset.shape[1] != len(self.teacher.conditions):
+            raise ValueError(
+                f"solver knows {self.solver.offset.shape[1]} conditions, but teacher {self.teacher.name!r} has "
+                f"{len(self.teacher.conditions)}: fit one to this teacher (redif_env.linear_solver.fit_solver)"
+            )
 
     def _check_start(self) -> None:
         """Refuse a start that was fitted for another way."""

@@ -48,10 +48,11 @@ class Reading:
     preconditioning: Preconditioning = PLAIN
 
 
-def student_reading(reading: Reading) -> Reading:
-    """In what form a student's network answers whose teacher's answers are read so.
+def action_reading(reading: Reading) -> Reading:
+    """In what form actions bring predictions, of a teacher whose answers are read so.
 
-    Velocity in place of noise where the schedule preserves variance; the teacher's own form elsewhere.
+    Velocity in place of noise where the schedule preserves variance; the teacher's own form elsewhere. Networks of
+    students answer in it too, unless they are copies of the teacher.
     """
     noisy = reading.prediction_type is PredictionType.EPSILON
     if noisy and isinstance(reading.schedule, VariancePreservingSchedule) and reading.preconditioning == PLAIN:

@@ -55,6 +55,12 @@ def write_output(prediction: Prediction, level: Level, prediction_type: Predicti
     return alpha * prediction.eps - sigma * prediction.x0
 
 
+def velocity(x: Tensor, eps: Tensor, level: Level) -> Tensor:
+    """``v = alpha * eps - sigma * x0`` from ``x = alpha * x0 + sigma * eps``, for ``alpha**2 + sigma**2 = 1``."""
+    alpha, sigma = scales(level, x)
+    return (eps - sigma * x) / alpha
+
+
 def scales(level: Level, like: Tensor) -> tuple[Tensor, Tensor]:
     """Alpha and sigma, to multiply samples ``like`` ``(B, *S)`` by."""
     return expand(level.alpha, like).to(like.dtype), expand(level.sigma, like).to(like.dtype)

@@ -72,7 +72,13 @@ class Schedule(ABC):
 
 def noise_share(half_logsnr: Tensor) -> Tensor:
     """``sigma / sqrt(alpha**2 + sigma**2)``: 1 at pure noise, 0 at clean data, on any schedule."""
-    return torch.sigmoid(-2 * half_logsnr.double()).sqrt()
+    return preserving_level(half_logsnr).sigma
+
+
+def preserving_level(half_logsnr: Tensor) -> Level:
+    """Alpha and sigma at a ``half_logsnr`` where ``alpha**2 + sigma**2 = 1``."""
+    doubled = 2 * half_logsnr.double()
+    return Level(alpha=torch.sigmoid(doubled).sqrt(), sigma=torch.sigmoid(-doubled).sqrt())
 
 
 @dataclass(frozen=True)
@@ -176,8 +182,7 @@ class VariancePreservingSchedule(Schedule):
         return (above - 1) + (upper - half_logsnr) / (upper - lower)
 
     def level(self, half_logsnr: Tensor) -> Level:
-        doubled = 2 * half_logsnr.double()
-        return Level(alpha=torch.sigmoid(doubled).sqrt(), sigma=torch.sigmoid(-doubled).sqrt())
+        return preserving_level(half_logsnr)
 
     def size(self, half_logsnr: Tensor) -> Tensor:
         return torch.ones_like(half_logsnr, dtype=torch.float64)

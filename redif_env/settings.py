@@ -12,6 +12,7 @@ import torch
 from redif_env.actions import ACTION_MAPS, ActionMap
 from redif_env.conditions import Wanted
 from redif_env.grids import GRIDS, Grid
+from redif_env.linear_solver import LinearSolver, fit_solver
 from redif_env.mdp import DenoisingMDP
 from redif_env.observations import OBSERVATIONS, Observation, Sample
 from redif_env.solvers import SOLVERS, Solver
@@ -20,6 +21,8 @@ from redif_env.teachers import Teacher, load_teacher
 
 T = TypeVar("T")
 
+LINEAR = "linear"
+"""The name of what is fitted to a teacher's ways: a start, the steps of a solver."""
 
 DEFAULT_SOLVER, DEFAULT_GRID = "ipndm", "time^1.5@20"
 """The base solver where none is named, iPNDM of order 3 (in up to 4 steps of order 2): from 6 steps on PPO brings the
@@ -112,7 +115,27 @@ def start_of(start: str | LinearStart, teacher: Teacher, grid: Grid) -> LinearSt
     """
     if isinstance(start, LinearStart):
         return start
-    return fit_start(teacher, grid) if look_up("start", start, {"noise": False, "linear": True}) else None
+    return fit_start(teacher, grid) if look_up("start", start, {"noise": False, LINEAR: True}) else None
+
+
+def solver_of(solver: str | Solver, teacher: Teacher, grid: Grid, num_steps: int, start: LinearStart | None) -> Solver:
+    """The solver that a name stands for; fitted to the grid, the steps and the start if it is "linear".
+
+    Raises:
+        ValueError: if the name is unknown, or no linear steps can be fitted.
+    """
+    if isinstance(solver, Solver):
+        return solver
+    return look_up("solver", solver, {**SOLVERS, LINEAR: None}) or fit_solver(teacher, grid, num_steps, start)
+
+
+def solver_name(solver: Solver) -> str:
+    """The name of a solver.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    return LINEAR if isinstance(solver, LinearSolver) else name_of(solver, SOLVERS)
 
 
 def build_mdp(
@@ -152,9 +175,10 @@ def build_mdp(
             guidance_scale=guidance_scale,
         )
     steps_on = look_up("grid", grid, GRIDS) if isinstance(grid, str) else grid
+    begins = start_of(start, model, steps_on)
     return DenoisingMDP(
         teacher=model,
-        solver=look_up("solver", solver, SOLVERS) if isinstance(solver, str) else solver,
+        solver=solver_of(solver, model, steps_on, num_steps, begins),
         grid=steps_on,
         num_steps=num_steps,
         action_map=look_up("action", action, ACTION_MAPS) if isinstance(action, str) else action,
@@ -162,5 +186,5 @@ def build_mdp(
         min_steps=min_steps,
         prices=None if prices is None else (float(prices[0]), float(prices[1])),
         learn_guidance=learn_guidance,
-        start=start_of(start, model, steps_on),
+        start=begins,
     )

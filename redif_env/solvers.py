@@ -1,7 +1,7 @@
 """Few-step ODE solvers as weights of past predictions, and the one loop that runs them all.
 
 Every solver here is a DDIM step (Song et al. 2021, Eq. 12 with eta = 0) with an estimate put together from the last
-predictions: of the clean sample (DPM-Solver++) or of the noise (iPNDM). A solver is therefore a rule for weights.
+predictions: of the clean sample (DPM-Solver++) or of the noise (iPNDM). Such a solver is a rule for weights.
 """
 
 from __future__ import annotations
@@ -42,12 +42,21 @@ class Predictor(Protocol):
 
 
 class Solver(ABC):
-    """A multistep solver: weights ``(B, order)`` of the newest predictions, newest first, that sum to 1.
+    """A rule for the clean estimate to step with, from the sample and the newest ``order`` predictions."""
+
+    order: int
+
+    @abstractmethod
+    def estimate(self, state: State, next_half_logsnr: Tensor, level: Level) -> Tensor:
+        """The clean estimate ``(B, *S)`` to step to ``next_half_logsnr`` ``(B,)`` with; ``level`` is ``state``'s."""
+
+
+class MultistepSolver(Solver):
+    """One that weighs predictions by numbers: ``(B, order)``, newest first, that sum to 1.
 
     ``combines_noise`` says what is weighted: noise predictions if true, clean estimates if false.
     """
 
-    order: int
     combines_noise: bool
 
     @abstractmethod
@@ -55,7 +64,6 @@ class Solver(ABC):
         """Weights for the step from ``state`` to ``next_half_logsnr`` ``(B,)``; those of missing predictions are 0."""
 
     def estimate(self, state: State, next_half_logsnr: Tensor, level: Level) -> Tensor:
-        """The clean estimate ``(B, *S)`` to step with; ``level`` is that of ``state``."""
         history = (state.eps_history if self.combines_noise else state.x0_history)[:, : self.order]
         weights = self.weights(state, next_half_logsnr).to(history.dtype)
         combined = (weights.reshape(*weights.shape, *([1] * (history.ndim - 2))) * history).sum(dim=1)
@@ -67,7 +75,7 @@ class Solver(ABC):
 
 
 @dataclass(frozen=True)
-class IPNDM(Solver):
+class IPNDM(MultistepSolver):
     """Improved pseudo numerical method: Adams-Bashforth weights for equal steps (Liu et al. 2022; Zhang and Chen 2023).
 
     ``order`` 1 to 4; order 1 is DDIM. The first steps use the order that the history allows. A ``cautious`` one has
@@ -101,7 +109,7 @@ class IPNDM(Solver):
 
 
 @dataclass(frozen=True)
-class DDIM(Solver):
+class DDIM(MultistepSolver):
     """Denoising diffusion implicit model, deterministic (Song et al. 2021, Eq. 12 with eta = 0)."""
 
     order = 1
@@ -112,7 +120,7 @@ class DDIM(Solver):
 
 
 @dataclass(frozen=True)
-class DPMSolverPP(Solver):
+class DPMSolverPP(MultistepSolver):
     """DPM-Solver++ multistep, ``order`` 2 ("2M") or 3 ("3M") (Lu et al. 2022b, Algorithm 2; diffusers' ``midpoint``).
 
     As in diffusers, the step to clean data has order 1 and, in runs of fewer than 15 steps, the one before it order
@@ -195,6 +203,13 @@ def ddim_step(x: Tensor, x0: Tensor, level: Level, next_level: Level) -> Tensor:
     ratio = next_level.sigma / level.sigma
     gain = next_level.alpha - level.alpha * ratio
     return expand(ratio, x).to(x.dtype) * x + expand(gain, x).to(x.dtype) * x0
+
+
+def clean_target(x: Tensor, landed: Tensor, level: Level, next_level: Level) -> Tensor:
+    """The clean estimate whose DDIM step from ``x`` at ``level`` ends at ``landed`` (Salimans and Ho 2022, Eq. 8)."""
+    ratio = next_level.sigma / level.sigma
+    gain = next_level.alpha - level.alpha * ratio
+    return (landed - expand(ratio, x).to(x) * x) / expand(gain, x).to(x)
 
 
 def initial_state(

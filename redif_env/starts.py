@@ -15,12 +15,12 @@ from itertools import islice
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from redif_env.cache import cached
 from redif_env.grids import Grid
 from redif_env.references import QUIET_BELOW, TRAIN_SEED, draw_starts, reference_key
+from redif_env.regression import least_squares
 from redif_env.schedules import Schedule
 from redif_env.solvers import DPMSolverPP, trajectory
 from redif_env.teachers import ENDPOINT_BATCH, Teacher
@@ -30,9 +30,7 @@ STEPS = 25
 SIZE, RATIO = 4096, 4
 """Ways at least, and ways for each number of a sample: a map of D numbers has D times D of its own."""
 LARGEST = 4096
-"""Numbers that a sample may have."""
-PENALTIES = tuple(10.0**power for power in range(-4, 3))
-"""Of the squared size of the map, for each way: they draw it to the initial noise itself, which a late start takes."""
+"""Numbers that a fitted map may look at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,49 +72,36 @@ def fit_start(teacher: Teacher, grid: Grid) -> LinearStart:
     begins = torch.zeros(1, dtype=torch.float64, device=teacher.device)
     half_logsnr = grid.half_logsnr(begins, teacher.schedule).item()
     noisiest = teacher.schedule.half_logsnr_at(begins + 1).item()
-    count, values = math.prod(teacher.sample_shape), teacher.conditions.values
+    count = math.prod(teacher.sample_shape)
     if half_logsnr <= noisiest:
         raise ValueError("start='linear' needs a grid that begins late: choose grid='time@4', or start='noise'")
-    if count > LARGEST:
-        raise ValueError(
-            f"start='linear' fits a map of all numbers of a sample, at most {LARGEST}, and samples have "
-            f"{count}: choose start='noise'"
-        )
-    if any(isinstance(value, str) and value for value in values):
-        raise ValueError(f"start='linear' knows class labels alone, and {teacher.name!r} takes prompts: choose 'noise'")
+    check_fitted(teacher, count, "start='linear'", "start='noise'")
     noise, condition = draw_starts(teacher, max(SIZE, RATIO * count), TRAIN_SEED)
 
     def compute() -> Tensor:
         reached = torch.cat(list(_ways(teacher, noise, condition, half_logsnr)))
-        return least_squares(noise.flatten(1), reached.flatten(1), condition, len(values)).float()
+        # Drawn to the noise itself, which a late start takes.
+        prior = torch.eye(count, dtype=torch.float64)
+        return least_squares(noise.flatten(1), reached.flatten(1), condition, len(teacher.conditions), prior).float()
 
     described = f"linear start {reference_key(teacher, noise, condition, STEPS)} {half_logsnr:.6f}"
     fitted = cached(hashlib.sha256(described.encode()).hexdigest(), compute)
     return LinearStart(half_logsnr, fitted[:count], fitted[count:])
 
 
-def least_squares(noise: Tensor, reached: Tensor, condition: Tensor, conditions: int) -> Tensor:
-    """The map ``(D + C, D)`` float64 from ``noise`` to ``reached``, both ``(N, D)``: a matrix, an offset a condition.
+def check_fitted(teacher: Teacher, numbers: int, given: str, instead: str) -> None:
+    """Refuse to fit maps from so many numbers, or for prompts, of which there are ever new ones.
 
-    The matrix is drawn to the identity by the one of ``PENALTIES`` whose error on ways left out, one by one, is the
-    least (by its closed form; Golub, Heath and Wahba 1979).
+    Raises:
+        ValueError: naming what was ``given``, and what to choose ``instead``.
     """
-    belongs = F.one_hot(condition, conditions).double()
-    share = belongs.T / belongs.sum(dim=0).clamp(min=1)[:, None]
-    z, moved = noise.double(), reached.double() - noise.double()
-    z_mean, moved_mean = share @ z, share @ moved
-    z, moved = z - z_mean[condition], moved - moved_mean[condition]
-    u, s, vh = torch.linalg.svd(z, full_matrices=False)
-    seen = u.T @ moved
-    errors = {}
-    for penalty in PENALTIES:
-        shrunk = s**2 / (s**2 + penalty * len(z))
-        left_out = (moved - u @ (shrunk[:, None] * seen)) / (1 - u**2 @ shrunk)[:, None]
-        errors[penalty] = left_out.square().mean().item()
-    chosen = min(errors, key=lambda penalty: errors[penalty])
-    matrix = vh.T @ ((s / (s**2 + chosen * len(z)))[:, None] * seen)
-    identity = torch.eye(len(matrix), dtype=torch.float64)
-    return torch.cat([identity + matrix, moved_mean - z_mean @ matrix])
+    if numbers > LARGEST:
+        raise ValueError(
+            f"{given} fits maps from all that they look at, at most {LARGEST} numbers, and here there are {numbers}: "
+            f"choose {instead}"
+        )
+    if any(isinstance(value, str) and value for value in teacher.conditions.values):
+        raise ValueError(f"{given} knows class labels alone, and {teacher.name!r} takes prompts: choose {instead}")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from redif_env.files import ASSETS, write_folder
 from redif_env.grids import TimeGrid
 from redif_env.mixtures import GaussianMixture
 from redif_env.networks import call_by_name
-from redif_env.noise_schedulers import Reading, student_reading
+from redif_env.noise_schedulers import Reading
 from redif_env.pipelines import read_pipeline, write_pipeline
 from redif_env.predictions import PLAIN, Preconditioning
 from redif_env.schedules import FlowSchedule, Schedule, VariancePreservingSchedule
@@ -377,13 +377,11 @@ def config_of(teacher: Teacher) -> dict[str, Any]:
     return {**config, "_class_name": type(teacher.network).__name__}
 
 
-def own_teacher(teacher: Teacher, network: nn.Module) -> Teacher:
-    """A student's own ``network`` in the place of the teacher's: one call a prediction, of the same conditions.
+def own_teacher(teacher: Teacher, network: nn.Module, reading: Reading) -> Teacher:
+    """A student's own ``network``, read so, in the place of the teacher's: one call a prediction, the same conditions.
 
-    It is read in the form of :func:`redif_env.noise_schedulers.student_reading`, and never guided: a student learns
-    what the guided teacher makes.
+    It is never guided: a student learns what the guided teacher makes.
     """
-    reading = student_reading(teacher.reading)
     return Teacher(
         network,
         reading.schedule,

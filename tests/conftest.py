@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from redif_env.teachers import GaussianMixtureTeacher
+from redif_env.teachers import GaussianMixtureTeacher, Teacher
 from tests.models import unet, with_matrix
 
 # Workers beside each other, with as many threads as cores each, would be ten times slower than with one each.
@@ -77,3 +77,20 @@ def pipeline_folder(tmp_path_factory):
     )
     DDPMPipeline(network, scheduler).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def labelled(pipeline_folder):
+    """Another random network of 3x8x8 samples, with three labels, on the same schedule."""
+    from diffusers import DDPMScheduler
+
+    torch.manual_seed(1)
+    schedule = Teacher.from_pretrained(str(pipeline_folder)).schedule
+    folder = pipeline_folder.parent / "labelled"
+    unet(classes=3).eval().requires_grad_(False).save_pretrained(folder / "unet")
+    DDPMScheduler(trained_betas=schedule.betas.tolist()).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(
+        '{"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"], '
+        '"scheduler": ["diffusers", "DDPMScheduler"]}'
+    )
+    return str(folder)

@@ -160,6 +160,33 @@ def test_a_network_begins_from_a_trained_policy_s_steps(settings, tmp_path):
         noise_map(NoiseSettings(start=str(tmp_path / "own" / "student")))
 
 
+def test_a_copy_begins_exactly_where_the_steps_end(settings, tmp_path):
+    """With the start of a solver student: it is that student, with a network of its own; PPO goes on from it."""
+    settings = replace(settings, teacher="digits")
+    compact = replace(
+        settings, action="solver", network_calls=48, reward=(("endpoint", 1.0),), out=tmp_path / "compact"
+    )
+    student, _ = ppo.train(compact)
+    student.save_pretrained(tmp_path / "compact" / "student")
+    copied = NoiseSettings(start=str(tmp_path / "compact" / "student"), copy=True)
+    both, _ = clone.make(clone.Args(teacher=settings.teacher, num_steps=3, network=copied, out=tmp_path / "copy"))
+    noise = torch.randn(4, *both.sample_shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        both.trajectory(noise)[-1].x, student.frozen().trajectory(noise)[-1].x, rtol=1e-5, atol=1e-5
+    )
+    assert both.mdp.teacher.own_network
+    both.save_pretrained(tmp_path / "both")
+    again = NoiseSettings(start=copied.start, init=str(tmp_path / "both"))
+    agent = ppo.build(replace(settings, network=again))
+    assert agent.policy.settings["answers_noise"]
+    ppo.warm_start(again, agent.get_env().unwrapped.mdp, agent.policy, 0)
+    assert same(agent.policy.plain_weights(), weights(both))
+    agent.learn(24)
+    assert not same(agent.policy.plain_weights(), weights(both))
+    with pytest.raises(ValueError, match=r"network.copy and network.init='.*' exclude each other"):
+        ppo.build(replace(settings, network=replace(again, copy=True)))
+
+
 def test_a_run_that_breaks_leaves_the_last_good_student(settings):
     broken = replace(settings, learning_rate=1e30)
     with pytest.raises(UnhealthyRunError, match=r"lower the learning rate.*The last good student is in"):

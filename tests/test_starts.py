@@ -7,7 +7,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
@@ -23,9 +22,7 @@ from redif_env.sb3.export import student_of
 from redif_env.settings import build_mdp
 from redif_env.solvers import SOLVERS, sample
 from redif_env.spaces import action_space, observation_space
-from redif_env.starts import LinearStart, fit_start, least_squares
-from redif_env.teachers import Teacher
-from tests.models import unet
+from redif_env.starts import LinearStart, fit_start
 
 LINEAR = {"grid": "time@4", "start": "linear"}
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 3} | LINEAR
@@ -37,23 +34,10 @@ def make_student(teacher="gaussian-ring"):
     return Student(mdp, Policy(PolicyConfig((mdp.observation_size, 8, mdp.action_size))))
 
 
-@pytest.fixture
-def labelled(pipeline_folder, monkeypatch):
-    """A random network of 3x8x8 samples with three labels, which few ways are fitted to."""
-    monkeypatch.setattr(starts, "SIZE", 48)
+@pytest.fixture(autouse=True)
+def few_ways(monkeypatch):
+    """Few for samples of many numbers; the mixtures, which have two, are fitted to as many as ever."""
     monkeypatch.setattr(starts, "RATIO", 0)
-    torch.manual_seed(1)
-    schedule = Teacher.from_pretrained(str(pipeline_folder)).schedule
-    network = unet(classes=3).eval().requires_grad_(False)
-    folder = pipeline_folder.parent / "labelled"
-    if not folder.exists():
-        network.save_pretrained(folder / "unet")
-        DDPMScheduler(trained_betas=schedule.betas.tolist()).save_pretrained(folder / "scheduler")
-        (folder / "model_index.json").write_text(
-            '{"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"], '
-            '"scheduler": ["diffusers", "DDPMScheduler"]}'
-        )
-    return str(folder)
 
 
 def test_the_way_of_a_gaussian_is_met_exactly():
@@ -75,40 +59,6 @@ def test_the_way_of_a_gaussian_is_met_exactly():
     assert (start(noise, rows) - exact).abs().max() < 2e-3
     # The late start, which takes the noise itself, is far off.
     assert (noise - exact).abs().max() > 0.05
-
-
-def test_the_fit_finds_a_map_and_an_offset_for_each_condition():
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2000, 3, generator=generator, dtype=torch.float64)
-    matrix, offset = (
-        torch.randn(3, 3, generator=generator, dtype=torch.float64),
-        torch.tensor([[1.0, 2, 3], [0, -1, 5]]),
-    )
-    condition = torch.randint(2, (2000,), generator=generator)
-    fitted = least_squares(noise, noise @ matrix + offset.double()[condition], condition, 2)
-    torch.testing.assert_close(fitted[:3], matrix, rtol=0, atol=1e-3)
-    torch.testing.assert_close(fitted[3:], offset.double(), rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize("disturbance", [0.01, 3.0])
-def test_the_penalty_is_the_one_that_foretells_best(disturbance):
-    """Leaving ways out one by one and fitting again, for each penalty: the closed form chooses the same."""
-    generator = torch.Generator().manual_seed(1)
-    noise, apart = (torch.randn(12, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-    moved = 0.5 * noise.roll(1, dims=1) + disturbance * apart
-    z, r = noise - noise.mean(0), moved - moved.mean(0)
-
-    def ridge(z, r, penalty):
-        return torch.linalg.solve(z.T @ z + penalty * len(noise) * torch.eye(3, dtype=torch.float64), z.T @ r)
-
-    def error(penalty):
-        rest = [torch.arange(12) != index for index in range(12)]
-        return sum((r[~keep] - z[~keep] @ ridge(z[keep], r[keep], penalty)).square().sum() for keep in rest)
-
-    best = min(starts.PENALTIES, key=error)
-    fitted = least_squares(noise, noise + moved, torch.zeros(12, dtype=torch.int64), 1)
-    torch.testing.assert_close(fitted[:3], torch.eye(3, dtype=torch.float64) + ridge(z, r, best))
-    assert (best > 0.1) == (disturbance > 1)
 
 
 def test_a_mixture_s_ways_are_met_better_than_by_the_noise_itself():
@@ -194,7 +144,8 @@ def test_a_traced_program_has_it_inside():
     torch.testing.assert_close(student.trace(4).module()(noise), student(noise=noise))
 
 
-def test_labels_have_offsets_of_their_own(labelled, tmp_path):
+def test_labels_have_offsets_of_their_own(labelled, tmp_path, monkeypatch):
+    monkeypatch.setattr(starts, "SIZE", 48)
     student = make_student(labelled)
     assert student.mdp.start.offset.shape == (3, 192)
     noise = torch.randn(1, 3, 8, 8).expand(3, -1, -1, -1)
@@ -207,7 +158,8 @@ def test_labels_have_offsets_of_their_own(labelled, tmp_path):
     assert torch.equal(made, student(noise=noise, condition=[2, 0, 1]))
 
 
-def test_a_network_s_student_keeps_it_too(labelled, tmp_path):
+def test_a_network_s_student_keeps_it_too(labelled, tmp_path, monkeypatch):
+    monkeypatch.setattr(starts, "SIZE", 48)
     mdp = build_mdp(labelled, 3, "noise", "sample", "ipndm2", "time@4", "cpu", "float32", start="linear")
     policy = StudentPolicy(observation_space(mdp), action_space(mdp), lambda _: 0.0, **student_kwargs(mdp))
     student = student_of(policy, mdp)
@@ -245,5 +197,5 @@ def test_what_cannot_begin_so_is_refused(monkeypatch):
             1, teacher=ring, start=LinearStart(start.half_logsnr, start.matrix, torch.zeros(2, 2)), grid="time@4"
         )
     monkeypatch.setattr(starts, "LARGEST", 1)
-    with pytest.raises(ValueError, match="at most 1, and samples have 2"):
+    with pytest.raises(ValueError, match="at most 1 numbers, and here there are 2: choose start='noise'"):
         fit_start(ring, GRIDS["time@4"])

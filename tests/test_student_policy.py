@@ -23,7 +23,7 @@ from redif_env.cloning import CloningPlan, clone, rollout
 from redif_env.grids import GRIDS
 from redif_env.mdp import DenoisingMDP
 from redif_env.networks import build_network, narrowed
-from redif_env.noise_schedulers import student_reading
+from redif_env.noise_schedulers import action_reading
 from redif_env.observations import Features, Sample
 from redif_env.predictions import EDMPreconditioning
 from redif_env.rewards import EndpointAlignment
@@ -89,7 +89,7 @@ TEACHERS = {
 
 def said_by(teacher, state, action_map):
     """The action of a student that says what ``teacher`` says, at the base solver's step."""
-    reading = student_reading(teacher.reading)
+    reading = action_reading(teacher.reading)
     told = predict(teacher, state)
     said = Prediction(told.x0_history[:, 0], told.eps_history[:, 0])
     output = reading.preconditioning.write(said, reading.schedule.level(state.half_logsnr), reading.prediction_type)
@@ -125,6 +125,26 @@ def test_the_velocity_is_well_conditioned_where_epsilon_is_not():
     moved = zero + torch.tensor([[0.0, 0.25, 0, 0, 0, 0]])
     x0, other = (mdp.action_map.prediction(action, state, mdp.base).x0 for action in (zero, moved))
     assert float((x0 - other).norm()) == pytest.approx(float(level.sigma) * 0.25 * 4)
+
+
+def test_a_copy_of_the_teacher_is_the_base_solver():
+    """Its noise predictions, put into the form of actions, step as the solver does from the same noise."""
+    env = make_vec_env(4, grid="time@20", **SMALL, **NOISE)
+    mdp = env.unwrapped.mdp
+    assert mdp.teacher.prediction_type is PredictionType.EPSILON
+    agent = make_agent(env, answers_noise=True)
+    agent.policy.unet.load_state_dict(mdp.teacher.network.state_dict())
+    noise = torch.randn(5, *mdp.teacher.sample_shape, generator=torch.Generator().manual_seed(1))
+    student = Student.from_agent(agent)
+    wanted = sample(mdp.teacher, mdp.solver, mdp.grid, noise, 3)
+    torch.testing.assert_close(student.trajectory(noise)[-1].x, wanted, rtol=1e-5, atol=1e-5)
+    state = mdp.initial(noise)
+    for _ in range(3):
+        seen = mdp.observe(state)
+        action = agent.policy(seen, deterministic=True)[0]
+        state = mdp.answered(state, action)
+        state = mdp.advance(state, mdp.decode(state, action))
+    torch.testing.assert_close(state.x, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_a_start_is_the_solver_map_s_steps():
@@ -532,7 +552,7 @@ def test_cloning_finds_the_exact_velocity():
     clone(mdp, network, CloningPlan(600, rollouts=128, learning_rate=0.05, decay=0.9), losses.append)
     assert losses[-1] < 1e-4 < losses[0]
     noise = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
-    student, base = own_teacher(teacher, network), (SOLVERS["dpm++2m"], GRIDS["time"])
+    student, base = own_teacher(teacher, network, action_reading(teacher.reading)), (SOLVERS["dpm++2m"], GRIDS["time"])
     torch.testing.assert_close(sample(student, *base, noise, 3), sample(teacher, *base, noise, 3), rtol=0, atol=0.03)
 
 
@@ -540,14 +560,14 @@ def test_states_are_visited_with_the_student_s_own_errors():
     """Half of the noises are stepped with what the student says; the answers remain the teacher's."""
     teacher = TEACHERS["vp epsilon"]()
     mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 2, NoiseMap(), Sample())
-    wrong = own_teacher(teacher, Line([0.0], 5).double())
+    wrong = own_teacher(teacher, Line([0.0], 5).double(), action_reading(teacher.reading))
     alone, steered = (rollout(mdp, student, 64, torch.Generator().manual_seed(0)) for student in (None, wrong))
     assert torch.equal(alone.inputs[:64], steered.inputs[:64])
     strayed = (alone.inputs[64:] != steered.inputs[64:]).any(dim=1)
     assert 0.25 < strayed.double().mean() < 0.75
     level = teacher.schedule.level(teacher.schedule.half_logsnr(steered.timestep))
     said = teacher.predict(steered.inputs, teacher.schedule.half_logsnr(steered.timestep), steered.timestep)
-    reading = student_reading(teacher.reading)
+    reading = action_reading(teacher.reading)
     torch.testing.assert_close(
         steered.output, reading.preconditioning.write(said, level, reading.prediction_type), rtol=1e-6, atol=1e-6
     )
@@ -555,7 +575,7 @@ def test_states_are_visited_with_the_student_s_own_errors():
 
 def test_the_form_of_a_student():
     """Velocity for noise where the variance is preserved; the rest as the teacher has it."""
-    forms = {kind: student_reading(make().reading).prediction_type for kind, make in TEACHERS.items()}
+    forms = {kind: action_reading(make().reading).prediction_type for kind, make in TEACHERS.items()}
     assert forms == {
         "vp epsilon": PredictionType.V_PREDICTION,
         "vp v": PredictionType.V_PREDICTION,

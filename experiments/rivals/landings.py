@@ -17,10 +17,10 @@ from experiments.rivals.rival import Task
 from redif_env.grids import Grid
 from redif_env.predictions import noise_estimate
 from redif_env.schedules import Schedule
-from redif_env.solvers import SOLVERS, ddim_step
+from redif_env.solvers import SOLVERS, clean_target, ddim_step
 from redif_env.students import Student
 from redif_env.teachers import Teacher
-from redif_env.types import Level, Prediction, expand
+from redif_env.types import Prediction, expand
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,6 @@ def noised(batch: Batch, half_logsnr: Tensor, schedule: Schedule, generator: tor
 def grid_levels(grid: Grid, schedule: Schedule, index: Tensor, steps: int) -> Tensor:
     """``half_logsnr`` of node ``index`` ``(B,)`` of a grid of so many steps; node ``steps`` is clean data."""
     return grid.half_logsnr(index.double() / steps, schedule)
-
-
-def clean_target(x: Tensor, landed: Tensor, level: Level, next_level: Level) -> Tensor:
-    """The clean estimate whose DDIM step from ``x`` at ``level`` ends at ``landed`` (Salimans and Ho 2022, Eq. 8)."""
-    ratio = next_level.sigma / level.sigma
-    gain = next_level.alpha - level.alpha * ratio
-    return (landed - expand(ratio, x).to(x) * x) / expand(gain, x).to(x)
 
 
 def landing_loss(student: Teacher, start: Noised, target: Noised) -> Tensor:

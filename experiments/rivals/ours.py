@@ -30,8 +30,6 @@ ADAPTIVE = 1.6
 """As many times the environment's time where the policy chooses the number of steps: part of the batch is idle."""
 NETWORK_CALLS = 5.5
 """What a step of a network student costs in calls of rollouts' size: its own, its value's, its update's, its reward."""
-CLONE_CALLS = 650
-"""The same of one minibatch of cloning."""
 SHORT_CALLS = 240_000
 SHORT: dict[str, Any] = {"hidden": (), "num_envs": 64, "epochs": 2, "learning_rate": 3e-3, "average": 0.97}
 """Settings for budgets below so many calls. Linear policies: as good in half a minute, nearer in a whole one (4 NFE).
@@ -39,8 +37,8 @@ Half the environments make twice the updates, at a rate that a longer run has no
 sooner what was before it."""
 PRICES = (0.1, 2.0)
 """Of a network call, for the student that chooses their number; dear enough that it does so within a small budget."""
-BOTH_SHARES = (0.35, 0.25)
-"""Of the time, for the compact student that a network begins from, and for cloning the teacher along its steps."""
+BOTH_SHARE = 0.5
+"""Of the time, for the compact student that a network begins as."""
 
 
 def redif_ppo(task: Task) -> Fitted:
@@ -85,18 +83,15 @@ def redif_network(task: Task) -> Fitted:
 
 
 def redif_both(task: Task) -> Fitted:
-    """A compact student first; then a network from its steps, cloned along them, and PPO on that."""
+    """A compact student first; then a copy of the teacher that takes its mean steps, and PPO on all weights of that."""
     clock = Clock(task.seconds)
-    compact_share, clone_share = BOTH_SHARES
     with TemporaryDirectory() as folder:
-        first = compact(replace(task, seconds=task.seconds * compact_share), ppo.Args())
+        first = compact(replace(task, seconds=task.seconds * BOTH_SHARE), ppo.Args())
         assert isinstance(first.sampler, StudentSampler)
         first.sampler.student.save_pretrained(Path(folder) / "compact")
-        updates = int(task.seconds * clone_share * calls_per_second(task.teacher, 128) / CLONE_CALLS)
-        settings = NoiseSettings(start=str(Path(folder) / "compact"), clone_updates=max(20, updates))
-        found = _network(task, settings, clock, 1 - compact_share - clone_share)
-    cloned = settings.clone_updates * CLONE_CALLS
-    return replace(found, network_calls=found.network_calls + first.network_calls + cloned)
+        settings = NoiseSettings(start=str(Path(folder) / "compact"), copy=True)
+        found = _network(task, settings, clock, 1 - BOTH_SHARE)
+    return replace(found, network_calls=found.network_calls + first.network_calls)
 
 
 def cross_entropy(task: Task) -> Fitted:

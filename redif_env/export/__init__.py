@@ -3,9 +3,10 @@
 Everything here is diffusers' own by base class, and needs neither Gymnasium nor an RL library.
 """
 
+from redif_env.export.linear_solver import LinearSolverModel
 from redif_env.export.pipeline import ReDiFPipeline
 from redif_env.export.policy import PolicyModel
 from redif_env.export.scheduler import ReDiFScheduler
 from redif_env.export.start import StartModel
 
-__all__ = ["PolicyModel", "ReDiFPipeline", "ReDiFScheduler", "StartModel"]
+__all__ = ["LinearSolverModel", "PolicyModel", "ReDiFPipeline", "ReDiFScheduler", "StartModel"]

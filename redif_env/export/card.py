@@ -9,8 +9,7 @@ from huggingface_hub import ModelCardData
 
 from redif_env.mdp import DenoisingMDP
 from redif_env.records import Record
-from redif_env.settings import name_of
-from redif_env.solvers import SOLVERS
+from redif_env.settings import solver_name
 
 USAGE = """```python
 from redif_env.export import ReDiFPipeline
@@ -44,7 +43,7 @@ def model_card(mdp: DenoisingMDP, record: Record) -> str:
         f"# {calls}-step student of {mdp.teacher.name}\n",
         f"A few-step sampler trained by reinforcement learning (ReDiF): the network {network} called {calls} "
         f"times a sample (NFE), and {decided}. Its base solver is "
-        f"`{name_of(mdp.solver, SOLVERS)}`{START if mdp.start else ''}. Samples have shape {decoded}.{_asked(mdp)}\n",
+        f"`{solver_name(mdp.solver)}`{START if mdp.start else ''}. Samples have shape {decoded}.{_asked(mdp)}\n",
         f"## Use\n\n{USAGE}\n",
         f"## Quality\n\n{_quality(record)}\n",
         f"## Training\n\n{_table(record.training, 'setting') or 'Not recorded.'}\n",

@@ -22,11 +22,13 @@ from torch import Tensor
 import redif_env.mixture_model  # noqa: F401
 from redif_env.companions import COMPANIONS, companions_of, stock_pipeline
 from redif_env.export.card import model_card
+from redif_env.export.linear_solver import LinearSolverModel
 from redif_env.export.policy import PolicyModel
 from redif_env.export.scheduler import ReDiFScheduler
 from redif_env.export.start import StartModel
 from redif_env.export.steps import steps_of
 from redif_env.files import CorruptFileError, read_sealed, write_folder, write_sealed
+from redif_env.linear_solver import LinearSolver
 from redif_env.mdp import DenoisingMDP
 from redif_env.pipelines import as_model
 from redif_env.policies import Policy
@@ -42,6 +44,7 @@ OWN_ENTRIES = {
     "scheduler",
     "policy",
     "start",
+    "linear",
     *COMPANIONS,
     "model_index.json",
     CONFIG_FILE,
@@ -59,6 +62,7 @@ class ReDiFPipeline(DiffusionPipeline):
         scheduler: the learned steps.
         policy: decides each step by what it sees; without it, the scheduler's mean actions are taken.
         start: what initial noise is mapped to first, of a student that was trained with a linear start.
+        linear: the steps of the base solver, of a student that was trained with linear ones.
         vae: of a student that makes latents.
         text_encoder, tokenizer, text_encoder_2, tokenizer_2, text_encoder_3, tokenizer_3: of one that takes prompts.
 
@@ -66,7 +70,7 @@ class ReDiFPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->vae"
-    _optional_components = ["policy", "start", *COMPANIONS]
+    _optional_components = ["policy", "start", "linear", *COMPANIONS]
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
@@ -75,6 +79,7 @@ class ReDiFPipeline(DiffusionPipeline):
         scheduler: ReDiFScheduler,
         policy: PolicyModel | None = None,
         start: StartModel | None = None,
+        linear: LinearSolverModel | None = None,
         vae: ModelMixin | None = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
@@ -91,6 +96,7 @@ class ReDiFPipeline(DiffusionPipeline):
             scheduler=scheduler,
             policy=policy,
             start=start,
+            linear=linear,
             vae=vae,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
@@ -121,6 +127,7 @@ class ReDiFPipeline(DiffusionPipeline):
             ReDiFScheduler.of(mdp, actions),
             None if policy is None else PolicyModel.of(policy),
             None if mdp.start is None else StartModel.of(mdp.start),
+            LinearSolverModel.of(mdp.solver) if isinstance(mdp.solver, LinearSolver) else None,
             **companions_of(mdp.teacher.source),
         )
         pipeline.record = record
@@ -214,7 +221,8 @@ class ReDiFPipeline(DiffusionPipeline):
         """Write a folder that this class, :class:`~redif_env.Student` and diffusers read; whole or not at all.
 
         Besides diffusers' own files: ``config.json`` (how it was made, and every file's digest), ``README.md`` (the
-        model card) and, where the number of steps is fixed, ``steps.json`` (the mean steps as plain numbers).
+        model card) and, where the number of steps is fixed and they are not linear ones, ``steps.json`` (the mean
+        steps as plain numbers).
 
         Raises:
             ValueError: if ``safe_serialization`` is false: pickles are neither written nor read; or if the folder holds
@@ -299,11 +307,12 @@ class ReDiFPipeline(DiffusionPipeline):
             )
 
     def _parts(self, device: torch.device) -> tuple[DenoisingMDP, Policy]:
-        """The process and the policy, put together once for each network, scheduler, policy, start and device."""
-        key = (id(self.unet), id(self.scheduler), id(self.policy), id(self.start), device)
+        """The process and the policy, put together once for each set of components and device."""
+        key = (id(self.unet), id(self.scheduler), id(self.policy), id(self.start), id(self.linear), device)
         if self._built is None or self._built[0] != key:
             start = None if self.start is None else self.start.start
-            mdp = self.scheduler.decision_process(self.unet, device, self._source(), start)
+            linear = None if self.linear is None else self.linear.solver
+            mdp = self.scheduler.decision_process(self.unet, device, self._source(), start, linear)
             if self.policy is not None:
                 policy = self.policy.policy
             else:
@@ -342,7 +351,7 @@ class ReDiFPipeline(DiffusionPipeline):
         return mdp, conditions.draw(count, chance).to(mdp.teacher.device)
 
     def _write_steps(self, folder: Path) -> None:
-        if self.scheduler.config.actions is None:
+        if self.scheduler.config.actions is None or self.linear is not None:
             return
         steps = steps_of(self.mdp, torch.tensor(self.scheduler.config.actions))
         (folder / STEPS_FILE).write_text(json.dumps([asdict(step) for step in steps], indent=2) + "\n")

@@ -17,13 +17,14 @@ from redif_env.companions import decoder_of, encode_prompts
 from redif_env.conditions import Conditions, Wanted
 from redif_env.export.steps import Step, steps_of, take_step
 from redif_env.grids import GRIDS
+from redif_env.linear_solver import LinearSolver
 from redif_env.mdp import DenoisingMDP
 from redif_env.networks import call_by_name, conditions_of, shape_of
 from redif_env.noise_schedulers import read_scheduler, scheduler_config
 from redif_env.observations import OBSERVATIONS
 from redif_env.predictions import PLAIN
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, look_up, name_of
-from redif_env.solvers import SOLVERS
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, look_up, name_of, solver_name
+from redif_env.solvers import SOLVERS, Solver
 from redif_env.starts import LinearStart
 from redif_env.teachers import Teacher
 from redif_env.types import Level, expand
@@ -100,7 +101,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         return cls(
             **settings,
             num_steps=mdp.num_steps,
-            solver=name_of(mdp.solver, SOLVERS),
+            solver=solver_name(mdp.solver),
             grid=name_of(mdp.grid, GRIDS),
             action=name_of(mdp.action_map, ACTION_MAPS),
             observation=name_of(mdp.observation, OBSERVATIONS),
@@ -121,6 +122,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         device: torch.device,
         source: DiffusionPipeline | None = None,
         start: LinearStart | None = None,
+        linear: LinearSolver | None = None,
     ) -> DenoisingMDP:
         """The process on ``device``, with ``network`` called at each step.
 
@@ -129,16 +131,19 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             device: where the process runs.
             source: the stock pipeline that decodes its latents and encodes its prompts, if it needs one.
             start: what noise is mapped to first, if it was trained so.
+            linear: the steps of its base solver, if that is linear.
 
         Raises:
-            ValueError: if such a start is missing, or is one too many.
+            ValueError: if such a start or such steps are missing, or are too many.
         """
+        if (self.config.solver == LINEAR) != (linear is not None):
+            raise ValueError(f"linear is {linear}, but the scheduler has solver={self.config.solver!r}: {REMEDY}")
         if self.config.linear_start != (start is not None):
             raise ValueError(
                 f"start is {start}, but the scheduler has linear_start={self.config.linear_start}: {REMEDY}"
             )
-        process = self._mdp(self.teacher(network, device, source, self._wanted()))
-        return process if start is None else replace(process, start=start)
+        solver = linear or look_up("solver", self.config.solver, SOLVERS)
+        return replace(self._mdp(self.teacher(network, device, source, self._wanted()), solver), start=start)
 
     def teacher(
         self, network: ModelMixin, device: torch.device, source: DiffusionPipeline | None, wanted: Wanted | None
@@ -191,8 +196,13 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
 
         Raises:
             ValueError: if ``num_inference_steps`` is not the number of steps that were learned, or there is no such;
-                or if the student begins with a linear start, which a scheduler cannot hold.
+                or if the student has a linear start or linear steps, which a scheduler cannot hold.
         """
+        if self.config.solver == LINEAR:
+            raise ValueError(
+                "this student steps with matrices (solver='linear'), which no scheduler holds: use ReDiFPipeline or "
+                "Student"
+            )
         if self.config.linear_start:
             raise ValueError(
                 "this student maps its noise first (linear_start=True), which no pipeline does for a scheduler: use "
@@ -204,7 +214,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
                 f"steps: pass num_inference_steps={self.config.num_steps}"
             )
         if not self._steps:  # they are the same for every run
-            process = self._mdp(self._probe())
+            process = self._mdp(self._probe(), look_up("solver", self.config.solver, SOLVERS))
             self._steps = steps_of(process, torch.tensor(self.config.actions or []))
         self.timesteps = torch.tensor([step.timestep for step in self._steps], device=device)
         self._x0s, self._epss = [], []
@@ -273,11 +283,11 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             torch.nn.Identity(), self.schedule, (), conditions=bare, guidance_scale=self.config.guidance_scale
         )
 
-    def _mdp(self, teacher: Teacher) -> DenoisingMDP:
+    def _mdp(self, teacher: Teacher, solver: Solver) -> DenoisingMDP:
         config = self.config
         return DenoisingMDP(
             teacher=teacher,
-            solver=look_up("solver", config.solver, SOLVERS),
+            solver=solver,
             grid=look_up("grid", config.grid, GRIDS),
             num_steps=config.num_steps,
             action_map=look_up("action", config.action, ACTION_MAPS),

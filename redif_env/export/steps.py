@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from redif_env.bands import split_bands
+from redif_env.linear_solver import LinearSolver
 from redif_env.mdp import DenoisingMDP
 from redif_env.solvers import initial_state, record
 from redif_env.types import Prediction
@@ -55,7 +56,8 @@ def steps_of(mdp: DenoisingMDP, actions: Tensor) -> list[Step]:
     vectors: the formulas stay where they are.
 
     Raises:
-        ValueError: if the process decides its number of calls, or there is not one action a step.
+        ValueError: if the process decides its number of calls, its base solver is linear, or there is not one action a
+            step.
     """
     check_fixed(mdp, actions)
     schedule, past = mdp.teacher.schedule, mdp.history
@@ -97,8 +99,14 @@ def check_fixed(mdp: DenoisingMDP, actions: Tensor) -> None:
     """Refuse what has no fixed steps.
 
     Raises:
-        ValueError: if the process decides its number of calls, or there is not one action a step.
+        ValueError: if the process decides its number of calls, its base solver is linear, or there is not one action a
+            step.
     """
+    if isinstance(mdp.solver, LinearSolver):
+        raise ValueError(
+            "student steps with matrices (solver='linear'), which are more than a number for each prediction: use "
+            "ReDiFPipeline, Student or a traced program"
+        )
     if mdp.adaptive:
         raise ValueError(
             f"student decides its number of calls ({mdp.min_steps} to {mdp.num_steps}), so it has no fixed steps: "

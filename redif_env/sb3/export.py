@@ -13,6 +13,7 @@ from redif_env.actions import NoiseMap
 from redif_env.envs import ReDiFEnv, ReDiFVectorEnv
 from redif_env.mdp import DenoisingMDP
 from redif_env.networks import build_network
+from redif_env.noise_schedulers import action_reading
 from redif_env.observations import Features
 from redif_env.policies import ACTIVATIONS, Policy
 from redif_env.sb3.student_policy import StudentPolicy
@@ -56,7 +57,8 @@ def student_of(policy: BasePolicy, mdp: DenoisingMDP) -> Student:
     network = build_network(policy.settings["network"])
     network.load_state_dict(policy.plain_weights())
     table = action_map.table(policy.shift.detach().cpu().clamp(-1, 1))
-    own = own_teacher(mdp.teacher, network).to(mdp.teacher.device, mdp.teacher.dtype)
+    reading = mdp.teacher.reading if policy.settings["answers_noise"] else action_reading(mdp.teacher.reading)
+    own = own_teacher(mdp.teacher, network, reading).to(mdp.teacher.device, mdp.teacher.dtype)
     process = replace(mdp, teacher=own, action_map=action_map.finished, observation=Features())
     return Student(process, Policy.from_table(table, process.observation_size))
 

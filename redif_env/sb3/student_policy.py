@@ -21,6 +21,8 @@ from redif_env.actions import NoiseMap
 from redif_env.adapters import add_adapters, merged_weights
 from redif_env.mdp import DenoisingMDP
 from redif_env.networks import build_network, call_by_name
+from redif_env.predictions import velocity
+from redif_env.schedules import preserving_level
 from redif_env.teachers import config_of
 
 VALUE_WIDTH = 64
@@ -65,8 +67,9 @@ class StudentPolicy(ActorCriticPolicy):
         PPO(StudentPolicy, env, policy_kwargs=student_kwargs(env.unwrapped.mdp), ...)
 
     The network's output over ``max_output`` is the mean of a Gaussian; it is read in the form of
-    :func:`redif_env.noise_schedulers.student_reading`, in which no level magnifies errors. The step size's mean is one
-    learned number a step: the finished student is then a fixed few-step sampler, which every export holds.
+    :func:`redif_env.noise_schedulers.action_reading`, in which no level magnifies errors. (A copy of a teacher that
+    predicts noise ``answers_noise``, which is put into that form.) The step size's mean is one learned number a step:
+    the finished student is then a fixed few-step sampler, which every export holds.
     The value is read from the network's middle features; its gradient stops there, and never moves the student. The
     standard deviations are not learned but set: ``log_std`` ``(num_steps, 2)``, first to last step, of the step size
     and of the prediction, both in units of the action.
@@ -79,6 +82,8 @@ class StudentPolicy(ActorCriticPolicy):
         observation_space, action_space, lr_schedule: given by the agent.
         network: config of a diffusers model that is called as ``model(sample, timestep[, class_labels])``, with its
             ``_class_name``; plain values, so that agents are saved without pickles of code.
+        answers_noise: the network predicts the noise, on a variance-preserving schedule, and not the velocity that
+            actions bring there.
         labels: the class label of each row of the teacher's conditions; none where it takes none.
         reduction: of the log-probability and the entropy over the numbers of an action.
         exploration: standard deviation of the network's output and of the step size's shift, in the units of the
@@ -101,6 +106,7 @@ class StudentPolicy(ActorCriticPolicy):
         lr_schedule: Schedule,
         *,
         network: Mapping[str, Any],
+        answers_noise: bool = False,
         labels: list[int] | None = None,
         reduction: Reduction | str = Reduction.MEAN,
         exploration: tuple[float, float] = (0.1, 0.1),
@@ -116,6 +122,7 @@ class StudentPolicy(ActorCriticPolicy):
         self.num_steps = _checked(observation_space, action_space, use_sde)
         self.settings: dict[str, Any] = {
             "network": dict(network),
+            "answers_noise": answers_noise,
             "labels": labels,
             "reduction": Reduction(reduction),
             "exploration": tuple(exploration),
@@ -183,7 +190,7 @@ class StudentPolicy(ActorCriticPolicy):
         """All that one forward pass gives."""
         assert isinstance(obs, dict)
         step = self.num_steps - obs["nfe_left"][:, 0].long().clamp(min=1)
-        output = self._output(obs).flatten(1)
+        output = self._spoken(obs, self._output(obs)).flatten(1)
         std = self.log_std.exp()[step]
         distribution = ReducedGaussian(
             torch.cat([self.shift[step, None], output / self.settings["max_output"]], dim=1),
@@ -191,6 +198,12 @@ class StudentPolicy(ActorCriticPolicy):
             self.settings["reduction"],
         )
         return distribution, self.value_net(self._features(obs))
+
+    def _spoken(self, obs: dict[str, Tensor], output: Tensor) -> Tensor:
+        """The network's output in the form of actions."""
+        if not self.settings["answers_noise"]:
+            return output
+        return velocity(obs["sample"], output, preserving_level(obs["level"][:, 0]))
 
     def _output(self, obs: dict[str, Tensor]) -> Tensor:
         labels = {} if self.labels is None else {"class_labels": self.labels[obs["condition"][:, 0].long()]}
