@@ -181,7 +181,7 @@ def test_a_copy_begins_exactly_where_the_steps_end(settings, tmp_path):
     assert agent.policy.settings["answers_noise"]
     ppo.warm_start(again, agent.get_env().unwrapped.mdp, agent.policy, 0)
     assert same(agent.policy.plain_weights(), weights(both))
-    agent.learn(24)
+    agent.learn(48)
     assert not same(agent.policy.plain_weights(), weights(both))
     with pytest.raises(ValueError, match=r"network.copy and network.init='.*' exclude each other"):
         ppo.build(replace(settings, network=replace(again, copy=True)))
