@@ -31,12 +31,12 @@ from experiments.figures import draw_curves, draw_samples, draw_schedules
 from experiments.kept import file_name, once, same_settings, write_json
 from experiments.rivals.field import FIELD, Entry, takes_part
 from experiments.rivals.rival import StudentSampler, Task
-from experiments.rivals.training_free import STARTED, STARTED_GRIDS
+from experiments.rivals.training_free import LINEAR_GRIDS, STARTED, STARTED_GRIDS
 from redif_env.evaluation import Evaluator
 from redif_env.files import write_file
 from redif_env.grids import GRIDS
 from redif_env.references import TEST_SEED, VALIDATION_SEED, reference_paths, reference_set
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, shared_teacher
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, build_mdp, shared_teacher
 from redif_env.starts import fit_start
 from redif_env.teachers import Teacher
 
@@ -262,6 +262,9 @@ def finish_all(args: Args, cells: Sequence[Cell], field: Field) -> list[dict[str
             reference_paths(placed(name), reference)
         for grid in starts_of(args):
             fit_start(placed(name), GRIDS[grid])
+        for grid, start, nfe in linear_steps_of(args):
+            steps = nfe // placed(name).calls
+            build_mdp(placed(name), steps, "solver", "features", LINEAR, grid, "cpu", "float32", start=start)
     floors = [once(args.out / "floor" / f"{file_name(name)}.json", partial(floor, args, name)) for name in args.teacher]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     warm = sorted({(cell.teacher, cell.nfe) for cell in networks})
@@ -276,8 +279,15 @@ def finish_all(args: Args, cells: Sequence[Cell], field: Field) -> list[dict[str
 
 def starts_of(args: Args) -> list[str]:
     """The grids whose linear starts take part."""
-    own = [args.grid] if args.start == "linear" else []
+    own = [args.grid] if args.start == LINEAR else []
     return [*own, *(STARTED_GRIDS if set(args.methods) & set(STARTED) else ())]
+
+
+def linear_steps_of(args: Args) -> list[tuple[str, str, int]]:
+    """Grids, starts and NFE to which linear steps are fitted beforehand; others find their ways kept then."""
+    if args.solver == LINEAR:
+        return [(args.grid, args.start, nfe) for nfe in args.trained_nfe if nfe in args.nfe]
+    return [(LINEAR_GRIDS[0], LINEAR, args.nfe[0])] if "linear steps" in args.methods else []
 
 
 def summary(rows: Sequence[dict[str, Any]], teacher: str, nfe: int) -> Table:
@@ -320,6 +330,10 @@ def check(args: Args, field: Field) -> None:
     unknown = sorted(set(args.methods) - set(field))
     if unknown:
         raise ValueError(f"methods={unknown} are unknown: choose among {', '.join(map(repr, field))}")
+    if args.solver == LINEAR and "redif-ppo, adaptive" in args.methods:
+        raise ValueError(
+            f"solver={args.solver!r} is fitted to one number of steps: leave 'redif-ppo, adaptive' out of --methods"
+        )
     networks = [method for method in args.methods if field[method].network]
     for name in args.teacher:
         if networks and not list(placed(name).network.parameters()):

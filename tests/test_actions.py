@@ -12,6 +12,7 @@ from redif_env.observations import Features
 from redif_env.solvers import DDIM, SOLVERS, sample, trajectory
 from redif_env.teachers import load_teacher
 
+KINDS_OF_GRIDS = ["time^1.5", "time^1.5@20", "logsnr", "karras", "ays"]
 COMPACT = [name for name, action_map in ACTION_MAPS.items() if not action_map.predicts]
 """Maps whose teacher predicts."""
 
@@ -27,7 +28,7 @@ def decision_after(teacher, calls, action_map, action, num_steps=4):
     return mdp, state, mdp.decode(state, zero), mdp.decode(state, zero + torch.tensor(action))
 
 
-@pytest.mark.parametrize(("name", "solver", "grid"), list(itertools.product(COMPACT, SOLVERS, GRIDS)))
+@pytest.mark.parametrize(("name", "solver", "grid"), list(itertools.product(COMPACT, SOLVERS, KINDS_OF_GRIDS)))
 @pytest.mark.parametrize("num_steps", [1, 4, 7])
 def test_zero_is_the_base_solver_exactly(ring, name, solver, grid, num_steps):
     """Bit for bit, for each action map, base solver and grid."""

@@ -20,7 +20,7 @@ from experiments.rivals.ours import (
 from experiments.rivals.progressive import progressive
 from experiments.rivals.regression import regression
 from experiments.rivals.rival import Rival
-from experiments.rivals.training_free import STARTED, TRAINING_FREE, allows, ddim
+from experiments.rivals.training_free import STARTED, TRAINING_FREE, allows, ddim, linear_steps
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ FIELD: dict[str, Entry] = {
     "ddim, uniform time": Entry(ddim, trained=False),
     **{name: Entry(rival, trained=False) for name, rival in TRAINING_FREE.items()},
     **{name: Entry(rival, trained=False) for name, rival in STARTED.items()},
+    "linear steps": Entry(linear_steps, trained=False),
     "gits": Entry(gits, trained=False),
     "cross-entropy": Entry(cross_entropy),
     "gradient, table": Entry(gradient_table),

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
+from torch import Tensor
+
 from experiments.rivals.rival import Clock, Fitted, Rival, Sampler, Task
 from experiments.rivals.shortlist import nearest
 from experiments.rivals.two_calls import Choice, TwoCallSampler, heun, midpoint
 from redif_env.baselines import SOLVER_GRIDS, Baseline
 from redif_env.grids import GRIDS
+from redif_env.linear_solver import fit_solver
+from redif_env.solvers import sample
 from redif_env.starts import fit_start
 
 STARTED_GRIDS = ("time@4", "time@8", "time^1.5@8", "time^1.5@20")
 """Grids that solvers with a linear start are tried on."""
+LINEAR_GRIDS = ("time@2.5", "time@4", "time^1.5@4")
+"""Grids that linear steps are tried on, from a linear start too."""
 
 
 def ddim(task: Task) -> Fitted:
@@ -29,6 +36,11 @@ def multistep(method: str) -> Rival:
 def started(method: str) -> Rival:
     """The same from a linear start, which is fitted to the teacher's ways: given like the references, not counted."""
     return partial(_on_best_grid, partial(_started, method), method, grids=STARTED_GRIDS)
+
+
+def linear_steps(task: Task) -> Fitted:
+    """Linear steps on their best grid, from a linear start: fitted to the teacher's ways, which is not counted."""
+    return _on_best_grid(_linear, "linear", task, grids=LINEAR_GRIDS)
 
 
 def two_calls(method: str, choose: Choice) -> Rival:
@@ -57,6 +69,18 @@ def _multistep(method: str, task: Task, grid: str) -> Sampler:
 def _started(method: str, task: Task, grid: str) -> Sampler:
     start, bare = fit_start(task.teacher, GRIDS[grid]), _multistep(method, task, grid)
     return lambda noise, condition: bare(start(noise, condition), condition)
+
+
+def _linear(task: Task, grid: str) -> Sampler:
+    teacher, steps = task.teacher, GRIDS[grid]
+    start = fit_start(teacher, steps)
+    solver = fit_solver(teacher, steps, task.num_steps, start)
+
+    @torch.inference_mode()
+    def sampler(noise: Tensor, condition: Tensor) -> Tensor:
+        return sample(teacher, solver, steps, start(noise, condition), task.num_steps, condition)
+
+    return sampler
 
 
 def _twice(choose: Choice, task: Task, grid: str) -> Sampler:
