@@ -88,11 +88,11 @@ class Args:
     observation: str | None = None
     """Or "features+condition": the policy sees what it is asked for; "steps": it sees the steps left alone."""
     solver: str = DEFAULT_SOLVER
-    """Base solver, which the zero action reproduces."""
+    """Base solver, which the zero action reproduces; "linear": matrices, fitted to the teacher's ways first."""
     grid: str = DEFAULT_GRID
     start: str = "noise"
     """Or "linear": the way begins where a linear map, fitted to the teacher's ways, takes the noise, without a network
-    call. Needs a grid that begins late, such as "time@4"."""
+    call. Needs a grid that begins late, such as "time@2.5"."""
     hidden: tuple[int, ...] | None = None
     """Sizes of the policy's hidden layers; with none, its actions are linear in what it sees. Not of action "noise"."""
     num_envs: int | None = None

@@ -19,7 +19,16 @@ from tqdm import tqdm
 
 from redif_env.cache import cached
 from redif_env.grids import Grid, next_position
-from redif_env.references import QUIET_BELOW, ReferencePaths, ReferenceSet, reference_paths, reference_set
+from redif_env.references import (
+    QUIET_BELOW,
+    TRAIN_SEED,
+    ReferencePaths,
+    ReferenceSet,
+    draw_starts,
+    reference_key,
+    reference_paths,
+    reference_set,
+)
 from redif_env.regression import least_squares
 from redif_env.solvers import Solver, clean_target, initial_state, predict, step_to
 from redif_env.starts import LinearStart, check_fitted
@@ -28,6 +37,8 @@ from redif_env.types import Decision, Level, State, expand
 
 SIZE, RATIO = 4096, 4
 """Ways at least, and ways for each number that a step looks at."""
+STEPS = 100
+"""Predictions that the teacher spends on each way, as on the endpoints that environments have by default."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,23 +105,40 @@ def fit_solver(teacher: Teacher, grid: Grid, num_steps: int, start: LinearStart 
     Raises:
         ValueError: if samples are too large for so many steps, or the teacher takes prompts.
     """
-    count, conditions = math.prod(teacher.sample_shape), len(teacher.conditions)
+    count = math.prod(teacher.sample_shape)
     numbers = (num_steps + 1) * count
     check_fitted(teacher, numbers, "solver='linear'", "solver='ipndm' or fewer steps")
-    reference = reference_set(teacher, max(SIZE, RATIO * numbers))
-    levels = grid.half_logsnr(
-        torch.arange(num_steps, dtype=torch.float64, device=teacher.device) / num_steps, teacher.schedule
-    )
 
     def compute() -> Tensor:
+        reference = _ways_of(teacher, num_steps)
         return _fitted(teacher, grid, num_steps, start, reference, reference_paths(teacher, reference)).float()
 
-    begun = "noise" if start is None else start.key
-    described = f"linear solver {reference.key} {levels.tolist()} {begun}"
-    fitted = cached(hashlib.sha256(described.encode()).hexdigest(), compute)
+    fitted = cached(solver_key(teacher, grid, num_steps, start), compute)
     matrices = fitted[:, :numbers].reshape(num_steps, num_steps + 1, count, count)
-    assert fitted.shape == (num_steps, numbers + conditions, count)
-    return LinearSolver(tuple(levels.tolist()), matrices, fitted[:, numbers:])
+    return LinearSolver(tuple(_levels(teacher, grid, num_steps).tolist()), matrices, fitted[:, numbers:])
+
+
+def solver_key(teacher: Teacher, grid: Grid, num_steps: int, start: LinearStart | None = None) -> str:
+    """Under what :func:`fit_solver` keeps its numbers (:func:`redif_env.cache.kept_file`)."""
+    noise, condition = draw_starts(teacher, _size(teacher, num_steps), TRAIN_SEED)
+    ways = reference_key(teacher, noise, condition, STEPS)
+    begun = "noise" if start is None else start.key
+    described = f"linear solver {ways} {_levels(teacher, grid, num_steps).tolist()} {begun}"
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+def _size(teacher: Teacher, num_steps: int) -> int:
+    return max(SIZE, RATIO * (num_steps + 1) * math.prod(teacher.sample_shape))
+
+
+def _ways_of(teacher: Teacher, num_steps: int) -> ReferenceSet:
+    return reference_set(teacher, _size(teacher, num_steps), num_steps=STEPS)
+
+
+def _levels(teacher: Teacher, grid: Grid, num_steps: int) -> Tensor:
+    """``half_logsnr`` that steps start from, ``(num_steps,)``."""
+    position = torch.arange(num_steps, dtype=torch.float64, device=teacher.device) / num_steps
+    return grid.half_logsnr(position, teacher.schedule)
 
 
 @torch.inference_mode()
