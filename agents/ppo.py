@@ -92,7 +92,7 @@ class Args:
     grid: str = DEFAULT_GRID
     start: str = "noise"
     """Or "linear": the way begins where a linear map, fitted to the teacher's ways, takes the noise, without a network
-    call. Needs a grid that begins late, such as "time@2.5"."""
+    call. Needs a grid that begins late, such as "time^1.25@2.5"."""
     hidden: tuple[int, ...] | None = None
     """Sizes of the policy's hidden layers; with none, its actions are linear in what it sees. Not of action "noise"."""
     num_envs: int | None = None

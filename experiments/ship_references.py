@@ -43,8 +43,8 @@ def main(args: Args) -> None:
     teacher = load_teacher("digits")
     reference_set(teacher, args.validation_size, VALIDATION_SEED)
     reference = reference_set(teacher, args.train_size, TRAIN_SEED)
-    starts = {grid: fit_start(teacher, GRIDS[grid]) for grid in ("time@4", "time@2.5")}
-    linear = teacher, GRIDS["time@2.5"], 4, starts["time@2.5"]
+    starts = {grid: fit_start(teacher, GRIDS[grid]) for grid in ("time@4", "time^1.25@2.5")}
+    linear = teacher, GRIDS["time^1.25@2.5"], 4, starts["time^1.25@2.5"]
     with TemporaryDirectory() as elsewhere:  # the ways that it is fitted to are too many to ship
         os.environ["REDIF_CACHE"] = elsewhere
         fit_solver(*linear)

@@ -480,11 +480,11 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
       `"ipndm4"`; `"ipndm"` is of order 2 in up to 4 steps, else of order 3; `"linear"`: matrices in place of a
       polynomial's weights, fitted to the teacher's ways, :mod:`redif_env.linear_solver`) and its grid (`"time"`,
       `"time^1.5"`, `"time^2"`, `"logsnr"`, `"karras"`, `"ays"`; the first two also with a late start, where
-      sigma / alpha is 60, 20, 8 or 4: `"time@60"` ...; and `"time@2.5"`).
+      sigma / alpha is 60, 20, 8 or 4: `"time@60"` ...; and `"time^1.25@2.5"`).
     - `start="noise"`: what a late start takes for a sample of its level: the initial noise itself, or with `"linear"`
       what a linear map, fitted to the teacher's ways, makes of it without a network call
       (:mod:`redif_env.starts`). Like linear steps it is fitted once and cached; both are shipped for
-      `teacher="digits"`, `grid="time@2.5"` and 4 steps.
+      `teacher="digits"`, `grid="time^1.25@2.5"` and 4 steps.
     - `reward="endpoint"`: a name of :data:`redif_env.rewards.REWARDS`, or names with weights:
       `{"endpoint": 1.0, "feature": 0.5}`.
     - `min_steps=None`: network calls an episode at least; below `num_steps`, the number of calls is a decision.

@@ -109,7 +109,7 @@ GRIDS: dict[str, Grid] = {
     "time@20": TimeGrid(sigma_max=20.0),
     "time@8": TimeGrid(sigma_max=8.0),
     "time@4": TimeGrid(sigma_max=4.0),
-    "time@2.5": TimeGrid(sigma_max=2.5),
+    "time^1.25@2.5": TimeGrid(1.25, 2.5),
     "time^1.5@60": TimeGrid(1.5, 60.0),
     "time^1.5@20": TimeGrid(1.5, 20.0),
     "time^1.5@8": TimeGrid(1.5, 8.0),

@@ -48,12 +48,14 @@ class LinearSolver(Solver):
     ``half_logsnr`` are the n levels that steps start from. Step k takes for the clean estimate the sum of the sample
     (of the size that variance-preserving schedules have) times ``matrices[k, 0]``, of the prediction j calls ago times
     ``matrices[k, 1 + j]``, and of ``offset[k, c]`` for condition c: ``(n, n + 1, D, D)``, acting on flat samples from
-    the right, and ``(n, C, D)``. An action that steps farther or less far steps with that same estimate.
+    the right, and ``(n, C, D)``. Predictions are ``clipped`` to [-1, 1] first, where data have that range. An action
+    that steps farther or less far steps with that same estimate.
     """
 
     half_logsnr: tuple[float, ...]
     matrices: Tensor
     offset: Tensor
+    clipped: bool = False
 
     @property
     def order(self) -> int:  # type: ignore[override]
@@ -62,7 +64,7 @@ class LinearSolver(Solver):
 
     def estimate(self, state: State, next_half_logsnr: Tensor, level: Level) -> Tensor:
         x0 = torch.zeros_like(state.x).flatten(1).double()
-        seen = _seen(state, level, self.order)
+        seen = _seen(state, level, self.order, self.clipped)
         step = (state.predictions - 1).clamp(0, self.order - 1)
         for index in range(self.order):
             rows = step == index
@@ -81,7 +83,7 @@ class LinearSolver(Solver):
     @property
     def key(self) -> str:
         """A digest of all its numbers."""
-        digest = hashlib.sha256(repr(self.half_logsnr).encode())
+        digest = hashlib.sha256(repr((self.half_logsnr, self.clipped)).encode())
         for tensor in (self.matrices, self.offset):
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -115,7 +117,8 @@ def fit_solver(teacher: Teacher, grid: Grid, num_steps: int, start: LinearStart 
 
     fitted = cached(solver_key(teacher, grid, num_steps, start), compute)
     matrices = fitted[:, :numbers].reshape(num_steps, num_steps + 1, count, count)
-    return LinearSolver(tuple(_levels(teacher, grid, num_steps).tolist()), matrices, fitted[:, numbers:])
+    levels = tuple(_levels(teacher, grid, num_steps).tolist())
+    return LinearSolver(levels, matrices, fitted[:, numbers:], _clips(teacher))
 
 
 def solver_key(teacher: Teacher, grid: Grid, num_steps: int, start: LinearStart | None = None) -> str:
@@ -123,8 +126,14 @@ def solver_key(teacher: Teacher, grid: Grid, num_steps: int, start: LinearStart 
     noise, condition = draw_starts(teacher, _size(teacher, num_steps), TRAIN_SEED)
     ways = reference_key(teacher, noise, condition, STEPS)
     begun = "noise" if start is None else start.key
-    described = f"linear solver {ways} {_levels(teacher, grid, num_steps).tolist()} {begun}"
+    levels = _levels(teacher, grid, num_steps).tolist()
+    described = f"linear solver {ways} {levels} {begun}{' clipped' if _clips(teacher) else ''}"
     return hashlib.sha256(described.encode()).hexdigest()
+
+
+def _clips(teacher: Teacher) -> bool:
+    """Whether the teacher's data are in [-1, 1]."""
+    return teacher.decoder is None
 
 
 def _size(teacher: Teacher, num_steps: int) -> int:
@@ -166,7 +175,7 @@ def _fitted(
         landing = reference.endpoints if last else paths.at(pairs, there.cpu())
         landing = landing.to(state.x) * expand(schedule.size(there), state.x).to(state.x.dtype)
         wanted = clean_target(state.x, landing, level, schedule.level(there)).flatten(1)
-        seen = _seen(state, level, num_steps)[:, : index + 2].flatten(1)
+        seen = _seen(state, level, num_steps, _clips(teacher))[:, : index + 2].flatten(1)
         prior = _newest(index, count)
         fitted = least_squares(seen.cpu(), wanted.cpu(), reference.condition, len(teacher.conditions), prior)
         unused = torch.zeros((num_steps - index - 1) * count, count, dtype=torch.float64)
@@ -184,10 +193,13 @@ def _predicted(teacher: Teacher, state: State) -> State:
     return State(**{item.name: torch.cat([getattr(part, item.name) for part in parts]) for item in fields(State)})
 
 
-def _seen(state: State, level: Level, order: int) -> Tensor:
+def _seen(state: State, level: Level, order: int, clipped: bool) -> Tensor:
     """What a step looks at, ``(B, order + 1, D)`` float64: the sample, of normalised size, and predictions of it."""
     size = expand((level.alpha**2 + level.sigma**2).sqrt(), state.x)
-    return torch.cat([(state.x.double() / size)[:, None], state.x0_history[:, :order].double()], dim=1).flatten(2)
+    predicted = state.x0_history[:, :order].double()
+    if clipped:
+        predicted = predicted.clamp(-1, 1)
+    return torch.cat([(state.x.double() / size)[:, None], predicted], dim=1).flatten(2)
 
 
 def _newest(index: int, count: int) -> Tensor:

@@ -20,10 +20,11 @@ class LinearSolverModel(ModelMixin, ConfigMixin):
         half_logsnr: the levels that steps start from.
         size: numbers of one sample.
         conditions: rows of the teacher's conditions.
+        clipped: whether predictions are clipped first.
     """
 
     @register_to_config
-    def __init__(self, half_logsnr: Sequence[float], size: int, conditions: int = 1) -> None:
+    def __init__(self, half_logsnr: Sequence[float], size: int, conditions: int = 1, clipped: bool = False) -> None:
         super().__init__()
         steps = len(half_logsnr)
         self.matrices = nn.Parameter(torch.zeros(steps, steps + 1, size, size), requires_grad=False)
@@ -32,7 +33,8 @@ class LinearSolverModel(ModelMixin, ConfigMixin):
     @property
     def solver(self) -> LinearSolver:
         """What is held."""
-        return LinearSolver(tuple(self.config.half_logsnr), self.matrices.detach(), self.offset.detach())
+        levels, clipped = tuple(self.config.half_logsnr), self.config.clipped
+        return LinearSolver(levels, self.matrices.detach(), self.offset.detach(), clipped)
 
     def forward(self, state: State, next_half_logsnr: Tensor, level: Level) -> Tensor:
         """The clean estimate ``(B, *S)`` that ``state`` is stepped with."""
@@ -41,6 +43,7 @@ class LinearSolverModel(ModelMixin, ConfigMixin):
     @classmethod
     def of(cls, solver: LinearSolver) -> LinearSolverModel:
         """The model of a solver, with its own copy of the numbers."""
-        model = cls(list(solver.half_logsnr), solver.matrices.shape[-1], solver.offset.shape[1])
+        size, conditions = solver.matrices.shape[-1], solver.offset.shape[1]
+        model = cls(list(solver.half_logsnr), size, conditions, solver.clipped)
         model.load_state_dict({"matrices": solver.matrices, "offset": solver.offset})
         return model.to(solver.matrices.device).eval()
