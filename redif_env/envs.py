@@ -480,7 +480,7 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
       `"ipndm4"`; `"ipndm"` is of order 2 in up to 4 steps, else of order 3; `"linear"`: matrices in place of a
       polynomial's weights, fitted to the teacher's ways, :mod:`redif_env.linear_solver`) and its grid (`"time"`,
       `"time^1.5"`, `"time^2"`, `"logsnr"`, `"karras"`, `"ays"`; the first two also with a late start, where
-      sigma / alpha is 60, 20, 8 or 4: `"time@60"` ...; and `"time^1.25@2.5"`).
+      sigma / alpha is 60, 20, 8 or 4: `"time@60"` ...; and `"time^1.25@2.5"`, for linear steps).
     - `start="noise"`: what a late start takes for a sample of its level: the initial noise itself, or with `"linear"`
       what a linear map, fitted to the teacher's ways, makes of it without a network call
       (:mod:`redif_env.starts`). Like linear steps it is fitted once and cached; both are shipped for

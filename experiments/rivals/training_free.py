@@ -19,7 +19,7 @@ from redif_env.starts import fit_start
 
 STARTED_GRIDS = ("time@4", "time@8", "time^1.5@8", "time^1.5@20")
 """Grids that solvers with a linear start are tried on."""
-LINEAR_GRIDS = ("time^1.25@2.5", "time@4", "time^1.5@4")
+LINEAR_GRIDS = ("time^1.25@2.5", "time^1.5@4", "time^1.5@8")
 """Grids that linear steps are tried on, from a linear start too."""
 
 
