@@ -11,17 +11,20 @@ from gymnasium.vector import SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from redif_env import GaussianMixtureTeacher, ReDiFVectorEnv, Student, linear_solver, starts
+from redif_env.cache import kept_file
 from redif_env.cli import facts_table, schedule_lines
 from redif_env.export import ReDiFPipeline, ReDiFScheduler
+from redif_env.files import ASSETS
 from redif_env.grids import GRIDS
-from redif_env.linear_solver import fit_solver
+from redif_env.linear_solver import fit_solver, solver_key
 from redif_env.policies import Policy, PolicyConfig
-from redif_env.references import base_samples, reference_set
+from redif_env.references import VALIDATION_SEED, base_samples, reference_set
 from redif_env.sampling import trajectory
 from redif_env.schedules import FlowSchedule, VarianceExplodingSchedule
 from redif_env.settings import build_mdp
 from redif_env.solvers import SOLVERS, sample
 from redif_env.starts import fit_start
+from redif_env.teachers import load_teacher
 
 LINEAR = {"grid": "time@4", "start": "linear", "solver": "linear"}
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 3} | LINEAR
@@ -105,6 +108,24 @@ def test_it_is_fitted_once(monkeypatch, tmp_path):
         (GRIDS["time@8"], 2, fit_start(teacher, GRIDS["time@8"])),
     )
     assert len({first.key, *(fit_solver(teacher, *other).key for other in others)}) == 4
+
+
+def test_those_of_the_readme_are_shipped_and_land_near(monkeypatch):
+    """On validation noises, at a third of the best polynomial's error from there."""
+    monkeypatch.setattr(linear_solver, "SIZE", 4096)
+    teacher, grid = load_teacher("digits"), GRIDS["time^1.25@2.5"]
+    start = fit_start(teacher, grid)
+    kept = kept_file(solver_key(teacher, grid, 4, start))
+    assert kept is not None
+    assert kept.parent == ASSETS / "cache"
+    held_out = reference_set(teacher, 512, VALIDATION_SEED)
+    begun = start(held_out.noise, held_out.condition)
+
+    def error(solver):
+        made = teacher.clip(sample(teacher, solver, grid, begun, 4))
+        return float((made - held_out.endpoints).square().mean())
+
+    assert error(fit_solver(teacher, grid, 4, start)) < min(0.006, 0.4 * error(SOLVERS["ipndm2"]))
 
 
 def test_zero_actions_are_the_base_solver():
