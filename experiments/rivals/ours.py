@@ -19,7 +19,7 @@ from experiments.rivals.pace import environment_seconds, in_time
 from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, StudentSampler, Task, seen
 from redif_env.actions import ActionMap
 from redif_env.evaluation import prices_of
-from redif_env.settings import DEFAULT_SOLVER
+from redif_env.settings import DEFAULT_SOLVER, LINEAR
 from redif_env.students import Student
 
 MINIBATCH_SECONDS, ROLLOUT_SECONDS, SEARCH_SECONDS = 2.5e-3, 2.5e-3, 1e-5
@@ -34,7 +34,7 @@ SHORT_CALLS = 240_000
 SHORT: dict[str, Any] = {"hidden": (), "num_envs": 64, "epochs": 2, "learning_rate": 3e-3, "average": 0.97}
 """Settings for budgets below so many calls. Linear policies: as good in half a minute, nearer in a whole one (4 NFE).
 Half the environments make twice the updates, at a rate that a longer run has no use for; the policy's average forgets
-sooner what was before it."""
+sooner what was before it. Not from linear steps, which are so near that large updates lead away from them."""
 PRICES = (0.1, 2.0)
 """Of a network call, for the student that chooses their number; dear enough that it does so within a small budget."""
 BOTH_SHARE = 0.5
@@ -128,7 +128,7 @@ def compact(task: Task, settings: ppo.Args, action: ActionMap | None = None) -> 
     )
     settings = settled(replace(asked, **{name: value for name, value in SHORT.items() if getattr(asked, name) is None}))
     calls = affordable(task, settings)
-    if calls >= SHORT_CALLS:
+    if calls >= SHORT_CALLS or task.solver == LINEAR:
         settings = settled(asked)
         calls = affordable(task, settings)
     found = _train(task, replace(settings, network_calls=calls), partial(ppo.train, action=action))
