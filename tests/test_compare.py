@@ -35,6 +35,7 @@ from redif_env.evaluation import Evaluator
 from redif_env.grids import GRIDS
 from redif_env.metrics import frechet_distance
 from redif_env.networks import call_by_name
+from redif_env.noise_schedulers import action_reading
 from redif_env.policies import Policy
 from redif_env.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_set
 from redif_env.sampling import trajectory
@@ -328,7 +329,7 @@ def warm(monkeypatch):
 
     def begun(task):
         network = copy.deepcopy(task.teacher.network)
-        own = own_teacher(task.teacher, network)
+        own = own_teacher(task.teacher, network, action_reading(task.teacher.reading))
         mdp = build_mdp(own, task.nfe, "step", "features", "dpm++3m", "time^1.5", "cpu", "float32")
         return Student(mdp, Policy.from_table(torch.zeros(task.nfe, 1), mdp.observation_size))
 
