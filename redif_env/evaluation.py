@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
@@ -14,6 +14,8 @@ from tqdm import tqdm
 from redif_env.baselines import Baseline, all_baselines
 from redif_env.data import load_digits
 from redif_env.features import CLASSIFIERS, embed, judge_features, load_features
+from redif_env.grids import GRIDS
+from redif_env.linear_solver import LinearSolver
 from redif_env.metrics import (
     coverage,
     density,
@@ -27,7 +29,9 @@ from redif_env.metrics import (
     wasserstein,
 )
 from redif_env.mixtures import GaussianMixture
+from redif_env.policies import Policy
 from redif_env.references import TEST_SEED, TRAIN_SEED, reference_set
+from redif_env.settings import name_of
 from redif_env.students import Student
 from redif_env.teachers import Teacher
 
@@ -199,12 +203,25 @@ class Evaluator:
 def judge(evaluator: Evaluator, student: Student, method: str) -> list[Row]:
     """The teacher, what chance makes of it, the student, and the best training-free solvers at the student's calls.
 
+    Where the student's base solver was fitted, that has a row too.
+
     Where the student decides how often to call, it has a row for each of five prices, and solvers get at least as many
     calls as its dearest samples.
     """
     ours = [evaluator.student_row(method, student, price) for price in prices_of(student)]
     nfe = math.ceil(max(row.nfe for row in ours))
-    return [evaluator.teacher_row(), evaluator.floor_row(), *ours, *evaluator.baselines(nfe)]
+    fitted = fitted_rows(evaluator, student)
+    return [evaluator.teacher_row(), evaluator.floor_row(), *ours, *fitted, *evaluator.baselines(nfe)]
+
+
+def fitted_rows(evaluator: Evaluator, student: Student) -> list[Row]:
+    """What the student's linear steps reach without it, where it has such: they were fitted to the teacher too."""
+    mdp = student.mdp
+    if not isinstance(mdp.solver, LinearSolver) or mdp.teacher.own_network:
+        return []
+    nothing = Policy.from_table(torch.zeros(mdp.num_steps, mdp.action_size), mdp.observation_size)
+    row = evaluator.student_row("linear steps", Student(mdp, nothing))
+    return [replace(row, grid=name_of(mdp.grid, GRIDS))]
 
 
 def prices_of(student: Student, count: int = 5) -> list[float | None]:

@@ -13,6 +13,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from redif_env import GaussianMixtureTeacher, ReDiFVectorEnv, Student, linear_solver, starts
 from redif_env.cache import kept_file
 from redif_env.cli import facts_table, schedule_lines
+from redif_env.evaluation import Evaluator, fitted_rows
 from redif_env.export import ReDiFPipeline, ReDiFScheduler
 from redif_env.files import ASSETS
 from redif_env.grids import GRIDS
@@ -139,6 +140,21 @@ def test_zero_actions_are_the_base_solver():
     torch.testing.assert_close(kept, expected)
     other = replace(mdp.solver, offset=mdp.solver.offset + 0.1)
     assert not torch.allclose(base_samples(mdp.teacher, reference, other, mdp.grid, 4, mdp.start), expected)
+
+
+def test_the_judge_shows_what_they_reach_alone():
+    student = make_student()
+    evaluator = Evaluator(student.mdp.teacher, 64, teacher_steps=20, train_size=64)
+    (row,) = fitted_rows(evaluator, student)
+    mdp = student.mdp
+    alone = sample(mdp.teacher, mdp.solver, mdp.grid, mdp.begun(evaluator.noise, evaluator.condition), 3)
+    assert (row.method, row.grid, row.nfe) == ("linear steps", "time@4", 3)
+    assert row.mse_teacher == pytest.approx(
+        float((mdp.teacher.clip(alone) - evaluator.endpoints).square().mean()), rel=1e-4
+    )
+    assert row.mse_teacher < evaluator.student_row("redif", student).mse_teacher
+    bare = Student(replace(mdp, solver=SOLVERS["ddim"]), student.policy)
+    assert fitted_rows(evaluator, bare) == []
 
 
 def test_environments_step_so_and_are_equal():
