@@ -112,7 +112,7 @@ def fit_solver(teacher: Teacher, grid: Grid, num_steps: int, start: LinearStart 
     check_fitted(teacher, numbers, "solver='linear'", "solver='ipndm' or fewer steps")
 
     def compute() -> Tensor:
-        reference = _ways_of(teacher, num_steps)
+        reference = reference_set(teacher, _size(teacher, num_steps), num_steps=STEPS)
         return _fitted(teacher, grid, num_steps, start, reference, reference_paths(teacher, reference)).float()
 
     fitted = cached(solver_key(teacher, grid, num_steps, start), compute)
@@ -126,7 +126,8 @@ def solver_key(teacher: Teacher, grid: Grid, num_steps: int, start: LinearStart 
     noise, condition = draw_starts(teacher, _size(teacher, num_steps), TRAIN_SEED)
     ways = reference_key(teacher, noise, condition, STEPS)
     begun = "noise" if start is None else start.key
-    levels = _levels(teacher, grid, num_steps).tolist()
+    # Rounded, since machines differ in a logarithm's last digit.
+    levels = [f"{level:.6f}" for level in _levels(teacher, grid, num_steps).tolist()]
     described = f"linear solver {ways} {levels} {begun}{' clipped' if _clips(teacher) else ''}"
     return hashlib.sha256(described.encode()).hexdigest()
 
@@ -138,10 +139,6 @@ def _clips(teacher: Teacher) -> bool:
 
 def _size(teacher: Teacher, num_steps: int) -> int:
     return max(SIZE, RATIO * (num_steps + 1) * math.prod(teacher.sample_shape))
-
-
-def _ways_of(teacher: Teacher, num_steps: int) -> ReferenceSet:
-    return reference_set(teacher, _size(teacher, num_steps), num_steps=STEPS)
 
 
 def _levels(teacher: Teacher, grid: Grid, num_steps: int) -> Tensor:
