@@ -11,8 +11,23 @@ from typing import Any
 import diffusers
 import torch
 
+from redif_env.teachers import GaussianMixtureTeacher
+from redif_env.types import Prediction
+
 SIDE = 8
 PROMPTS = ["a cat", "two dogs"]
+
+
+class CountedGaussian(GaussianMixtureTeacher):
+    """One Gaussian that counts the samples it was asked about."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.tensor([[0.5, 0.0]]), 0.3)
+        self.asked = 0
+
+    def predict(self, x: torch.Tensor, *rest: Any) -> Prediction:
+        self.asked += len(x)
+        return super().predict(x, *rest)
 
 
 def unet(classes: int | None = None) -> diffusers.UNet2DModel:

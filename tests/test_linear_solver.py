@@ -26,6 +26,7 @@ from redif_env.settings import build_mdp
 from redif_env.solvers import SOLVERS, sample
 from redif_env.starts import fit_start
 from redif_env.teachers import load_teacher
+from tests.models import CountedGaussian
 
 LINEAR = {"grid": "time@4", "start": "linear", "solver": "linear"}
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 3} | LINEAR
@@ -89,19 +90,12 @@ def test_rows_at_different_steps_are_stepped_each_by_its_own():
 
 def test_it_is_fitted_once(monkeypatch, tmp_path):
     monkeypatch.setenv("REDIF_CACHE", str(tmp_path))
-    asked = []
-
-    class Counted(GaussianMixtureTeacher):
-        def predict(self, x, *rest):
-            asked.append(len(x))
-            return super().predict(x, *rest)
-
-    teacher = Counted(torch.tensor([[0.5, 0.0]]), 0.3)
+    teacher = CountedGaussian()
     first = fit_solver(teacher, GRIDS["time@8"], 2)
     # Endpoints and ways of a hundred calls, and the two steps themselves.
-    assert sum(asked) == 512 * (100 + 100 + 2)
+    assert teacher.asked == 512 * (100 + 100 + 2)
     again = fit_solver(teacher, GRIDS["time@8"], 2)
-    assert sum(asked) == 512 * 202
+    assert teacher.asked == 512 * 202
     assert first.key == again.key
     others = (
         (GRIDS["time@4"], 2, None),

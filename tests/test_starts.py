@@ -23,6 +23,7 @@ from redif_env.settings import build_mdp
 from redif_env.solvers import SOLVERS, sample
 from redif_env.spaces import action_space, observation_space
 from redif_env.starts import LinearStart, fit_start
+from tests.models import CountedGaussian
 
 LINEAR = {"grid": "time@4", "start": "linear"}
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 3} | LINEAR
@@ -74,17 +75,11 @@ def test_a_mixture_s_ways_are_met_better_than_by_the_noise_itself():
 
 def test_it_is_fitted_once(monkeypatch, tmp_path):
     monkeypatch.setenv("REDIF_CACHE", str(tmp_path))
-    asked = []
-
-    class Counted(GaussianMixtureTeacher):
-        def predict(self, x, *rest):
-            asked.append(len(x))
-            return super().predict(x, *rest)
-
-    first, again = (fit_start(Counted(torch.tensor([[0.5, 0.0]]), 0.3), GRIDS["time@8"]) for _ in range(2))
-    assert sum(asked) == starts.SIZE * starts.STEPS
+    teacher = CountedGaussian()
+    first, again = (fit_start(teacher, GRIDS["time@8"]) for _ in range(2))
+    assert teacher.asked == starts.SIZE * starts.STEPS
     assert first.key == again.key
-    assert first.key != fit_start(Counted(torch.tensor([[0.5, 0.0]]), 0.3), GRIDS["time@4"]).key
+    assert first.key != fit_start(teacher, GRIDS["time@4"]).key
 
 
 def test_zero_actions_are_the_base_solver_from_there():
