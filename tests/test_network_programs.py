@@ -17,6 +17,7 @@ from redif_env.actions import NoiseMap
 from redif_env.baselines import Baseline
 from redif_env.checkpoints import checkpoints
 from redif_env.grids import GRIDS
+from redif_env.linear_solver import LinearSolver
 from redif_env.mdp import DenoisingMDP
 from redif_env.observations import Sample
 from redif_env.sb3 import Reduction, UnhealthyRunError, landing_gains, student_exploration
@@ -222,20 +223,37 @@ def test_the_programs_report_and_the_command_judges_by_the_teacher(settings, tmp
     assert "is finished" in capsys.readouterr().out
 
 
-def test_every_step_explores_as_far_in_the_sample():
-    """By hand for DDIM on one Gaussian's schedule: a step's slope is its gain times sigma times what 1 stands for."""
-    mdp = DenoisingMDP(load_teacher("gaussian-ring"), SOLVERS["ddim"], GRIDS["time"], 3, NoiseMap(), Sample())
+def slopes_of_ddim(mdp):
+    """By hand: what an output of 1, a velocity, does to where each of 3 steps in time lands."""
     schedule = mdp.teacher.schedule
     level = schedule.level(schedule.half_logsnr_at(torch.tensor([1.0, 2 / 3, 1 / 3], dtype=torch.float64)))
     reached = [*zip(level.alpha[1:].tolist(), level.sigma[1:].tolist(), strict=True), (1.0, 0.0)]
-    slopes = [
+    return [
         4 * sigma * (after[0] - alpha * after[1] / sigma)
         for alpha, sigma, after in zip(level.alpha.tolist(), level.sigma.tolist(), reached, strict=True)
     ]
+
+
+def test_every_step_explores_as_far_in_the_sample():
+    mdp = DenoisingMDP(load_teacher("gaussian-ring"), SOLVERS["ddim"], GRIDS["time"], 3, NoiseMap(), Sample())
+    slopes = slopes_of_ddim(mdp)
     assert landing_gains(mdp).tolist() == pytest.approx(slopes, rel=1e-5)
     table = student_exploration(mdp, 0.1, 0.2)
     assert table[:, 0].tolist() == pytest.approx([0.1] * 3)
     assert table[:, 1].tolist() == pytest.approx([0.1 / slope for slope in slopes], rel=1e-5)
+
+
+def test_steps_that_clip_explore_by_their_slope():
+    """A prediction that strays by 1 is clipped; what exploration is set by must not be."""
+    teacher, grid, shares = load_teacher("gaussian-ring"), GRIDS["time"], (0.5, 0.9, 1.2)
+    levels = grid.half_logsnr(torch.arange(3, dtype=torch.float64) / 3, teacher.schedule)
+    matrices = torch.zeros(3, 4, 2, 2)
+    for step, share in enumerate(shares):
+        matrices[step, 1] = share * torch.eye(2)
+    solver = LinearSolver(tuple(levels.tolist()), matrices, torch.zeros(3, 1, 2), clipped=True)
+    mdp = DenoisingMDP(teacher, solver, grid, 3, NoiseMap(), Sample())
+    expected = [share * slope for share, slope in zip(shares, slopes_of_ddim(mdp), strict=True)]
+    assert landing_gains(mdp).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_experiment_s_rows(settings, tmp_path, capsys):

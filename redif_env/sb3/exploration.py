@@ -8,6 +8,9 @@ from torch import Tensor
 from redif_env.actions import NoiseMap
 from redif_env.mdp import DenoisingMDP
 
+DIRECTIONS, SMALL = 64, 1 / 32
+"""Directions in which the outputs of an action stray, and how far, to find what comes of it."""
+
 
 def student_exploration(mdp: DenoisingMDP, landing: float, shift: float) -> Tensor:
     """Standard deviations ``(num_steps, 2)`` of a :class:`~redif_env.sb3.StudentPolicy`, in units of its actions.
@@ -29,17 +32,20 @@ def student_exploration(mdp: DenoisingMDP, landing: float, shift: float) -> Tens
 
 @torch.no_grad()
 def landing_gains(mdp: DenoisingMDP) -> Tensor:
-    """How far a step of the base solver lands from zero for actions of 1, from where those of 0 land at zero.
+    """How far a step of the base solver lands from where it would, as a multiple of how far its action's outputs stray.
 
-    ``(num_steps,)``: steps are linear in the prediction, so this is their slope.
+    ``(num_steps,)``, of root mean squares over ``DIRECTIONS`` random directions. Steps are linear in the prediction,
+    but for those that clip it: the changes are small, so that these are their slopes at zero.
     """
-    shape, schedule = mdp.teacher.sample_shape, mdp.teacher.schedule
-    state = mdp.initial(torch.zeros(1, *shape, device=mdp.teacher.device))
-    zero = torch.zeros(1, mdp.action_size, device=mdp.teacher.device)
-    one = torch.cat([zero[:, :1], torch.ones_like(zero[:, 1:])], dim=1)
+    schedule, generator = mdp.teacher.schedule, torch.Generator().manual_seed(0)
+    state = mdp.initial(torch.zeros(DIRECTIONS, *mdp.teacher.sample_shape, device=mdp.teacher.device))
+    zero = torch.zeros(DIRECTIONS, mdp.action_size, device=mdp.teacher.device)
+    strayed = torch.randn(zero.shape, generator=generator).to(zero) * SMALL
+    strayed[:, 0] = 0  # the step size
     gains = []
     for _ in range(mdp.num_steps):
-        ends = [mdp.answered(state, action) for action in (one, zero)]
-        landed, state = (mdp.advance(end, mdp.decode(end, zero)) for end in ends)
-        gains.append(schedule.normalised(landed.x, landed.half_logsnr).square().mean().sqrt())
+        ends = [mdp.answered(state, action) for action in (strayed, zero)]
+        moved, state = (mdp.advance(end, mdp.decode(end, zero)) for end in ends)
+        apart = schedule.normalised(moved.x, moved.half_logsnr) - schedule.normalised(state.x, state.half_logsnr)
+        gains.append(apart.norm() / strayed.norm())
     return torch.stack(gains).double().cpu()
