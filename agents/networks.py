@@ -18,6 +18,7 @@ from redif_env.cloning import CloningPlan, clone
 from redif_env.mdp import DenoisingMDP
 from redif_env.networks import narrowed
 from redif_env.noise_schedulers import action_reading
+from redif_env.pruning import prunable, pruned_weights
 from redif_env.sb3 import Reduction, StudentPolicy, student_kwargs
 from redif_env.students import Student
 from redif_env.teachers import Teacher, config_of
@@ -40,6 +41,11 @@ class NoiseSettings:
     """JSON file with the network's diffusers config; the teacher's if not given."""
     width: float = 1.0
     """Channels of the network, as a multiple of the config's (UNet2DModel)."""
+    time_embedding_dim: int | None = None
+    """Channels of its time embedding (UNet2DModel): a student is asked at few times. The config's if not given."""
+    prune: bool = True
+    """Begin the cloning of a narrower network with the teacher's channels that have the largest weights (UNet2DModel),
+    not with chance."""
     lora_rank: int = 0
     """Train low-rank adapters of this rank on a copy of the teacher, not all weights."""
     clone_updates: int = 1000
@@ -81,7 +87,9 @@ def network_config(settings: NoiseSettings, teacher: Teacher) -> dict[str, Any]:
     config: Mapping[str, Any] = config_of(teacher)
     if settings.config is not None:
         config = read_config(Path(settings.config))
-    return dict(config) if settings.width == 1 else narrowed(config, settings.width)
+    if (settings.width, settings.time_embedding_dim) == (1, None):
+        return dict(config)
+    return narrowed(config, settings.width, settings.time_embedding_dim)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -136,9 +144,12 @@ def warm_start(settings: NoiseSettings, mdp: DenoisingMDP, policy: StudentPolicy
 
 
 def clone_teacher(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module, seed: int) -> None:
-    """Clone the teacher into ``network``, which begins as a copy of it where the two are alike."""
-    if network_config(settings, mdp.teacher) == config_of(mdp.teacher):
+    """Clone the teacher into ``network``, which begins as a copy of it where the two are alike, or as a part of it."""
+    own, config = config_of(mdp.teacher), network_config(settings, mdp.teacher)
+    if config == own:
         load_plain(network, mdp.teacher.network.state_dict(), "the teacher")
+    elif settings.prune and prunable(own, config):
+        load_plain(network, pruned_weights(mdp.teacher.network, config), "the teacher's part")
     plan = CloningPlan(updates=settings.clone_updates, learning_rate=settings.clone_rate, seed=seed)
     with tqdm(total=plan.updates, desc="cloning the teacher") as bar:
 

@@ -38,8 +38,16 @@ from redif_env.students import Student
 
 WARM, PPO, EQUAL_SECONDS, EQUAL_CALLS = "warm start", "PPO", "gradient, equal seconds", "gradient, equal calls"
 METHODS = (WARM, PPO, EQUAL_SECONDS, EQUAL_CALLS)
-OF_PPO = ("network_calls", "learning_rates", "explorations")
-"""Settings of PPO that each width has its own of."""
+OF_WIDTHS = (
+    "widths",
+    "time_embedding_dims",
+    "clone_updates",
+    "clone_rates",
+    "network_calls",
+    "learning_rates",
+    "explorations",
+)
+"""Settings that each width has its own of: of its network, its cloning and PPO."""
 MEASURES = ("fd_teacher", "mse_teacher", "kd", "precision", "recall", "coverage")
 
 
@@ -49,7 +57,9 @@ class Args:
     num_steps: int = 4
     solver: str = "dpm++3m"
     grid: str = "time^1.5"
-    """Of the base solver: without a late start, as when the tables of the docs were made."""
+    """Of the base solver: without a late start, as when most tables of the docs were made."""
+    start: str = "noise"
+    """As in agents.ppo."""
     seeds: int = 3
     methods: tuple[str, ...] = METHODS
     network_calls: tuple[int, ...] = (180_000, 240_000)
@@ -62,10 +72,12 @@ class Args:
     explorations: tuple[tuple[float, float], ...] = ((0.15, 0.05), (0.05, 0.02))
     widths: tuple[float, ...] = (1.0, 0.62)
     """Channels of the students, as a multiple of the teacher's; the gradient has the first of them alone."""
+    time_embedding_dims: tuple[int | None, ...] = (None, None)
+    """Of the time's embedding, for each width; as many as the width has if not given."""
     lora_ranks: tuple[int, ...] = ()
     """Adapters on a copy of the teacher, of these ranks."""
-    start: str | None = None
-    """Student of --action solver whose steps all begin from; the base solver's if not given."""
+    student: str | None = None
+    """Of --action solver, whose steps all begin from; the base solver's if not given."""
     reference_size: int = 16384
     teacher_steps: int = 30
     """Predictions that the teacher spends on each of them; judges have 100."""
@@ -99,12 +111,13 @@ class Cell:
 
 def cells_of(args: Args) -> list[Cell]:
     """Every network with every seed."""
-    base = NoiseSettings(start=args.start)
-    columns = (args.widths, args.clone_updates, args.clone_rates, *(getattr(args, name) for name in OF_PPO))
-    kinds = [
-        (replace(base, width=width, clone_updates=updates, clone_rate=rate), *facts)
-        for width, updates, rate, *facts in zip(*columns, strict=True)
-    ]
+    columns = [getattr(args, name) for name in OF_WIDTHS]
+    kinds = []
+    for width, dim, updates, rate, *facts in zip(*columns, strict=True):
+        network = NoiseSettings(
+            args.student, width=width, time_embedding_dim=dim, clone_updates=updates, clone_rate=rate
+        )
+        kinds.append((network, *facts))
     whole, *facts = kinds[0]
     kinds += [(replace(whole, lora_rank=rank), *facts) for rank in args.lora_ranks]
     return [Cell(*kind, seed) for seed, kind in product(range(args.seeds), kinds)]
@@ -148,6 +161,7 @@ class Bench:
             num_steps=self.args.num_steps,
             solver=self.args.solver,
             grid=self.args.grid,
+            start=self.args.start,
             network=self.cell.network,
             out=self.cloned.parent,
             resume=True,
@@ -164,6 +178,7 @@ class Bench:
                 num_steps=self.args.num_steps,
                 solver=self.args.solver,
                 grid=self.args.grid,
+                start=self.args.start,
                 action="noise",
                 seed=self.cell.seed,
                 network_calls=self.cell.network_calls,
@@ -238,7 +253,7 @@ def _numbers(rows: Sequence[dict[str, Any]], method: str, begun: float) -> list[
 
 def main(args: Args) -> None:
     unknown = sorted(set(args.methods) - set(METHODS))
-    for name in ("clone_updates", "clone_rates", *OF_PPO):
+    for name in OF_WIDTHS[1:]:
         if len(getattr(args, name)) != len(args.widths):
             raise ValueError(f"{name}={getattr(args, name)} must be as many as widths={args.widths}")
     if unknown or WARM not in args.methods:

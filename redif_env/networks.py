@@ -140,12 +140,16 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def narrowed(config: Mapping[str, Any], width: float) -> dict[str, Any]:
+def narrowed(config: Mapping[str, Any], width: float, time_embedding_dim: int | None = None) -> dict[str, Any]:
     """A ``UNet2DModel`` config with ``width`` times the channels, rounded to whole groups of its normalisation.
 
+    ``time_embedding_dim``, if given, are the channels of the time's embedding: a student is asked at few times.
+
     Raises:
-        ValueError: if ``width`` is not above 0, or the network is another.
+        ValueError: if ``width`` or ``time_embedding_dim`` is not above 0, or the network is another.
     """
+    if time_embedding_dim is not None and time_embedding_dim < 1:
+        raise ValueError(f"time_embedding_dim must be at least 1, got {time_embedding_dim}")
     if not width > 0 or config.get("_class_name") != "UNet2DModel":
         raise ValueError(
             f"width={width} cannot be given a {config.get('_class_name')}: it must be above 0, of a UNet2DModel"
@@ -154,7 +158,8 @@ def narrowed(config: Mapping[str, Any], width: float) -> dict[str, Any]:
     channels = [max(1, round(width * channel / groups)) * groups for channel in config["block_out_channels"]]
     # The middle's attention needs one head at least.
     channels[-1] = max(channels[-1], config["attention_head_dim"] or 0)
-    return {**config, "block_out_channels": channels}
+    embedding = {} if time_embedding_dim is None else {"time_embedding_dim": time_embedding_dim}
+    return {**config, "block_out_channels": channels, **embedding}
 
 
 def call_by_name(network: nn.Module, x: Tensor, timestep: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
