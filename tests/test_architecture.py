@@ -15,8 +15,8 @@ ORDER = [
     "conditions", "networks", "pruning", "adapters", "companions", "pipelines", "teachers", "cache", "references",
     "regression", "starts", "linear_solver", "bands", "actions", "observations", "mdp", "cloning", "distances",
     "kernels", "features", "rewards", "rendering", "settings", "spaces", "siblings", "draws", "envs", "wrappers",
-    "policies", "sampling", "records", "export", "students", "checkpoints", "data", "metrics", "baselines", "evaluation",
-    "tables", "cli", "sb3",
+    "policies", "sampling", "records", "export", "students", "checkpoints", "data", "metrics", "baselines",
+    "evaluation", "tables", "cli", "sb3",
 ]  # fmt: skip
 PACKAGES = ("export", "sb3")
 NO_RL = ("gymnasium", "stable_baselines3", "tensorboard")
