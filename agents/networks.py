@@ -50,6 +50,8 @@ class NoiseSettings:
     """Train low-rank adapters of this rank on a copy of the teacher, not all weights."""
     clone_updates: int = 1000
     """Minibatches of behaviour cloning before training; 0 for none."""
+    clone_batch_size: int = 128
+    """States in each; their rollouts are four times as many."""
     clone_rate: float = 1e-3
     """Learning rate of cloning."""
     reduction: Reduction = Reduction.MEAN
@@ -150,7 +152,7 @@ def clone_teacher(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module
         load_plain(network, mdp.teacher.network.state_dict(), "the teacher")
     elif settings.prune and prunable(own, config):
         load_plain(network, pruned_weights(mdp.teacher.network, config), "the teacher's part")
-    plan = CloningPlan(updates=settings.clone_updates, learning_rate=settings.clone_rate, seed=seed)
+    plan = cloning_plan(settings, seed)
     with tqdm(total=plan.updates, desc="cloning the teacher") as bar:
 
         def progress(loss: float) -> None:
@@ -158,6 +160,17 @@ def clone_teacher(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module
             bar.update()
 
         clone(mdp, network, plan, progress)
+
+
+def cloning_plan(settings: NoiseSettings, seed: int) -> CloningPlan:
+    """How the teacher is cloned; in no updates, where the network begins otherwise."""
+    return CloningPlan(
+        updates=0 if settings.init or settings.copy else settings.clone_updates,
+        batch_size=settings.clone_batch_size,
+        rollouts=4 * settings.clone_batch_size,
+        learning_rate=settings.clone_rate,
+        seed=seed,
+    )
 
 
 def load_plain(network: nn.Module, weights: Mapping[str, torch.Tensor], name: str) -> None:

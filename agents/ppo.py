@@ -24,12 +24,11 @@ from agents.callbacks import (
 )
 from agents.command import prepare_folder, run, teacher_of, wanted
 from agents.evaluate import RESULT, report
-from agents.networks import NoiseSettings, noise_map, policy_kwargs, warm_start
+from agents.networks import NoiseSettings, cloning_plan, noise_map, policy_kwargs, warm_start
 from agents.plan import Item, Sizes, plan, print_plan
 from agents.recipes import settled
 from agents.runs import RunStoppedError, begin, check, settings_json
 from redif_env.actions import ActionMap
-from redif_env.cloning import CloningPlan
 from redif_env.evaluation import Evaluator
 from redif_env.mdp import DenoisingMDP
 from redif_env.references import VALIDATION_SEED
@@ -145,7 +144,7 @@ class Args:
 
 def network_items(args: Args) -> list[Item]:
     """What a network student costs besides; a backward pass counts as two calls, any network's as the teacher's."""
-    cloning = CloningPlan(updates=0 if args.network.init or args.network.copy else args.network.clone_updates)
+    cloning = cloning_plan(args.network, args.seed)
     visits = math.ceil(cloning.updates / cloning.refresh) * cloning.rollouts * args.num_steps * 2
     items = [
         Item("cloning the teacher", visits + 3 * cloning.updates * cloning.batch_size),

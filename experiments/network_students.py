@@ -42,6 +42,7 @@ OF_WIDTHS = (
     "widths",
     "time_embedding_dims",
     "clone_updates",
+    "clone_batch_sizes",
     "clone_rates",
     "network_calls",
     "learning_rates",
@@ -66,6 +67,7 @@ class Args:
     """Of PPO's episodes, for each width; its updates come on top. A narrower network makes more of them in its time."""
     clone_updates: tuple[int, ...] = (1000, 6000)
     """Minibatches of cloning, for each width; a network that does not begin with the teacher's weights needs more."""
+    clone_batch_sizes: tuple[int, ...] = (128, 128)
     clone_rates: tuple[float, ...] = (1e-3, 2e-3)
     learning_rates: tuple[float, ...] = (2e-4, 5e-5)
     """Of PPO, for each width: the narrower network is the more sensitive one."""
@@ -113,9 +115,14 @@ def cells_of(args: Args) -> list[Cell]:
     """Every network with every seed."""
     columns = [getattr(args, name) for name in OF_WIDTHS]
     kinds = []
-    for width, dim, updates, rate, *facts in zip(*columns, strict=True):
+    for width, dim, updates, size, rate, *facts in zip(*columns, strict=True):
         network = NoiseSettings(
-            args.student, width=width, time_embedding_dim=dim, clone_updates=updates, clone_rate=rate
+            args.student,
+            width=width,
+            time_embedding_dim=dim,
+            clone_updates=updates,
+            clone_batch_size=size,
+            clone_rate=rate,
         )
         kinds.append((network, *facts))
     whole, *facts = kinds[0]

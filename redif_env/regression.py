@@ -1,4 +1,4 @@
-"""Least squares with a penalty that is chosen by leaving rows out, which has a closed form."""
+"""Linear maps in closed form: least squares, with a penalty chosen by leaving rows out, and the map between moments."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from torch.nn import functional as F
 
 PENALTIES = tuple(10.0**power for power in range(-7, 3))
 """Of the squared distance of the matrix to where it is drawn, for each row."""
+
+SLACK = 1e-3
+"""Share of the mean variance that every direction is given besides, where moments are matched."""
 
 
 def least_squares(inputs: Tensor, outputs: Tensor, condition: Tensor, conditions: int, prior: Tensor) -> Tensor:
@@ -34,3 +37,23 @@ def least_squares(inputs: Tensor, outputs: Tensor, condition: Tensor, conditions
     chosen = min(errors, key=lambda penalty: errors[penalty])
     matrix = vh.T @ ((s / (s**2 + chosen * len(z)))[:, None] * seen)
     return torch.cat([prior + matrix, rest_mean - z_mean @ matrix])
+
+
+def moment_map(found: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The map from rows like ``found`` ``(N, D)`` to rows with the mean and covariance of ``wanted`` ``(M, D)``: matrix
+    ``(D, D)``, acting from the right, and offset ``(D,)``.
+
+    Of all such maps the one that moves the least: optimal transport between Gaussians (Olkin and Pukelsheim 1982).
+    Directions that hardly vary, by ``SLACK`` of the mean variance, are left as they are.
+    """
+    slack = SLACK * wanted.var(dim=0).mean() * torch.eye(wanted.shape[1], dtype=wanted.dtype)
+    covariance, target = (torch.cov(rows.T) + slack for rows in (found, wanted))
+    root, inverse = _power(covariance, 0.5), _power(covariance, -0.5)
+    matrix = inverse @ _power(root @ target @ root, 0.5) @ inverse
+    return matrix, wanted.mean(dim=0) - found.mean(dim=0) @ matrix
+
+
+def _power(matrix: Tensor, power: float) -> Tensor:
+    """Of a symmetric positive definite matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values**power) @ vectors.T

@@ -73,6 +73,20 @@ def test_a_mixture_s_endpoints_are_met_better_than_by_any_polynomial():
     assert error(fit_solver(teacher, grid, 4, start)) < 0.9 * min(error(solver) for solver in SOLVERS.values())
 
 
+@pytest.mark.parametrize("clipped", [True, False])
+def test_samples_of_the_noises_that_were_fitted_to_vary_as_the_endpoints(clipped, monkeypatch):
+    """What least squares foretell varies less; clipped samples are matched as judges see them."""
+    monkeypatch.setattr(linear_solver, "_clips", lambda teacher: clipped)
+    teacher, grid = GaussianMixtureTeacher.ring(), GRIDS["time@4"]
+    reference = reference_set(teacher, 512, num_steps=100)
+    shown = [
+        rows.double().clamp(-1, 1) if clipped else rows.double()
+        for rows in (reference.endpoints, sample(teacher, fit_solver(teacher, grid, 2), grid, reference.noise, 2))
+    ]
+    torch.testing.assert_close(shown[1].mean(0), shown[0].mean(0), rtol=0, atol=0.005)
+    torch.testing.assert_close(torch.cov(shown[1].T), torch.cov(shown[0].T), rtol=0.02, atol=0.005)
+
+
 def test_rows_at_different_steps_are_stepped_each_by_its_own():
     """A batch whose rows are at different steps, as environments that were reset apart are."""
     teacher = GaussianMixtureTeacher.ring()

@@ -260,7 +260,7 @@ def test_the_experiment_s_rows(settings, tmp_path, capsys):
     """The same clone under PPO and twice under the gradient; a second run computes nothing."""
     args = network_students.Args(
         teacher=settings.teacher, num_steps=2, seeds=1, widths=(0.5,), time_embedding_dims=(None,),
-        network_calls=(1024,), clone_updates=(2,), clone_rates=(1e-3,), learning_rates=(1e-4,),
+        network_calls=(1024,), clone_updates=(2,), clone_batch_sizes=(16,), clone_rates=(1e-3,), learning_rates=(1e-4,),
         explorations=((0.1, 0.1),),
         reference_size=16, teacher_steps=8, test_size=16, held_out_size=16, out=tmp_path / "out", jobs=1,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from redif_env.regression import PENALTIES, least_squares
+from redif_env.regression import PENALTIES, SLACK, least_squares, moment_map
 
 
 def test_the_fit_finds_a_map_and_an_offset_for_each_condition():
@@ -40,3 +40,37 @@ def test_the_penalty_is_the_one_that_foretells_best(disturbance):
     fitted = least_squares(noise, noise @ prior + moved, torch.zeros(12, dtype=torch.int64), 1, prior)
     torch.testing.assert_close(fitted[:3], prior + ridge(z, r, best))
     assert (best > 0.1) == (disturbance > 1)
+
+
+def test_moments_become_those_wanted_by_the_shortest_way():
+    """Mean and covariance are met; the matrix is symmetric and positive, as that of an optimal transport (Brenier)."""
+    generator = torch.Generator().manual_seed(2)
+    found, wanted = (
+        torch.randn(500, 4, generator=generator, dtype=torch.float64)
+        @ torch.randn(4, 4, generator=generator, dtype=torch.float64)
+        for _ in range(2)
+    )
+    matrix, offset = moment_map(found, wanted + 3)
+    moved = found @ matrix + offset
+    torch.testing.assert_close(moved.mean(0), wanted.mean(0) + 3)
+    slack = SLACK * wanted.var(dim=0).mean() * torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(matrix @ (torch.cov(found.T) + slack) @ matrix, torch.cov(wanted.T) + slack)
+    torch.testing.assert_close(matrix, matrix.T)
+    assert torch.linalg.eigvalsh(matrix).min() > 0
+
+
+def test_moments_by_hand():
+    """Along axes a standard deviation is stretched by its ratio; what never varies stays as it is."""
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(400, 2, generator=generator, dtype=torch.float64)
+    rows = torch.linalg.qr(rows - rows.mean(0)).Q * 20  # uncorrelated, of the same variance
+    still = torch.full((400, 1), -1.0, dtype=torch.float64)
+    found, wanted = (
+        torch.cat([rows * torch.tensor(deviation, dtype=torch.float64), still], dim=1)
+        for deviation in ((1.0, 4.0), (2.0, 1.0))
+    )
+    matrix, offset = moment_map(found, wanted)
+    torch.testing.assert_close(
+        matrix, torch.diag(torch.tensor([2.0, 0.25, 1.0], dtype=torch.float64)), rtol=0.01, atol=1e-9
+    )
+    torch.testing.assert_close(offset, torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-9)
