@@ -117,7 +117,7 @@ def cells_of(args: Args) -> list[Cell]:
     kinds = []
     for width, dim, updates, size, rate, *facts in zip(*columns, strict=True):
         network = NoiseSettings(
-            args.student,
+            start=args.student,
             width=width,
             time_embedding_dim=dim,
             clone_updates=updates,

@@ -39,7 +39,8 @@ from redif_env.types import Decision, Level, State, expand
 SIZE, RATIO = 4096, 4
 """Ways at least, and ways for each number that a step looks at."""
 ROUNDS = 8
-"""Times that clipped samples are moved towards the endpoints' moments; twice as many change nothing."""
+"""Times that clipped samples are moved towards the endpoints' moments: on the digits their covariance is within a
+thousandth of the endpoints' by then."""
 STEPS = 100
 """Predictions that the teacher spends on each way, as on the endpoints that environments have by default."""
 
@@ -131,7 +132,7 @@ def solver_key(teacher: Teacher, grid: Grid, num_steps: int, start: LinearStart 
     begun = "noise" if start is None else start.key
     # Rounded, since machines differ in a logarithm's last digit.
     levels = [f"{level:.6f}" for level in _levels(teacher, grid, num_steps).tolist()]
-    described = f"vivid linear solver {ways} {levels} {begun}{' clipped' if _clips(teacher) else ''}"
+    described = f"moment-matched linear solver {ways} {levels} {begun}{' clipped' if _clips(teacher) else ''}"
     return hashlib.sha256(described.encode()).hexdigest()
 
 
@@ -179,7 +180,7 @@ def _fitted(
         prior = _newest(index, count)
         fitted = least_squares(seen.cpu(), wanted.cpu(), reference.condition, len(teacher.conditions), prior)
         if last:
-            fitted = _vivid(fitted, seen.cpu(), reference.condition, wanted.cpu().double(), _clips(teacher))
+            fitted = _moments_matched(fitted, seen.cpu(), reference.condition, wanted.cpu().double(), _clips(teacher))
         unused = torch.zeros((num_steps - index - 1) * count, count, dtype=torch.float64)
         rows = (index + 2) * count
         maps.append(torch.cat([fitted[:rows], unused, fitted[rows:]]))
@@ -204,14 +205,16 @@ def _seen(state: State, level: Level, order: int, clipped: bool) -> Tensor:
     return torch.cat([(state.x.double() / size)[:, None], predicted], dim=1).flatten(2)
 
 
-def _vivid(fitted: Tensor, seen: Tensor, condition: Tensor, wanted: Tensor, clipped: bool) -> Tensor:
+def _moments_matched(fitted: Tensor, seen: Tensor, condition: Tensor, wanted: Tensor, clipped: bool) -> Tensor:
     """``fitted`` moved, so that what it makes of ``seen`` has the mean and covariance of ``wanted``, once both are
     ``clipped``: by and by then, since what is clipped depends on what is made."""
+
+    def shown(samples: Tensor) -> Tensor:
+        return samples.clamp(-1, 1) if clipped else samples
+
     rows = seen.shape[1]
-    shown = wanted.clamp(-1, 1) if clipped else wanted
     for _ in range(ROUNDS if clipped else 1):
-        made = seen @ fitted[:rows] + fitted[rows:][condition]
-        matrix, offset = moment_map(made.clamp(-1, 1) if clipped else made, shown)
+        matrix, offset = moment_map(shown(seen @ fitted[:rows] + fitted[rows:][condition]), shown(wanted))
         fitted = fitted @ matrix
         fitted[rows:] += offset
     return fitted

@@ -148,17 +148,15 @@ def narrowed(config: Mapping[str, Any], width: float, time_embedding_dim: int | 
     Raises:
         ValueError: if ``width`` or ``time_embedding_dim`` is not above 0, or the network is another.
     """
-    if time_embedding_dim is not None and time_embedding_dim < 1:
-        raise ValueError(f"time_embedding_dim must be at least 1, got {time_embedding_dim}")
-    if not width > 0 or config.get("_class_name") != "UNet2DModel":
-        raise ValueError(
-            f"width={width} cannot be given a {config.get('_class_name')}: it must be above 0, of a UNet2DModel"
-        )
+    embedding = {} if time_embedding_dim is None else {"time_embedding_dim": time_embedding_dim}
+    asked = {"width": width, **embedding}
+    if not all(value > 0 for value in asked.values()) or config.get("_class_name") != "UNet2DModel":
+        given = ", ".join(f"{name}={value}" for name, value in asked.items())
+        raise ValueError(f"{given} cannot be given a {config.get('_class_name')}: must be above 0, of a UNet2DModel")
     groups = config["norm_num_groups"]
     channels = [max(1, round(width * channel / groups)) * groups for channel in config["block_out_channels"]]
     # The middle's attention needs one head at least.
     channels[-1] = max(channels[-1], config["attention_head_dim"] or 0)
-    embedding = {} if time_embedding_dim is None else {"time_embedding_dim": time_embedding_dim}
     return {**config, "block_out_channels": channels, **embedding}
 
 

@@ -84,7 +84,7 @@ def pruned_weights(network: nn.Module, narrower: Mapping[str, Any]) -> dict[str,
         rows = weights[name]
         if axes[name][0]:
             rows = rows.index_select(0, places(axes[name][0]))
-        if not axes[name][1:] or not axes[name][1]:
+        if not any(axes[name][1:]):
             return rows
         found = rows.index_select(1, places(axes[name][1]))
         if name == LABELS:
@@ -150,7 +150,7 @@ def _strengths(weights: Mapping[str, Tensor], axes: Mapping[str, Axes], sizes: M
     """What is written to each channel times what is read from it, of each kind."""
     written, read = ({kind: torch.zeros(size) for kind, size in sizes.items()} for _ in range(2))
     for name, weight in weights.items():
-        if weight.ndim == 1 or name == LABELS:  # norms, biases and labels tell channels apart the least
+        if weight.ndim == 1 or name == LABELS:  # neither norms and biases nor labels are sums over channels
             continue
         for axis, (kinds, sums) in enumerate(zip(axes[name], (written, read), strict=True)):
             if kinds:

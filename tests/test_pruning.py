@@ -101,6 +101,10 @@ def test_what_cannot_be_pruned():
     config = config_of(network)
     assert prunable(config, narrowed(config, 0.5))
     assert prunable(config, narrowed(config, 0.5, 8))
+    with pytest.raises(
+        ValueError, match=r"width=0\.5, time_embedding_dim=0 cannot be given a UNet2DModel: must be above 0"
+    ):
+        narrowed(config, 0.5, 0)
     assert not prunable(config, narrowed(config, 2))
     assert not prunable(config, narrowed(config, 0.5, 64))
     assert not prunable(config, narrowed(config, 0.25))  # (4, 4): a residual layer loses a weight
