@@ -29,14 +29,16 @@ from agents.command import prepare_folder, run
 from agents.networks import NoiseSettings
 from experiments.figures import draw_curves, draw_samples, draw_schedules
 from experiments.kept import file_name, once, same_settings, write_json
+from experiments.rivals.base import Base, bases_of
 from experiments.rivals.field import FIELD, Entry, takes_part
-from experiments.rivals.rival import StudentSampler, Task
-from experiments.rivals.training_free import LINEAR_GRIDS, STARTED, STARTED_GRIDS
+from experiments.rivals.rival import Clock, StudentSampler, Task
+from experiments.rivals.shortlist import nearest
+from experiments.rivals.training_free import STARTED, STARTED_GRIDS
 from redif_env.evaluation import Evaluator
 from redif_env.files import write_file
 from redif_env.grids import GRIDS
-from redif_env.references import TEST_SEED, VALIDATION_SEED, reference_paths, reference_set
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, build_mdp, shared_teacher
+from redif_env.references import TEST_SEED, VALIDATION_SEED, ReferenceSet, reference_paths, reference_set
+from redif_env.settings import DEFAULT_GRID, shared_teacher
 from redif_env.starts import fit_start
 from redif_env.teachers import Teacher
 
@@ -66,6 +68,7 @@ OF_ALL_ROWS = (
     "teacher_steps",
     "clone_updates",
     "test_size",
+    "choosing_size",
     "held_out_size",
     "features",
 )
@@ -79,23 +82,28 @@ class Args:
     trained_nfe: tuple[int, ...] = (4, 6, 8)
     """Of these, where rivals that are trained take part; training-free ones do everywhere."""
     seeds: int = 3
-    seconds: float = 25.0
+    seconds: float = 20.0
     """Time that each fit may take, on its share of the cores; endpoints to train on and the warm start are given."""
     budgets: tuple[float, ...] = (1.0,)
     """Multiples of that time, for all rivals that are trained: 10 is what those need that train a whole network."""
     methods: tuple[str, ...] = tuple(FIELD)
-    solver: str = DEFAULT_SOLVER
-    """Base solver that our actions, and rivals that learn the same, begin from; so do the steps of networks."""
+    solver: str | None = None
+    """Base solver that our actions, and rivals that learn the same, begin from; so do the steps of networks. For each
+    teacher and NFE the one that validation noises prefer, if not given, of linear steps or iPNDM and their grids."""
     grid: str = DEFAULT_GRID
+    """Of a solver that is given."""
     start: str = "noise"
-    """Or "linear", as in agents.ppo."""
+    """Or "linear", as in agents.ppo; of a solver that is given."""
     reference_size: int = 4096
     teacher_steps: int = 100
     """Predictions that the teacher spends on an endpoint to train on; judges have 100."""
     clone_updates: int = 400
     """Minibatches of cloning that make the warm start of all networks."""
     test_size: int = 2000
+    choosing_size: int = 1024
+    """Validation noises on which a base, and the grids of solvers, are chosen."""
     held_out_size: int = 512
+    """Of them, those on which a fit is watched, and the best of it kept."""
     features: str | None = None
     """Of the judge: "inception:PATH" with torch-fidelity's weights, or a vision model; small classifiers of digits, or
     pixels, if not given. What is chosen among during a fit is always chosen by the latter."""
@@ -152,6 +160,26 @@ def evaluator(teacher: str, size: int, seed: int, train_size: int, features: str
     return Evaluator(placed(teacher), size, seed, train_size=train_size, features=features)
 
 
+def base_of(args: Args, teacher: str, nfe: int) -> Base:
+    """What is given, or else the base that comes nearest to the teacher: chosen once."""
+    if args.solver is not None:
+        return Base(args.solver, args.grid, args.start)
+
+    def make() -> dict[str, str]:
+        bases = {" ".join(asdict(base).values()): base for base in bases_of(placed(teacher))}
+        task = Task(*given(args, teacher, args.choosing_size), nfe // placed(teacher).calls, 0, args.seconds)
+        samplers = {name: base.sampler(task.teacher, task.num_steps) for name, base in bases.items()}
+        return asdict(bases[nearest(task, samplers, Clock(args.seconds))])
+
+    return Base(**once(args.out / "bases" / f"{file_name(f'{teacher}-{nfe}')}.json", make))
+
+
+def given(args: Args, teacher: str, size: int) -> tuple[Teacher, ReferenceSet, Evaluator]:
+    """The teacher, what may be trained on, and a judge of so many validation noises."""
+    reference = reference_set(placed(teacher), args.reference_size, num_steps=args.teacher_steps)
+    return placed(teacher), reference, evaluator(teacher, size, VALIDATION_SEED, args.reference_size)
+
+
 def warm_folder(args: Args, teacher: str, nfe: int) -> Path:
     """Where the student is kept that all networks begin as."""
     return args.out / "warm" / file_name(f"{teacher}-{nfe}")
@@ -168,9 +196,7 @@ def warm_up(args: Args, teacher: str, nfe: int, threads: int) -> dict[str, Any]:
             clone.Args(
                 teacher=teacher,
                 num_steps=nfe,
-                solver=args.solver,
-                grid=args.grid,
-                start=args.start,
+                **asdict(base_of(args, teacher, nfe)),
                 network=network,
                 out=folder / "run",
                 resume=True,
@@ -191,23 +217,12 @@ def finish(args: Args, cell: Cell, entry: Entry, threads: int) -> dict[str, Any]
 def fit(args: Args, cell: Cell, entry: Entry, threads: int) -> dict[str, Any]:
     """The row of one cell."""
     torch.set_num_threads(threads)
-    teacher = placed(cell.teacher)
-    reference = reference_set(teacher, args.reference_size, num_steps=args.teacher_steps)
-    chooser = evaluator(cell.teacher, args.held_out_size, VALIDATION_SEED, args.reference_size)
+    size = args.held_out_size if entry.trained else args.choosing_size
     warm = warm_folder(args, cell.teacher, cell.nfe) / "student" if entry.network else None
     seconds = args.seconds * cell.budget
-    task = Task(
-        teacher,
-        reference,
-        chooser,
-        cell.nfe // teacher.calls,
-        cell.seed,
-        seconds,
-        warm=warm,
-        solver=args.solver,
-        grid=args.grid,
-        start=args.start,
-    )
+    base = base_of(args, cell.teacher, cell.nfe) if entry.trained else Base()
+    teacher, *rest = given(args, cell.teacher, size)
+    task = Task(teacher, *rest, cell.nfe // teacher.calls, cell.seed, seconds, warm=warm, base=base)
     fitted = entry.rival(task)
     facts = {
         "train_seconds": round(fitted.seconds, 1),
@@ -255,16 +270,15 @@ def finish_all(args: Args, cells: Sequence[Cell], field: Field) -> list[dict[str
     entries = [field[cell.method] for cell in cells]
     networks = [cell for cell, entry in zip(cells, entries, strict=True) if entry.network]
     for name in args.teacher:  # what all processes need is computed once
-        reference = reference_set(placed(name), args.reference_size, num_steps=args.teacher_steps)
-        evaluator(name, args.held_out_size, VALIDATION_SEED, args.reference_size)
+        given(args, name, args.choosing_size)
+        _, reference, _ = given(args, name, args.held_out_size)
         evaluator(name, args.test_size, TEST_SEED, args.reference_size, args.features)
         if any(cell.method.startswith("redif") and cell.teacher == name for cell in networks):
             reference_paths(placed(name), reference)
-        for grid in starts_of(args):
+        for grid in STARTED_GRIDS if set(args.methods) & set(STARTED) else ():
             fit_start(placed(name), GRIDS[grid])
-        for grid, start, nfe in linear_steps_of(args):
-            steps = nfe // placed(name).calls
-            build_mdp(placed(name), steps, "solver", "features", LINEAR, grid, "cpu", "float32", start=start)
+        for nfe in sorted({cell.nfe for cell in cells if cell.teacher == name and field[cell.method].trained}):
+            base_of(args, name, nfe).sampler(placed(name), nfe // placed(name).calls)
     floors = [once(args.out / "floor" / f"{file_name(name)}.json", partial(floor, args, name)) for name in args.teacher]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     warm = sorted({(cell.teacher, cell.nfe) for cell in networks})
@@ -275,19 +289,6 @@ def finish_all(args: Args, cells: Sequence[Cell], field: Field) -> list[dict[str
         started = [pool.submit(warm_up, args, *key, threads) for key in warm]
         rows = [future.result() for future in started]
         return floors + rows + list(pool.map(partial(finish, args, threads=threads), cells, entries))
-
-
-def starts_of(args: Args) -> list[str]:
-    """The grids whose linear starts take part."""
-    own = [args.grid] if args.start == LINEAR else []
-    return [*own, *(STARTED_GRIDS if set(args.methods) & set(STARTED) else ())]
-
-
-def linear_steps_of(args: Args) -> list[tuple[str, str, int]]:
-    """Grids, starts and NFE to which linear steps are fitted beforehand; others find their ways kept then."""
-    if args.solver == LINEAR:
-        return [(args.grid, args.start, nfe) for nfe in args.trained_nfe if nfe in args.nfe]
-    return [(LINEAR_GRIDS[0], LINEAR, args.nfe[0])] if "linear steps" in args.methods else []
 
 
 def summary(rows: Sequence[dict[str, Any]], teacher: str, nfe: int) -> Table:
@@ -322,7 +323,7 @@ def line(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:
 
 
 def check(args: Args, field: Field) -> None:
-    """Refuse methods that are unknown, or cannot take part.
+    """Refuse methods that are unknown, or cannot take part, and a grid whose solver is not given.
 
     Raises:
         ValueError: naming them.
@@ -330,9 +331,9 @@ def check(args: Args, field: Field) -> None:
     unknown = sorted(set(args.methods) - set(field))
     if unknown:
         raise ValueError(f"methods={unknown} are unknown: choose among {', '.join(map(repr, field))}")
-    if args.solver == LINEAR and "redif-ppo, adaptive" in args.methods:
+    if args.solver is None and (args.grid, args.start) != (Args.grid, Args.start):
         raise ValueError(
-            f"solver={args.solver!r} is fitted to one number of steps: leave 'redif-ppo, adaptive' out of --methods"
+            f"grid={args.grid!r} and start={args.start!r} are of a solver that is given: give --solver too, or neither"
         )
     networks = [method for method in args.methods if field[method].network]
     for name in args.teacher:

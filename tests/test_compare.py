@@ -15,6 +15,7 @@ from agents.recipes import settled
 from experiments import ablate, compare, figures
 from experiments.rivals import descent, off_the_shelf, ours, pace
 from experiments.rivals.amed import Intermediate, amed
+from experiments.rivals.base import Base, bases_of, linear_base
 from experiments.rivals.consistency import consistency, heun_step
 from experiments.rivals.descent import Batch, loss_of
 from experiments.rivals.field import FIELD, Entry, takes_part
@@ -40,7 +41,7 @@ from redif_env.policies import Policy
 from redif_env.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_set
 from redif_env.sampling import trajectory
 from redif_env.schedules import FlowSchedule, VariancePreservingSchedule
-from redif_env.settings import build_mdp
+from redif_env.settings import build_mdp, shared_teacher
 from redif_env.solvers import SOLVERS, ddim_step, sample
 from redif_env.teachers import GaussianMixtureTeacher, Teacher, own_teacher
 from redif_env.types import PredictionType
@@ -120,18 +121,38 @@ def test_solvers_from_a_linear_start_are_students_that_decide_nothing():
 def test_a_linear_start_is_given_to_all_who_learn_from_it(method, monkeypatch):
     for name in ("affordable", "in_time"):
         monkeypatch.setattr(ours, name, lambda *_: 2000)
-    task = replace(task_of(3, calls=4000), grid="time@4", start="linear")
+    task = replace(task_of(3, calls=4000), base=Base(grid="time@4", start="linear"))
     student = FIELD[method].rival(task).sampler.student
     expected = build_mdp(
-        "gaussian-ring", 3, "solver", "features", task.solver, "time@4", "cpu", "float32", start="linear"
+        "gaussian-ring", 3, "solver", "features", task.base.solver, "time@4", "cpu", "float32", start="linear"
     )
     assert student.mdp.start.key == expected.start.key
 
 
-def test_the_program_fits_what_its_methods_need(tmp_path):
-    assert compare.starts_of(small(tmp_path, methods=("ddim",))) == []
-    assert compare.starts_of(small(tmp_path, methods=("ddim",), grid="time@8", start="linear")) == ["time@8"]
-    assert compare.starts_of(small(tmp_path, methods=tuple(STARTED)[:1])) == list(STARTED_GRIDS)
+def test_the_base_is_the_one_that_validation_noises_prefer(tmp_path, ring, monkeypatch):
+    args = small(tmp_path, nfe=(2,))
+    found = compare.base_of(args, "gaussian-ring", 2)
+    judge = compare.evaluator("gaussian-ring", args.choosing_size, VALIDATION_SEED, args.reference_size)
+    apart = {base: judge.distance(base.sampler(ring, 2)) for base in bases_of(ring)}
+    assert found == min(apart, key=apart.__getitem__)
+    assert found.fixed
+    monkeypatch.setattr(compare, "bases_of", None)  # chosen once
+    assert compare.base_of(args, "gaussian-ring", 2) == found
+    assert compare.base_of(replace(args, solver="ddim"), "gaussian-ring", 2) == Base("ddim")
+
+
+def test_linear_steps_are_no_base_of_large_samples():
+    bases = bases_of(shared_teacher("mnist", torch.device("cpu"), torch.float32))
+    assert {base.solver for base in bases} == {"ipndm2", "ipndm3"}
+    assert {base.grid for base in bases} == set(SOLVER_GRIDS)
+
+
+def test_a_base_makes_what_a_student_makes_that_decides_nothing(ring):
+    task, base = task_of(), linear_base("time^1.5@4")
+    mdp = build_mdp(ring, 3, "solver", "features", base.solver, base.grid, "cpu", "float32", start=base.start)
+    *_, last = trajectory(mdp, lambda seen: torch.zeros(len(seen), mdp.action_size), task.chooser.noise)
+    made = base.sampler(ring, 3)(task.chooser.noise, task.chooser.condition)
+    torch.testing.assert_close(made, last.x)
 
 
 def test_of_many_candidates_the_nearest_few_are_judged_on_all_noises():
@@ -457,8 +478,9 @@ def test_what_ppo_can_afford_leaves_out_what_it_spends_beside_steps(monkeypatch)
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
 def test_an_adaptive_student_is_held_to_the_calls_of_the_table(monkeypatch):
     monkeypatch.setattr(ours, "affordable", lambda *_: 2000)
-    task = task_of(3)
+    task = replace(task_of(3), base=linear_base("time^1.5@4"))
     found = ours.redif_adaptive(task)
+    assert found.sampler.student.mdp.start is None  # linear steps are fitted to one number of them
     last = found.sampler.student.trajectory(task.chooser.noise, found.sampler.price)[-1]
     assert found.spent == pytest.approx(last.nfe.double().mean().item())
     assert found.spent <= 3 or found.sampler.price == pytest.approx(ours.PRICES[1])
@@ -473,6 +495,7 @@ def small(out, **settings):
         "seconds": 0.5,
         "reference_size": 256,
         "test_size": 200,
+        "choosing_size": 64,
         "held_out_size": 64,
         "out": out,
         "jobs": 1,
@@ -525,6 +548,8 @@ def test_the_program_keeps_and_prints(tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
     with pytest.raises(ValueError, match=r"made with other settings: seconds=1.0 \(was 0.5\): choose another folder"):
         compare.main(replace(args, seconds=1.0))
+    with pytest.raises(ValueError, match="grid='time@8' and start='noise' are of a solver that is given"):
+        compare.main(replace(args, grid="time@8"))
     with pytest.raises(ValueError, match="methods=\\['magic'\\] are unknown"):
         compare.main(compare.Args(methods=("magic",), out=tmp_path))
     with pytest.raises(
@@ -541,7 +566,7 @@ def test_what_is_ablated_is_changed(change, monkeypatch):
     """Trained for a moment: a student whose process is the task's and the recipe's but for what is named."""
     monkeypatch.setattr(ours, "affordable", lambda *_: 400)
     monkeypatch.setattr(off_the_shelf, "in_time", lambda *_: 400)
-    task = replace(task_of(3), solver="dpm++3m", grid="logsnr")
+    task = replace(task_of(3), base=Base("dpm++3m", "logsnr"))
     student = ablate.CHANGES[change].rival(task).sampler.student
     default = build_mdp("gaussian-ring", 3, "solver", "features", "dpm++3m", "logsnr", "cpu", "float32")
     differs = {

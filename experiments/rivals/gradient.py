@@ -82,11 +82,11 @@ def _mdp(task: Task) -> DenoisingMDP:
         task.num_steps,
         "solver",
         seen(task.teacher),
-        task.solver,
-        task.grid,
+        task.base.solver,
+        task.base.grid,
         str(task.teacher.device),
         "float32",
-        start=task.start,
+        start=task.base.start,
     )
 
 

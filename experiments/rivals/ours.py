@@ -15,11 +15,12 @@ from agents.command import DEFAULT_REWARD
 from agents.networks import NoiseSettings
 from agents.plan import calls_per_second
 from agents.recipes import SOLVER, settled
+from experiments.rivals.base import Base
 from experiments.rivals.pace import environment_seconds, in_time
 from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, StudentSampler, Task, seen
 from redif_env.actions import ActionMap
 from redif_env.evaluation import prices_of
-from redif_env.settings import DEFAULT_SOLVER, LINEAR
+from redif_env.settings import DEFAULT_SOLVER
 from redif_env.students import Student
 
 MINIBATCH_SECONDS, ROLLOUT_SECONDS, SEARCH_SECONDS = 2.5e-3, 2.5e-3, 1e-5
@@ -58,9 +59,12 @@ def redif_adaptive(task: Task) -> Fitted:
     """The policy chooses the number of steps, up to two less or more, at the price that buys as many on average.
 
     Chosen on validation noise; where no price buys so few, the highest is taken, and the table says what was spent.
-    With hidden layers: linear in the price, the number of steps stays at its most.
+    With hidden layers: linear in the price, the number of steps stays at its most. Bases that are fitted to one number
+    of steps are left for iPNDM.
     """
     steps = task.num_steps
+    if task.base.fixed:
+        task = replace(task, base=Base())
     settings = ppo.Args(
         min_steps=max(1, steps - 2), prices=PRICES, reward=(*DEFAULT_REWARD, ("price", 1.0)), hidden=SOLVER.hidden
     )
@@ -128,7 +132,7 @@ def compact(task: Task, settings: ppo.Args, action: ActionMap | None = None) -> 
     )
     settings = settled(replace(asked, **{name: value for name, value in SHORT.items() if getattr(asked, name) is None}))
     calls = affordable(task, settings)
-    if calls >= SHORT_CALLS or task.solver == LINEAR:
+    if calls >= SHORT_CALLS or task.base.fixed:
         settings = settled(asked)
         calls = affordable(task, settings)
     found = _train(task, replace(settings, network_calls=calls), partial(ppo.train, action=action))
@@ -172,9 +176,9 @@ def _given(task: Task, settings: Any) -> Any:
     return replace(
         settings,
         teacher=task.teacher.name,
-        solver=task.solver if settings.solver == DEFAULT_SOLVER else settings.solver,
-        grid=task.grid,
-        start=task.start,
+        solver=task.base.solver if settings.solver == DEFAULT_SOLVER else settings.solver,
+        grid=task.base.grid,
+        start=task.base.start,
         reference_size=len(reference),
         teacher_steps=reference.num_steps,
     )

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.rivals.base import Base
 from redif_env.evaluation import Evaluator, Sampler
 from redif_env.references import ReferenceSet
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.students import Student
 from redif_env.teachers import Teacher
 
@@ -28,8 +28,7 @@ class Task:
     reported on, ``seconds`` is the time that fitting may take (references are given, and not counted), ``calls`` the
     network calls that it may make, if they are bounded too. ``warm`` is the folder of the network student that all who
     train a network begin as (``python -m agents.clone``; given like the references, its cost a row of its own).
-    ``solver``, ``grid`` and ``start`` are the names of what our actions begin from, and those of rivals that learn the
-    same.
+    ``base`` is what our actions begin from, and those of rivals that learn the same; it is given too.
     """
 
     teacher: Teacher
@@ -40,9 +39,7 @@ class Task:
     seconds: float
     calls: int | None = None
     warm: Path | None = None
-    solver: str = DEFAULT_SOLVER
-    grid: str = DEFAULT_GRID
-    start: str = "noise"
+    base: Base = field(default_factory=Base)
 
     @property
     def nfe(self) -> int:

@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
-from torch import Tensor
-
+from experiments.rivals.base import LINEAR_GRIDS, linear_base
 from experiments.rivals.rival import Clock, Fitted, Rival, Sampler, Task
 from experiments.rivals.shortlist import nearest
 from experiments.rivals.two_calls import Choice, TwoCallSampler, heun, midpoint
 from redif_env.baselines import SOLVER_GRIDS, Baseline
 from redif_env.grids import GRIDS
-from redif_env.linear_solver import fit_solver
-from redif_env.solvers import sample
+from redif_env.settings import LINEAR
 from redif_env.starts import fit_start
 
 STARTED_GRIDS = ("time@4", "time@8", "time^1.5@8", "time^1.5@20")
 """Grids that solvers with a linear start are tried on."""
-LINEAR_GRIDS = ("time^1.25@2.5", "time^1.5@4", "time^1.5@8")
-"""Grids that linear steps are tried on, from a linear start too."""
 
 
 def ddim(task: Task) -> Fitted:
@@ -40,7 +35,7 @@ def started(method: str) -> Rival:
 
 def linear_steps(task: Task) -> Fitted:
     """Linear steps on their best grid, from a linear start: fitted to the teacher's ways, which is not counted."""
-    return _on_best_grid(_linear, "linear", task, grids=LINEAR_GRIDS)
+    return _on_best_grid(_linear, LINEAR, task, grids=LINEAR_GRIDS)
 
 
 def two_calls(method: str, choose: Choice) -> Rival:
@@ -72,15 +67,7 @@ def _started(method: str, task: Task, grid: str) -> Sampler:
 
 
 def _linear(task: Task, grid: str) -> Sampler:
-    teacher, steps = task.teacher, GRIDS[grid]
-    start = fit_start(teacher, steps)
-    solver = fit_solver(teacher, steps, task.num_steps, start)
-
-    @torch.inference_mode()
-    def sampler(noise: Tensor, condition: Tensor) -> Tensor:
-        return sample(teacher, solver, steps, start(noise, condition), task.num_steps, condition)
-
-    return sampler
+    return linear_base(grid).sampler(task.teacher, task.num_steps)
 
 
 def _twice(choose: Choice, task: Task, grid: str) -> Sampler:

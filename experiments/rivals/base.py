@@ -1,0 +1,62 @@
+"""What all begin from who learn our actions, and on whose steps networks are cloned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from redif_env.baselines import SOLVER_GRIDS
+from redif_env.evaluation import Sampler
+from redif_env.grids import GRIDS
+from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, solver_of, start_of
+from redif_env.solvers import sample
+from redif_env.teachers import Teacher
+
+LINEAR_GRIDS = ("time^1.25@2.5", "time^1.5@4", "time^1.5@8")
+"""Grids that linear steps are tried on."""
+POLYNOMIALS = ("ipndm2", "ipndm3")
+"""Solvers that are tried where samples are too large for linear steps."""
+SMALL = 256
+"""Numbers a sample up to which linear steps are tried: larger ones take more ways of the teacher than training does."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A solver on a grid from a start, by the names that ``agents.ppo`` takes."""
+
+    solver: str = DEFAULT_SOLVER
+    grid: str = DEFAULT_GRID
+    start: str = "noise"
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it is fitted to one number of steps."""
+        return self.solver == LINEAR
+
+    def sampler(self, teacher: Teacher, num_steps: int) -> Sampler:
+        """Itself as a sampler; what is to be fitted is fitted, or found in the cache."""
+        grid = GRIDS[self.grid]
+        start = start_of(self.start, teacher, grid)
+        solver = solver_of(self.solver, teacher, grid, num_steps, start)
+
+        @torch.inference_mode()
+        def made(noise: Tensor, condition: Tensor) -> Tensor:
+            begun = noise if start is None else start(noise, condition)
+            return sample(teacher, solver, grid, begun, num_steps, condition)
+
+        return made
+
+
+def linear_base(grid: str) -> Base:
+    """Linear steps of a grid, from a linear start."""
+    return Base(LINEAR, grid, LINEAR)
+
+
+def bases_of(teacher: Teacher) -> list[Base]:
+    """What to choose from: linear steps; where samples are too large for them, iPNDM on every grid."""
+    if prod(teacher.sample_shape) <= SMALL:
+        return [linear_base(grid) for grid in LINEAR_GRIDS]
+    return [Base(solver, grid) for solver in POLYNOMIALS for grid in SOLVER_GRIDS]
