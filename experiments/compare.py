@@ -111,7 +111,8 @@ class Args:
     jobs: int = 2
     """Fits at the same time, each with its share of the cores."""
     quick: bool = False
-    """4 NFE, one seed, 20 seconds a fit, no networks; in a folder of their own in out."""
+    """4 NFE, one seed, 20 seconds a fit, no networks, nothing fitted to the teacher's ways but the base, which is not
+    chosen, and grids chosen on the noises that fits are watched on; in a folder of their own in out."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,11 @@ def evaluator(teacher: str, size: int, seed: int, train_size: int, features: str
 
 
 def base_of(args: Args, teacher: str, nfe: int) -> Base:
-    """What is given, or else the base that comes nearest to the teacher: chosen once."""
+    """What is given, or else the base that comes nearest to the teacher, chosen once; if quick, the likeliest."""
     if args.solver is not None:
         return Base(args.solver, args.grid, args.start)
+    if args.quick:
+        return bases_of(placed(teacher))[0]
 
     def make() -> dict[str, str]:
         bases = {" ".join(asdict(base).values()): base for base in bases_of(placed(teacher))}
@@ -172,6 +175,11 @@ def base_of(args: Args, teacher: str, nfe: int) -> Base:
         return asdict(bases[nearest(task, samplers, Clock(args.seconds))])
 
     return Base(**once(args.out / "bases" / f"{file_name(f'{teacher}-{nfe}')}.json", make))
+
+
+def begins(entry: Entry) -> bool:
+    """Whether a base is needed."""
+    return entry.trained or entry.base
 
 
 def given(args: Args, teacher: str, size: int) -> tuple[Teacher, ReferenceSet, Evaluator]:
@@ -220,7 +228,7 @@ def fit(args: Args, cell: Cell, entry: Entry, threads: int) -> dict[str, Any]:
     size = args.held_out_size if entry.trained else args.choosing_size
     warm = warm_folder(args, cell.teacher, cell.nfe) / "student" if entry.network else None
     seconds = args.seconds * cell.budget
-    base = base_of(args, cell.teacher, cell.nfe) if entry.trained else Base()
+    base = base_of(args, cell.teacher, cell.nfe) if begins(entry) else Base()
     teacher, *rest = given(args, cell.teacher, size)
     task = Task(teacher, *rest, cell.nfe // teacher.calls, cell.seed, seconds, warm=warm, base=base)
     fitted = entry.rival(task)
@@ -277,7 +285,7 @@ def finish_all(args: Args, cells: Sequence[Cell], field: Field) -> list[dict[str
             reference_paths(placed(name), reference)
         for grid in STARTED_GRIDS if set(args.methods) & set(STARTED) else ():
             fit_start(placed(name), GRIDS[grid])
-        for nfe in sorted({cell.nfe for cell in cells if cell.teacher == name and field[cell.method].trained}):
+        for nfe in sorted({cell.nfe for cell in cells if cell.teacher == name and begins(field[cell.method])}):
             base_of(args, name, nfe).sampler(placed(name), nfe // placed(name).calls)
     floors = [once(args.out / "floor" / f"{file_name(name)}.json", partial(floor, args, name)) for name in args.teacher]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
@@ -345,9 +353,10 @@ def compare(args: Args, field: Field) -> None:
     """Fit, judge, print and draw all of ``field`` that ``args`` ask for."""
     check(args, field)
     if args.quick:
-        alone = tuple(name for name in args.methods if not field[name].network)
+        alone = tuple(name for name in args.methods if not field[name].network and name not in STARTED)
         seconds, out = min(args.seconds, 20.0), args.out / "quick"
-        args = replace(args, nfe=args.nfe[:1], seeds=1, seconds=seconds, methods=alone, out=out)
+        size = min(args.choosing_size, args.held_out_size)
+        args = replace(args, nfe=args.nfe[:1], seeds=1, seconds=seconds, methods=alone, choosing_size=size, out=out)
     cells = cells_of(args, field)
     for teacher, nfe in product(args.teacher, args.nfe):
         if not any((cell.teacher, cell.nfe) == (teacher, nfe) for cell in cells):

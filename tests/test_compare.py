@@ -139,11 +139,16 @@ def test_the_base_is_the_one_that_validation_noises_prefer(tmp_path, ring, monke
     monkeypatch.setattr(compare, "bases_of", None)  # chosen once
     assert compare.base_of(args, "gaussian-ring", 2) == found
     assert compare.base_of(replace(args, solver="ddim"), "gaussian-ring", 2) == Base("ddim")
+    monkeypatch.undo()
+    assert compare.base_of(replace(args, quick=True), "gaussian-ring", 4) == bases_of(ring)[0]
+    task = replace(task_of(2), base=found)
+    assert FIELD["linear steps"].rival(task).described == f"linear {found.grid}"
 
 
 def test_linear_steps_are_no_base_of_large_samples():
     bases = bases_of(shared_teacher("mnist", torch.device("cpu"), torch.float32))
-    assert {base.solver for base in bases} == {"ipndm2", "ipndm3"}
+    assert bases[0] == Base()
+    assert {base.solver for base in bases[1:]} == {"ipndm2", "ipndm3"}
     assert {base.grid for base in bases} == set(SOLVER_GRIDS)
 
 

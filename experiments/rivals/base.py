@@ -56,7 +56,7 @@ def linear_base(grid: str) -> Base:
 
 
 def bases_of(teacher: Teacher) -> list[Base]:
-    """What to choose from: linear steps; where samples are too large for them, iPNDM on every grid."""
+    """What to choose from, the likeliest first: linear steps; where samples are too large for those, iPNDM."""
     if prod(teacher.sample_shape) <= SMALL:
         return [linear_base(grid) for grid in LINEAR_GRIDS]
-    return [Base(solver, grid) for solver in POLYNOMIALS for grid in SOLVER_GRIDS]
+    return [Base(), *(Base(solver, grid) for solver in POLYNOMIALS for grid in SOLVER_GRIDS)]

@@ -25,18 +25,20 @@ from experiments.rivals.training_free import STARTED, TRAINING_FREE, allows, ddi
 
 @dataclass(frozen=True)
 class Entry:
-    """How one is fitted; ``trained``: by chance, under the budget; ``network``: all weights of a network of its own."""
+    """How one is fitted; ``trained``: by chance, under the budget; ``network``: all weights of a network of its own;
+    ``base``: it is the base of the others, as it is."""
 
     rival: Rival
     trained: bool = True
     network: bool = False
+    base: bool = False
 
 
 FIELD: dict[str, Entry] = {
     "ddim, uniform time": Entry(ddim, trained=False),
     **{name: Entry(rival, trained=False) for name, rival in TRAINING_FREE.items()},
     **{name: Entry(rival, trained=False) for name, rival in STARTED.items()},
-    "linear steps": Entry(linear_steps, trained=False),
+    "linear steps": Entry(linear_steps, trained=False, base=True),
     "gits": Entry(gits, trained=False),
     "cross-entropy": Entry(cross_entropy),
     "gradient, table": Entry(gradient_table),

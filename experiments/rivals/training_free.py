@@ -34,7 +34,12 @@ def started(method: str) -> Rival:
 
 
 def linear_steps(task: Task) -> Fitted:
-    """Linear steps on their best grid, from a linear start: fitted to the teacher's ways, which is not counted."""
+    """Linear steps on their best grid, from a linear start: fitted to the teacher's ways, which is not counted.
+
+    The base of all who learn, where that is such.
+    """
+    if task.base.fixed:
+        return Fitted(task.base.sampler(task.teacher, task.num_steps), 0.0, 0, f"{LINEAR} {task.base.grid}")
     return _on_best_grid(_linear, LINEAR, task, grids=LINEAR_GRIDS)
 
 
