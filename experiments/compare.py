@@ -103,7 +103,7 @@ class Args:
     choosing_size: int = 1024
     """Validation noises on which a base, and the grids of solvers, are chosen."""
     held_out_size: int = 512
-    """Of them, those on which a fit is watched, and the best of it kept."""
+    """Validation noises on which a fit is watched, and the best of it kept."""
     features: str | None = None
     """Of the judge: "inception:PATH" with torch-fidelity's weights, or a vision model; small classifiers of digits, or
     pixels, if not given. What is chosen among during a fit is always chosen by the latter."""
