@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from redif_env.mdp import DenoisingMDP
 from redif_env.networks import narrowed
 from redif_env.noise_schedulers import action_reading
 from redif_env.pruning import prunable, pruned_weights
+from redif_env.references import reference_set
+from redif_env.refinement import RefinementPlan, refine
 from redif_env.sb3 import Reduction, StudentPolicy, student_kwargs
 from redif_env.students import Student
 from redif_env.teachers import Teacher, config_of
@@ -54,6 +57,13 @@ class NoiseSettings:
     """States in each; their rollouts are four times as many."""
     clone_rate: float = 1e-3
     """Learning rate of cloning."""
+    refine_updates: int = 0
+    """Minibatches of refinement after that, or of init: by the gradient through the steps, until samples are
+    distributed as the teacher's. 0 for none."""
+    refine_rate: float = 1e-4
+    """Learning rate of refinement."""
+    refine_size: int = 16_384
+    """Noises, with the endpoints that the teacher makes of them in 100 predictions, that it learns from."""
     reduction: Reduction = Reduction.MEAN
     """Of the log-probabilities of an action's numbers."""
     step_exploration: float = 0.1
@@ -142,6 +152,8 @@ def warm_start(settings: NoiseSettings, mdp: DenoisingMDP, policy: StudentPolicy
         load_plain(policy.unet, mdp.teacher.network.state_dict(), "the teacher")
     else:
         clone_teacher(settings, mdp, policy.unet, seed)
+    if settings.refine_updates:
+        refine_clone(settings, mdp, policy.unet, seed)
     return {"clone_seconds": round(time.monotonic() - start, 1)}
 
 
@@ -153,13 +165,37 @@ def clone_teacher(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module
     elif settings.prune and prunable(own, config):
         load_plain(network, pruned_weights(mdp.teacher.network, config), "the teacher's part")
     plan = cloning_plan(settings, seed)
-    with tqdm(total=plan.updates, desc="cloning the teacher") as bar:
+    with updates_shown(plan.updates, "cloning the teacher") as progress:
+        clone(mdp, network, plan, progress)
+
+
+def refine_clone(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module, seed: int) -> None:
+    """Refine ``network``, a clone, by the gradient through its steps.
+
+    Raises:
+        ValueError: if it answers in the teacher's form, not in that of clones.
+    """
+    if begun_form(settings, mdp) != action_reading(mdp.teacher.reading).prediction_type:
+        raise ValueError(
+            f"network.refine_updates={settings.refine_updates} refines clones, and a copy of the teacher answers in "
+            "another form: leave network.copy out, or begin with network.init from agents.clone"
+        )
+    plan = RefinementPlan(updates=settings.refine_updates, learning_rate=settings.refine_rate, seed=seed)
+    reference = reference_set(mdp.teacher, settings.refine_size)
+    with updates_shown(plan.updates, "refining the clone") as progress:
+        refine(mdp, network, plan, reference, progress)
+
+
+@contextmanager
+def updates_shown(updates: int, name: str) -> Iterator[Callable[[float], None]]:
+    """A progress bar: to be called with the loss of each update."""
+    with tqdm(total=updates, desc=name) as bar:
 
         def progress(loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update()
 
-        clone(mdp, network, plan, progress)
+        yield progress
 
 
 def cloning_plan(settings: NoiseSettings, seed: int) -> CloningPlan:

@@ -79,7 +79,7 @@ def clone(mdp: DenoisingMDP, network: nn.Module, plan: CloningPlan, progress: Ca
         if lesson is None or update % plan.refresh == 0:
             lesson = rollout(mdp, student if update else None, plan.rollouts, generator)
         rows = torch.randint(len(lesson.inputs), (plan.batch_size,), generator=generator)
-        loss = _loss(student, lesson.rows(rows.to(lesson.inputs.device)))
+        loss = clone_loss(student, lesson.rows(rows.to(lesson.inputs.device)))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -117,7 +117,8 @@ def rollout(mdp: DenoisingMDP, student: Teacher | None, count: int, generator: t
     )
 
 
-def _loss(student: Teacher, lesson: Lesson) -> Tensor:
+def clone_loss(student: Teacher, lesson: Lesson) -> Tensor:
+    """Mean squared error of what a student says."""
     asked = student.conditions.select(lesson.condition)
     dtype = student.dtype
     output = student.call(student.network, lesson.inputs.to(dtype), lesson.timestep.to(dtype), asked)

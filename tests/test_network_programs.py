@@ -114,6 +114,24 @@ def test_training_moves_what_cloning_made(settings, tmp_path):
     assert not same(weights(trained), weights(cloned))
 
 
+def test_a_clone_is_refined(settings, tmp_path):
+    """With the cloning, or of a clone that was saved before: the same student."""
+    args = clone.Args(
+        teacher=settings.teacher, num_steps=3, network=settings.network, out=tmp_path / "clone", test_size=16,
+        teacher_steps=8,
+    )  # fmt: skip
+    cloned, _ = clone.make(args)
+    cloned.save_pretrained(tmp_path / "clone" / "student")
+    refined = replace(settings.network, refine_updates=2, refine_size=16)
+    together, _ = clone.make(replace(args, network=refined, out=tmp_path / "together"))
+    begun = replace(refined, init=str(tmp_path / "clone" / "student"))
+    later, _ = clone.make(replace(args, network=begun, out=tmp_path / "later"))
+    assert same(weights(together), weights(later))
+    assert not same(weights(together), weights(cloned))
+    with pytest.raises(ValueError, match=r"leave network\.copy out"):
+        clone.make(replace(args, teacher="digits", network=replace(refined, copy=True), out=tmp_path / "copy"))
+
+
 @pytest.mark.parametrize("network", [{"width": 0.5}, {"lora_rank": 2}, {"target_kl": 0.1}, {"autocast": True}])
 def test_other_networks_train_too(settings, network):
     changed = replace(settings, network=replace(settings.network, **network), network_calls=48)

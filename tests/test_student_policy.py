@@ -26,6 +26,8 @@ from redif_env.networks import build_network, narrowed
 from redif_env.noise_schedulers import action_reading
 from redif_env.observations import Features, Sample
 from redif_env.predictions import EDMPreconditioning
+from redif_env.references import reference_set
+from redif_env.refinement import RefinementPlan, landed, refine
 from redif_env.rewards import EndpointAlignment
 from redif_env.sampling import trajectory
 from redif_env.sb3 import (
@@ -554,6 +556,69 @@ def test_cloning_finds_the_exact_velocity():
     noise = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
     student, base = own_teacher(teacher, network, action_reading(teacher.reading)), (SOLVERS["dpm++2m"], GRIDS["time"])
     torch.testing.assert_close(sample(student, *base, noise, 3), sample(teacher, *base, noise, 3), rtol=0, atol=0.03)
+
+
+def gaussian_student(scale=1.0, offset=0.0):
+    """A decision process of one Gaussian, and a network that says its velocity, but for a scale and an offset."""
+    teacher = GaussianMixtureTeacher(torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[0.2, 0.1, 0.3]]))
+    mdp = DenoisingMDP(teacher, SOLVERS["dpm++2m"], GRIDS["time"], 3, NoiseMap(), Sample())
+    lesson = rollout(mdp, None, 4, torch.Generator().manual_seed(0))
+    network = Line(sorted(set(lesson.timestep.tolist())), 3)
+    clone(mdp, network, CloningPlan(600, rollouts=128, learning_rate=0.05, decay=0.9), lambda loss: None)
+    with torch.no_grad():
+        network.scale.mul_(scale)
+        network.offset.add_(offset)
+    return mdp, network
+
+
+def test_refinement_lands_where_the_solver_does():
+    """The steps that it goes back through are those of the base solver, with the student's predictions."""
+    mdp, network = gaussian_student()
+    student = own_teacher(mdp.teacher, network, action_reading(mdp.teacher.reading))
+    noise = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    samples = landed(mdp, student, noise, torch.zeros(8, dtype=torch.int64))
+    torch.testing.assert_close(samples, sample(student, SOLVERS["dpm++2m"], GRIDS["time"], noise, 3))
+
+
+def test_refinement_finds_the_gaussian():
+    """Nothing is asked for but the distribution, and mean and deviation become what the teacher's endpoints have."""
+    mdp, network = gaussian_student(scale=1.1, offset=0.2)
+    reference = reference_set(mdp.teacher, 512)
+
+    @torch.no_grad()
+    def missed():
+        student = own_teacher(mdp.teacher, copy.deepcopy(network), action_reading(mdp.teacher.reading))
+        samples = landed(mdp, student, reference.noise, reference.condition)
+        ends = reference.endpoints
+        return (
+            float((samples.mean(dim=0) - ends.mean(dim=0)).norm()),
+            float((samples.std(dim=0) - ends.std(dim=0)).norm()),
+        )
+
+    (mean, std), losses = missed(), []
+    refine(mdp, network, RefinementPlan(200, learning_rate=0.02, paired=0.0, cloned=0.0), reference, losses.append)
+    assert losses[-1] < losses[0] / 20
+    assert mean > 0.2
+    assert std > 0.2
+    mean, std = missed()
+    assert mean < 0.02
+    assert std < 0.02
+
+
+def test_refinement_alone_of_cloning_keeps_a_clone():
+    """With no weight on what samples look like it goes on cloning, and a clone stays what it is."""
+    mdp, network = gaussian_student()
+    before = copy.deepcopy(network.state_dict())
+    refine(mdp, network, RefinementPlan(20, paired=0.0, energy=0.0), reference_set(mdp.teacher, 16), lambda loss: None)
+    for name, weight in network.state_dict().items():
+        torch.testing.assert_close(weight, before[name], rtol=0, atol=5e-3)
+
+
+def test_refinement_that_diverges_says_so():
+    mdp, network = gaussian_student()
+    plan = RefinementPlan(50, learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match=r"learning_rate=1e\+30"):
+        refine(mdp, network, plan, reference_set(mdp.teacher, 16), lambda loss: None)
 
 
 def test_states_are_visited_with_the_student_s_own_errors():

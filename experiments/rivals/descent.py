@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, Sampler, Task
 from redif_env.features import default_features, load_features
+from redif_env.refinement import straight_through
 
 BATCH = 64
 JUDGEMENTS = 6
@@ -125,11 +126,6 @@ def loss_of(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
         return (apart + 1e-12).sqrt().mean()
 
     return loss
-
-
-def straight_through(values: Tensor, clipped: Tensor) -> Tensor:
-    """``clipped`` going forward; going back as if nothing was, so that what lies outside does not get stuck there."""
-    return values + (clipped - values).detach()
 
 
 def _batch(task: Task, generator: torch.Generator) -> Batch:

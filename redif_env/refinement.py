@@ -1,0 +1,149 @@
+"""Refinement of a cloned network: by the gradient through its own steps, until its samples are distributed as they are
+to be.
+
+A clone that is smaller than its teacher errs everywhere, if little, and its samples as a set drift from the teacher's,
+however long it is cloned: what it is asked for is the error of single predictions. This needs what reinforcement
+learning does not: a network, steps and a distance that can be differentiated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from redif_env.cloning import clone_loss, rollout
+from redif_env.features import default_features, load_features
+from redif_env.kernels import EnergyKernel, squared_discrepancy
+from redif_env.mdp import DenoisingMDP
+from redif_env.noise_schedulers import action_reading
+from redif_env.references import ReferenceSet
+from redif_env.solvers import predict
+from redif_env.teachers import Teacher, own_teacher
+
+WARM_UP = 20
+"""Updates until the learning rate is what it is to be: Adam's first ones are as long on a clone as anywhere."""
+ROLLOUTS = 4
+"""Noises whose ways are followed for the states to be cloned on, as a multiple of a minibatch."""
+KERNEL = EnergyKernel()
+SMALL = 1e-12
+"""Under a root, so that it has a gradient at zero."""
+
+
+@dataclass(frozen=True)
+class RefinementPlan:
+    """How a network is refined.
+
+    ``updates`` minibatches of ``batch_size`` noises with the teacher's endpoints; the ``learning_rate`` of Adam falls
+    linearly to zero; the weights are a moving average (``decay``); chance comes from ``seed``. The loss is the sum of
+    three, each times its weight: ``paired``, the distance of samples from the endpoints of their own noises, in
+    features; ``energy``, the energy distance between samples and endpoints as sets, in features and in pixels;
+    ``cloned``, the error of cloning, on states that are drawn anew after every ``refresh`` updates.
+    """
+
+    updates: int = 300
+    batch_size: int = 256
+    refresh: int = 50
+    learning_rate: float = 1e-4
+    decay: float = 0.98
+    paired: float = 1.0
+    energy: float = 10.0
+    cloned: float = 10.0
+    seed: int = 0
+
+
+def refine(
+    mdp: DenoisingMDP,
+    network: nn.Module,
+    plan: RefinementPlan,
+    reference: ReferenceSet,
+    progress: Callable[[float], object],
+) -> None:
+    """Train ``network``, a clone of the teacher, in place, by the gradient of what its samples look like.
+
+    Only parameters that require a gradient are moved.
+
+    Args:
+        mdp: with the teacher, the base solver and a :class:`~redif_env.actions.NoiseMap`.
+        network: as :func:`redif_env.cloning.clone` leaves it.
+        plan: how much of it.
+        reference: noises, and the teacher's endpoints of them.
+        progress: called with the loss of each update.
+
+    Raises:
+        FloatingPointError: if it diverged.
+    """
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    student = own_teacher(mdp.teacher, network, action_reading(mdp.teacher.reading))
+    for parameter in trained:  # a teacher's are frozen
+        parameter.requires_grad_(True)
+    averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(plan.decay)
+    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=averaging)
+    optimizer = torch.optim.Adam(trained, lr=plan.learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda update: min(1.0, (update + 1) / WARM_UP) * (1 - update / max(1, plan.updates))
+    )
+    losses = _losses(mdp, student, plan, reference)
+    for _ in range(plan.updates):
+        loss = next(losses)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(
+                f"refinement at learning_rate={plan.learning_rate} ended in samples that are not finite: lower the rate"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update_parameters(network)
+        progress(loss.item())
+    network.load_state_dict(average.module.state_dict())
+
+
+def _losses(mdp: DenoisingMDP, student: Teacher, plan: RefinementPlan, reference: ReferenceSet) -> Iterator[Tensor]:
+    """Of one minibatch after the other, with a gradient to the student's weights."""
+    generator = torch.Generator().manual_seed(plan.seed)
+    teacher, rows = mdp.teacher, plan.batch_size
+    reference = reference.to(teacher.device, student.dtype)
+    # Of latents no features are known here: they are compared as they are.
+    features = load_features(default_features(teacher.sample_shape), teacher.sample_shape).to(teacher.device)
+    for update in range(plan.updates):
+        if update % plan.refresh == 0:
+            lesson = rollout(mdp, student, ROLLOUTS * rows, generator)
+        visited = torch.randint(len(lesson.inputs), (rows,), generator=generator).to(teacher.device)
+        chosen = torch.randint(len(reference), (rows,), generator=generator).to(teacher.device)
+        samples = landed(mdp, student, reference.noise[chosen], reference.condition[chosen])
+        # Judges and rewards clip, so what is paid for here is what a clipped sample shows.
+        shown, wanted = straight_through(samples, teacher.clip(samples)), teacher.clip(reference.endpoints[chosen])
+        seen, asked = features(shown), features(wanted)
+        energy = _energy(seen, asked) + _energy(shown.flatten(1), wanted.flatten(1))
+        cloned = clone_loss(student, lesson.rows(visited))
+        yield plan.paired * _paired(seen, asked) + plan.energy * energy + plan.cloned * cloned
+
+
+def landed(mdp: DenoisingMDP, student: Teacher, noise: Tensor, condition: Tensor) -> Tensor:
+    """Where the base solver leads from ``noise`` ``(B, *S)`` by the student's predictions, not yet clipped."""
+    state = mdp.initial(noise, None, condition)
+    nothing = torch.zeros(len(noise), mdp.action_size, device=noise.device)
+    for _ in range(mdp.num_steps):
+        told = predict(student, state)
+        state = mdp.advance(told, mdp.decode(told, nothing))
+    return state.x
+
+
+def straight_through(values: Tensor, clipped: Tensor) -> Tensor:
+    """``clipped`` going forward; going back as if nothing was, so that what lies outside does not get stuck there."""
+    return values + (clipped - values).detach()
+
+
+def _paired(seen: Tensor, asked: Tensor) -> Tensor:
+    """Mean distance between rows: not its square, by which what is far off would be drawn to the middle."""
+    return ((seen - asked).square().mean(dim=1) + SMALL).sqrt().mean()
+
+
+def _energy(seen: Tensor, asked: Tensor) -> Tensor:
+    """Energy distance between sets of rows ``(B, D)``, by the root mean square over dimensions."""
+    return squared_discrepancy(KERNEL, seen, asked) / math.sqrt(seen.shape[1])
