@@ -596,7 +596,7 @@ def test_refinement_finds_the_gaussian():
         )
 
     (mean, std), losses = missed(), []
-    refine(mdp, network, RefinementPlan(200, learning_rate=0.02, paired=0.0, cloned=0.0), reference, losses.append)
+    refine(mdp, network, RefinementPlan(200, learning_rate=0.02, cloned=0.0), reference, losses.append)
     assert losses[-1] < losses[0] / 20
     assert mean > 0.2
     assert std > 0.2
@@ -609,7 +609,7 @@ def test_refinement_alone_of_cloning_keeps_a_clone():
     """With no weight on what samples look like it goes on cloning, and a clone stays what it is."""
     mdp, network = gaussian_student()
     before = copy.deepcopy(network.state_dict())
-    refine(mdp, network, RefinementPlan(20, paired=0.0, energy=0.0), reference_set(mdp.teacher, 16), lambda loss: None)
+    refine(mdp, network, RefinementPlan(20, energy=0.0), reference_set(mdp.teacher, 16), lambda loss: None)
     for name, weight in network.state_dict().items():
         torch.testing.assert_close(weight, before[name], rtol=0, atol=5e-3)
 
