@@ -20,9 +20,9 @@ from redif_env.mdp import DenoisingMDP
 from redif_env.networks import narrowed
 from redif_env.noise_schedulers import action_reading
 from redif_env.pruning import prunable, pruned_weights
-from redif_env.references import reference_set
 from redif_env.refinement import RefinementPlan, refine
 from redif_env.sb3 import Reduction, StudentPolicy, student_kwargs
+from redif_env.settings import build_mdp, solver_name
 from redif_env.students import Student
 from redif_env.teachers import Teacher, config_of
 from redif_env.types import PredictionType
@@ -62,8 +62,10 @@ class NoiseSettings:
     distributed as the teacher's. 0 for none."""
     refine_rate: float = 1e-4
     """Learning rate of refinement."""
-    refine_size: int = 16_384
-    """Noises, with the endpoints that the teacher makes of them in 100 predictions, that it learns from."""
+    refine_num_steps: int = 8
+    """Steps of the base solver that lead to the endpoints there, by the teacher's predictions."""
+    refine_grid: str | None = None
+    """Their grid; that of the student's steps if not given."""
     reduction: Reduction = Reduction.MEAN
     """Of the log-probabilities of an action's numbers."""
     step_exploration: float = 0.1
@@ -180,10 +182,24 @@ def refine_clone(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module,
             f"network.refine_updates={settings.refine_updates} refines clones, and a copy of the teacher answers in "
             "another form: leave network.copy out, or begin with network.init from agents.clone"
         )
-    plan = RefinementPlan(updates=settings.refine_updates, learning_rate=settings.refine_rate, seed=seed)
-    reference = reference_set(mdp.teacher, settings.refine_size)
+    plan = RefinementPlan(
+        updates=settings.refine_updates,
+        learning_rate=settings.refine_rate,
+        seed=seed,
+    )
+    finer = build_mdp(
+        mdp.teacher,
+        settings.refine_num_steps,
+        NoiseMap(),
+        "sample",
+        solver_name(mdp.solver),
+        settings.refine_grid or mdp.grid,
+        str(mdp.teacher.device),
+        "float32",
+        start="noise" if mdp.start is None else "linear",
+    )
     with updates_shown(plan.updates, "refining the clone") as progress:
-        refine(mdp, network, plan, reference, progress)
+        refine(mdp, network, plan, finer, progress)
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def test_a_clone_is_refined(settings, tmp_path):
     )  # fmt: skip
     cloned, _ = clone.make(args)
     cloned.save_pretrained(tmp_path / "clone" / "student")
-    refined = replace(settings.network, refine_updates=2, refine_size=16)
+    refined = replace(settings.network, refine_updates=2, refine_num_steps=4)
     together, _ = clone.make(replace(args, network=refined, out=tmp_path / "together"))
     begun = replace(refined, init=str(tmp_path / "clone" / "student"))
     later, _ = clone.make(replace(args, network=begun, out=tmp_path / "later"))

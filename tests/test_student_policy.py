@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -26,7 +27,6 @@ from redif_env.networks import build_network, narrowed
 from redif_env.noise_schedulers import action_reading
 from redif_env.observations import Features, Sample
 from redif_env.predictions import EDMPreconditioning
-from redif_env.references import reference_set
 from redif_env.refinement import RefinementPlan, landed, refine
 from redif_env.rewards import EndpointAlignment
 from redif_env.sampling import trajectory
@@ -571,6 +571,11 @@ def gaussian_student(scale=1.0, offset=0.0):
     return mdp, network
 
 
+def finer(mdp):
+    """The same in thirty steps."""
+    return replace(mdp, num_steps=30)
+
+
 def test_refinement_lands_where_the_solver_does():
     """The steps that it goes back through are those of the base solver, with the student's predictions."""
     mdp, network = gaussian_student()
@@ -581,22 +586,22 @@ def test_refinement_lands_where_the_solver_does():
 
 
 def test_refinement_finds_the_gaussian():
-    """Nothing is asked for but the distribution, and mean and deviation become what the teacher's endpoints have."""
+    """Nothing is asked for but the distribution, and mean and deviation become those of the endpoints."""
     mdp, network = gaussian_student(scale=1.1, offset=0.2)
-    reference = reference_set(mdp.teacher, 512)
+    noise, condition = torch.randn(4096, 3, generator=torch.Generator().manual_seed(1)), torch.zeros(4096).long()
+    ends = landed(finer(mdp), mdp.teacher, noise, condition)
 
     @torch.no_grad()
     def missed():
         student = own_teacher(mdp.teacher, copy.deepcopy(network), action_reading(mdp.teacher.reading))
-        samples = landed(mdp, student, reference.noise, reference.condition)
-        ends = reference.endpoints
+        samples = landed(mdp, student, noise, condition)
         return (
             float((samples.mean(dim=0) - ends.mean(dim=0)).norm()),
             float((samples.std(dim=0) - ends.std(dim=0)).norm()),
         )
 
     (mean, std), losses = missed(), []
-    refine(mdp, network, RefinementPlan(200, learning_rate=0.02, cloned=0.0), reference, losses.append)
+    refine(mdp, network, RefinementPlan(200, learning_rate=0.02, paired=0.0, cloned=0.0), finer(mdp), losses.append)
     assert losses[-1] < losses[0] / 20
     assert mean > 0.2
     assert std > 0.2
@@ -609,7 +614,7 @@ def test_refinement_alone_of_cloning_keeps_a_clone():
     """With no weight on what samples look like it goes on cloning, and a clone stays what it is."""
     mdp, network = gaussian_student()
     before = copy.deepcopy(network.state_dict())
-    refine(mdp, network, RefinementPlan(20, energy=0.0), reference_set(mdp.teacher, 16), lambda loss: None)
+    refine(mdp, network, RefinementPlan(20, paired=0.0, energy=0.0), finer(mdp), lambda loss: None)
     for name, weight in network.state_dict().items():
         torch.testing.assert_close(weight, before[name], rtol=0, atol=5e-3)
 
@@ -618,7 +623,7 @@ def test_refinement_that_diverges_says_so():
     mdp, network = gaussian_student()
     plan = RefinementPlan(50, learning_rate=1e30)
     with pytest.raises(FloatingPointError, match=r"learning_rate=1e\+30"):
-        refine(mdp, network, plan, reference_set(mdp.teacher, 16), lambda loss: None)
+        refine(mdp, network, plan, finer(mdp), lambda loss: None)
 
 
 def test_states_are_visited_with_the_student_s_own_errors():
