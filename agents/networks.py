@@ -182,11 +182,7 @@ def refine_clone(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module,
             f"network.refine_updates={settings.refine_updates} refines clones, and a copy of the teacher answers in "
             "another form: leave network.copy out, or begin with network.init from agents.clone"
         )
-    plan = RefinementPlan(
-        updates=settings.refine_updates,
-        learning_rate=settings.refine_rate,
-        seed=seed,
-    )
+    plan = refinement_plan(settings, seed)
     finer = build_mdp(
         mdp.teacher,
         settings.refine_num_steps,
@@ -223,6 +219,11 @@ def cloning_plan(settings: NoiseSettings, seed: int) -> CloningPlan:
         learning_rate=settings.clone_rate,
         seed=seed,
     )
+
+
+def refinement_plan(settings: NoiseSettings, seed: int) -> RefinementPlan:
+    """How the clone is refined."""
+    return RefinementPlan(updates=settings.refine_updates, learning_rate=settings.refine_rate, seed=seed)
 
 
 def load_plain(network: nn.Module, weights: Mapping[str, torch.Tensor], name: str) -> None:

@@ -24,7 +24,7 @@ from agents.callbacks import (
 )
 from agents.command import prepare_folder, run, teacher_of, wanted
 from agents.evaluate import RESULT, report
-from agents.networks import NoiseSettings, cloning_plan, noise_map, policy_kwargs, warm_start
+from agents.networks import NoiseSettings, cloning_plan, noise_map, policy_kwargs, refinement_plan, warm_start
 from agents.plan import Item, Sizes, plan, print_plan
 from agents.recipes import settled
 from agents.runs import RunStoppedError, begin, check, settings_json
@@ -32,6 +32,7 @@ from redif_env.actions import ActionMap
 from redif_env.evaluation import Evaluator
 from redif_env.mdp import DenoisingMDP
 from redif_env.references import VALIDATION_SEED
+from redif_env.refinement import ROLLOUTS
 from redif_env.sb3 import (
     AnalyticKLStop,
     Checkpointer,
@@ -150,6 +151,11 @@ def network_items(args: Args) -> list[Item]:
         Item("cloning the teacher", visits + 3 * cloning.updates * cloning.batch_size),
         Item("updates of the network, forward and back", 3 * args.network_calls * args.epochs),
     ]
+    refining = refinement_plan(args.network, args.seed)
+    if refining.updates:
+        visits = math.ceil(refining.updates / refining.refresh) * ROLLOUTS * refining.batch_size * args.num_steps * 2
+        each = 3 * (args.num_steps + 1) + args.network.refine_num_steps
+        items.append(Item("refining the clone", visits + refining.updates * refining.batch_size * each))
     if "path" in dict(args.reward):
         items.append(Item("the teacher's ways, for the path reward", args.reference_size * args.teacher_steps))
     return items

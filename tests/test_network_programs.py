@@ -319,3 +319,6 @@ def test_the_plan_counts_what_a_network_costs_besides():
     assert found["the teacher's ways, for the path reward"] == 50 * 10
     begun = replace(args, network=NoiseSettings(init="elsewhere"), reward=(("feature", 1.0),))
     assert [item.calls for item in ppo.network_items(begun)] == [0, 6000]
+    refined = replace(args, network=NoiseSettings(refine_updates=100))
+    found = {item.name: item.calls for item in ppo.network_items(refined)}
+    assert found["refining the clone"] == 100 * 256 * (3 * 4 + 3 + 8) + 2 * 1024 * 4 * 2
