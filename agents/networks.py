@@ -63,7 +63,8 @@ class NoiseSettings:
     refine_rate: float = 1e-4
     """Learning rate of refinement."""
     refine_num_steps: int = 8
-    """Steps of the base solver that lead to the endpoints there, by the teacher's predictions."""
+    """Steps of the base solver that lead to the endpoints there, by the teacher's predictions. Eight are near enough to
+    the teacher's own for linear steps; other solvers want more."""
     refine_grid: str | None = None
     """Their grid; that of the student's steps if not given."""
     reduction: Reduction = Reduction.MEAN
