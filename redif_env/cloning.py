@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,30 +65,65 @@ def clone(mdp: DenoisingMDP, network: nn.Module, plan: CloningPlan, progress: Ca
         network: the student's, called as the teacher's is, without guidance.
         plan: how much of it.
         progress: called with the loss of each update.
+
+    Raises:
+        FloatingPointError: if it diverged.
     """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     student = own_teacher(mdp.teacher, network, action_reading(mdp.teacher.reading))
     for parameter in trained:  # a teacher's are frozen
         parameter.requires_grad_(True)
-    generator = torch.Generator().manual_seed(plan.seed)
-    averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(plan.decay)
-    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=averaging)
     optimizer = torch.optim.Adam(trained, lr=plan.learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, plan.updates)
-    lesson = None
-    for update in range(plan.updates):
-        if lesson is None or update % plan.refresh == 0:
-            lesson = rollout(mdp, student if update else None, plan.rollouts, generator)
-        rows = torch.randint(len(lesson.inputs), (plan.batch_size,), generator=generator)
-        loss = clone_loss(student, lesson.rows(rows.to(lesson.inputs.device)))
+    descend(network, schedule, plan.decay, _losses(mdp, student, plan), progress)
+
+
+def descend(
+    network: nn.Module,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    decay: float,
+    losses: Iterator[Tensor],
+    progress: Callable[[float], object],
+) -> None:
+    """Step down one of ``losses`` after the other; the weights of ``network`` become their moving average (``decay``).
+
+    Args:
+        network: whose weights the optimizer moves.
+        schedule: of the learning rate, with the optimizer.
+        decay: of the average.
+        losses: each with a gradient to the weights as they are by then.
+        progress: called with the loss of each update.
+
+    Raises:
+        FloatingPointError: if a loss is not finite.
+    """
+    optimizer = schedule.optimizer
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
+    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=averaging)
+    for loss in losses:
+        reached = loss.item()
+        if not math.isfinite(reached):
+            rate = schedule.base_lrs[0]
+            raise FloatingPointError(f"training at learning_rate={rate} came to a loss of {reached}: lower the rate")
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         average.update_parameters(network)
-        progress(loss.item())
+        progress(reached)
     network.load_state_dict(average.module.state_dict())
+
+
+def _losses(mdp: DenoisingMDP, student: Teacher, plan: CloningPlan) -> Iterator[Tensor]:
+    """Of one minibatch after the other."""
+    generator = torch.Generator().manual_seed(plan.seed)
+    for update in range(plan.updates):
+        if update % plan.refresh == 0:
+            lesson = rollout(mdp, student if update else None, plan.rollouts, generator)
+        rows = torch.randint(len(lesson.inputs), (plan.batch_size,), generator=generator)
+        yield clone_loss(student, lesson.rows(rows.to(lesson.inputs.device)))
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from redif_env.cloning import clone_loss, rollout
+from redif_env.cloning import clone_loss, descend, rollout
 from redif_env.features import default_features, load_features
 from redif_env.kernels import EnergyKernel, squared_discrepancy
 from redif_env.mdp import DenoisingMDP
@@ -80,27 +80,11 @@ def refine(
     student = own_teacher(mdp.teacher, network, action_reading(mdp.teacher.reading))
     for parameter in trained:  # a teacher's are frozen
         parameter.requires_grad_(True)
-    averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(plan.decay)
-    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=averaging)
     optimizer = torch.optim.Adam(trained, lr=plan.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda update: min(1.0, (update + 1) / WARM_UP) * (1 - update / max(1, plan.updates))
     )
-    losses = _losses(mdp, student, plan, finer)
-    for _ in range(plan.updates):
-        loss = next(losses)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(
-                f"refinement at learning_rate={plan.learning_rate} ended in samples that are not finite: lower the rate"
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(network)
-        progress(loss.item())
-    network.load_state_dict(average.module.state_dict())
+    descend(network, schedule, plan.decay, _losses(mdp, student, plan, finer), progress)
 
 
 def _losses(mdp: DenoisingMDP, student: Teacher, plan: RefinementPlan, finer: DenoisingMDP) -> Iterator[Tensor]:
