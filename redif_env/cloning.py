@@ -69,13 +69,19 @@ def clone(mdp: DenoisingMDP, network: nn.Module, plan: CloningPlan, progress: Ca
     Raises:
         FloatingPointError: if it diverged.
     """
+    student, trained = learner(mdp, network)
+    optimizer = torch.optim.Adam(trained, lr=plan.learning_rate)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, plan.updates)
+    descend(network, schedule, plan.decay, _losses(mdp, student, plan), progress)
+
+
+def learner(mdp: DenoisingMDP, network: nn.Module) -> tuple[Teacher, list[nn.Parameter]]:
+    """A student whose ``network`` is to be trained, as clones answer, and those of its parameters that are moved."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     student = own_teacher(mdp.teacher, network, action_reading(mdp.teacher.reading))
     for parameter in trained:  # a teacher's are frozen
         parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(trained, lr=plan.learning_rate)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, plan.updates)
-    descend(network, schedule, plan.decay, _losses(mdp, student, plan), progress)
+    return student, trained
 
 
 def descend(

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from redif_env.cloning import clone_loss, descend, rollout
+from redif_env.cloning import clone_loss, descend, learner, rollout
 from redif_env.features import default_features, load_features
 from redif_env.kernels import EnergyKernel, squared_discrepancy
 from redif_env.mdp import DenoisingMDP
-from redif_env.noise_schedulers import action_reading
 from redif_env.solvers import predict
-from redif_env.teachers import Teacher, own_teacher
+from redif_env.teachers import Teacher
 
 WARM_UP = 20
 """Updates until the learning rate is what it is to be: Adam's first ones are as long on a clone as anywhere."""
@@ -76,10 +75,7 @@ def refine(
     Raises:
         FloatingPointError: if it diverged.
     """
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    student = own_teacher(mdp.teacher, network, action_reading(mdp.teacher.reading))
-    for parameter in trained:  # a teacher's are frozen
-        parameter.requires_grad_(True)
+    student, trained = learner(mdp, network)
     optimizer = torch.optim.Adam(trained, lr=plan.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda update: min(1.0, (update + 1) / WARM_UP) * (1 - update / max(1, plan.updates))
