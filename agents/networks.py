@@ -35,7 +35,8 @@ class NoiseSettings:
     start: str | None = None
     """Student (folder or hub id, of --action solver) whose mean steps the network begins from."""
     init: str | None = None
-    """Student (folder or hub id, of agents.clone, or of an earlier run) whose network it begins as; no cloning then."""
+    """Student (folder or hub id, of agents.clone, or of an earlier run) whose network it begins as. No cloning then,
+    but for that of clone_updates, if given."""
     copy: bool = False
     """Begin as a copy of the teacher, which answers in the teacher's form: as the base solver, or the student of start,
     exactly. No cloning then. Where the noise is predicted, choose a grid that begins late: an error of the first step
@@ -51,12 +52,14 @@ class NoiseSettings:
     not with chance."""
     lora_rank: int = 0
     """Train low-rank adapters of this rank on a copy of the teacher, not all weights."""
-    clone_updates: int = 1000
-    """Minibatches of behaviour cloning before training; 0 for none."""
+    clone_updates: int | None = None
+    """Minibatches of behaviour cloning before training; 0 for none. 1,000 if not given, none after init or copy."""
     clone_batch_size: int = 128
     """States in each; their rollouts are four times as many."""
     clone_rate: float = 1e-3
     """Learning rate of cloning."""
+    clone_by_sensitivity: bool = False
+    """Weigh the errors of each step by how far they move the finished sample: of a network that cannot but err."""
     refine_updates: int = 0
     """Minibatches of refinement after that, or of init: by the gradient through the steps, until samples are
     distributed as the teacher's. 0 for none."""
@@ -154,35 +157,48 @@ def warm_start(settings: NoiseSettings, mdp: DenoisingMDP, policy: StudentPolicy
     elif settings.copy:
         load_plain(policy.unet, mdp.teacher.network.state_dict(), "the teacher")
     else:
+        begin_as_teacher(settings, mdp.teacher, policy.unet)
+    if cloning_plan(settings, seed).updates:
         clone_teacher(settings, mdp, policy.unet, seed)
     if settings.refine_updates:
         refine_clone(settings, mdp, policy.unet, seed)
     return {"clone_seconds": round(time.monotonic() - start, 1)}
 
 
-def clone_teacher(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module, seed: int) -> None:
-    """Clone the teacher into ``network``, which begins as a copy of it where the two are alike, or as a part of it."""
-    own, config = config_of(mdp.teacher), network_config(settings, mdp.teacher)
+def begin_as_teacher(settings: NoiseSettings, teacher: Teacher, network: nn.Module) -> None:
+    """Begin as a copy of the teacher where the two are alike, or as a part of it where that can be."""
+    own, config = config_of(teacher), network_config(settings, teacher)
     if config == own:
-        load_plain(network, mdp.teacher.network.state_dict(), "the teacher")
+        load_plain(network, teacher.network.state_dict(), "the teacher")
     elif settings.prune and prunable(own, config):
-        load_plain(network, pruned_weights(mdp.teacher.network, config), "the teacher's part")
+        load_plain(network, pruned_weights(teacher.network, config), "the teacher's part")
+
+
+def clone_teacher(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module, seed: int) -> None:
+    """Clone the teacher into ``network``."""
+    check_form(settings, mdp)
     plan = cloning_plan(settings, seed)
     with updates_shown(plan.updates, "cloning the teacher") as progress:
         clone(mdp, network, plan, progress)
 
 
-def refine_clone(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module, seed: int) -> None:
-    """Refine ``network``, a clone, by the gradient through its steps.
+def check_form(settings: NoiseSettings, mdp: DenoisingMDP) -> None:
+    """Whether the network that is begun with answers as clones do.
 
     Raises:
-        ValueError: if it answers in the teacher's form, not in that of clones.
+        ValueError: if it answers in the teacher's form.
     """
     if begun_form(settings, mdp) != action_reading(mdp.teacher.reading).prediction_type:
         raise ValueError(
-            f"network.refine_updates={settings.refine_updates} refines clones, and a copy of the teacher answers in "
-            "another form: leave network.copy out, or begin with network.init from agents.clone"
+            f"network.clone_updates={settings.clone_updates} and network.refine_updates={settings.refine_updates} are "
+            "for clones, and a copy of the teacher answers in another form: leave both or network.copy out, or begin "
+            "with network.init from agents.clone"
         )
+
+
+def refine_clone(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module, seed: int) -> None:
+    """Refine ``network``, a clone, by the gradient through its steps."""
+    check_form(settings, mdp)
     plan = refinement_plan(settings, seed)
     finer = build_mdp(
         mdp.teacher,
@@ -212,19 +228,26 @@ def updates_shown(updates: int, name: str) -> Iterator[Callable[[float], None]]:
 
 
 def cloning_plan(settings: NoiseSettings, seed: int) -> CloningPlan:
-    """How the teacher is cloned; in no updates, where the network begins otherwise."""
+    """How the teacher is cloned; in no updates, where the network begins otherwise and no others are asked for."""
+    updates = 0 if settings.init or settings.copy else CloningPlan.updates
     return CloningPlan(
-        updates=0 if settings.init or settings.copy else settings.clone_updates,
+        updates=updates if settings.clone_updates is None else settings.clone_updates,
         batch_size=settings.clone_batch_size,
         rollouts=4 * settings.clone_batch_size,
         learning_rate=settings.clone_rate,
+        by_sensitivity=settings.clone_by_sensitivity,
         seed=seed,
     )
 
 
 def refinement_plan(settings: NoiseSettings, seed: int) -> RefinementPlan:
     """How the clone is refined."""
-    return RefinementPlan(updates=settings.refine_updates, learning_rate=settings.refine_rate, seed=seed)
+    return RefinementPlan(
+        updates=settings.refine_updates,
+        learning_rate=settings.refine_rate,
+        by_sensitivity=settings.clone_by_sensitivity,
+        seed=seed,
+    )
 
 
 def load_plain(network: nn.Module, weights: Mapping[str, torch.Tensor], name: str) -> None:

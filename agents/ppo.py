@@ -47,6 +47,7 @@ from redif_env.sb3 import (
     make_vec_env,
     student_exploration,
 )
+from redif_env.sensitivities import sensitivity_calls
 from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.students import Student
 
@@ -147,6 +148,7 @@ def network_items(args: Args) -> list[Item]:
     """What a network student costs besides; a backward pass counts as two calls, any network's as the teacher's."""
     cloning = cloning_plan(args.network, args.seed)
     visits = math.ceil(cloning.updates / cloning.refresh) * cloning.rollouts * args.num_steps * 2
+    visits += sensitivity_calls(args.num_steps) if cloning.updates and cloning.by_sensitivity else 0
     items = [
         Item("cloning the teacher", visits + 3 * cloning.updates * cloning.batch_size),
         Item("updates of the network, forward and back", 3 * args.network_calls * args.epochs),
@@ -154,6 +156,7 @@ def network_items(args: Args) -> list[Item]:
     refining = refinement_plan(args.network, args.seed)
     if refining.updates:
         visits = math.ceil(refining.updates / refining.refresh) * ROLLOUTS * refining.batch_size * args.num_steps * 2
+        visits += sensitivity_calls(args.num_steps) if refining.by_sensitivity else 0
         each = 3 * (args.num_steps + 1) + args.network.refine_num_steps
         items.append(Item("refining the clone", visits + refining.updates * refining.batch_size * each))
     if "path" in dict(args.reward):

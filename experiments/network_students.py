@@ -191,7 +191,7 @@ class Bench:
                 network_calls=self.cell.network_calls,
                 learning_rate=self.cell.learning_rate,
                 exploration=self.cell.exploration,
-                network=replace(self.cell.network, init=str(self.cloned)),
+                network=replace(self.cell.network, init=str(self.cloned), clone_updates=None),
                 reference_size=self.args.reference_size,
                 teacher_steps=self.args.teacher_steps,
                 held_out_size=self.args.held_out_size,

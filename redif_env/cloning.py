@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from redif_env.mdp import DenoisingMDP
 from redif_env.noise_schedulers import action_reading
+from redif_env.sensitivities import sensitivities
 from redif_env.solvers import predict
 from redif_env.teachers import Teacher, own_teacher
 from redif_env.types import Prediction
@@ -26,7 +26,8 @@ class CloningPlan:
 
     ``updates`` minibatches of ``batch_size`` states; after every ``refresh`` of them the states are drawn anew, from
     ``rollouts`` noises; the ``learning_rate`` of Adam falls linearly to zero; the weights are a moving average
-    (``decay``); chance comes from ``seed``.
+    (``decay``); chance comes from ``seed``. With ``by_sensitivity`` the squared errors of a step weigh by the square of
+    how far the finished sample moves by them (:func:`redif_env.sensitivities.sensitivities`), else as all others'.
     """
 
     updates: int = 1000
@@ -35,21 +36,26 @@ class CloningPlan:
     refresh: int = 100
     learning_rate: float = 1e-3
     decay: float = 0.99
+    by_sensitivity: bool = False
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """States and the answers to give there: network inputs ``(N, *S)``, times told ``(N,)``, conditions, outputs."""
+    """States and the answers to give there: network inputs ``(N, *S)``, times told ``(N,)``, conditions, outputs.
+
+    Errors count times ``weight`` ``(N,)``.
+    """
 
     inputs: Tensor
     timestep: Tensor
     condition: Tensor
     output: Tensor
+    weight: Tensor
 
     def rows(self, index: Tensor) -> Lesson:
         """Some of them."""
-        return Lesson(self.inputs[index], self.timestep[index], self.condition[index], self.output[index])
+        return Lesson(*(getattr(self, part.name)[index] for part in fields(self)))
 
 
 def clone(mdp: DenoisingMDP, network: nn.Module, plan: CloningPlan, progress: Callable[[float], object]) -> None:
@@ -125,18 +131,29 @@ def descend(
 def _losses(mdp: DenoisingMDP, student: Teacher, plan: CloningPlan) -> Iterator[Tensor]:
     """Of one minibatch after the other."""
     generator = torch.Generator().manual_seed(plan.seed)
+    weights = step_weights(mdp, plan.by_sensitivity)
     for update in range(plan.updates):
         if update % plan.refresh == 0:
-            lesson = rollout(mdp, student if update else None, plan.rollouts, generator)
+            lesson = rollout(mdp, student if update else None, plan.rollouts, weights, generator)
         rows = torch.randint(len(lesson.inputs), (plan.batch_size,), generator=generator)
         yield clone_loss(student, lesson.rows(rows.to(lesson.inputs.device)))
 
 
+def step_weights(mdp: DenoisingMDP, by_sensitivity: bool) -> Tensor:
+    """What the squared errors of each step count: ``(num_steps,)``, 1 on average."""
+    if not by_sensitivity:
+        return torch.ones(mdp.num_steps, device=mdp.teacher.device)
+    squares = sensitivities(mdp).square()
+    return (squares / squares.mean()).float()
+
+
 @torch.no_grad()
-def rollout(mdp: DenoisingMDP, student: Teacher | None, count: int, generator: torch.Generator) -> Lesson:
+def rollout(
+    mdp: DenoisingMDP, student: Teacher | None, count: int, weights: Tensor, generator: torch.Generator
+) -> Lesson:
     """States of ``count`` noises on their way, and what the teacher says there: ``count * num_steps`` rows.
 
-    With a ``student``, half of the noises are stepped with its predictions.
+    With a ``student``, half of the noises are stepped with its predictions. ``weights`` ``(num_steps,)`` are of errors.
     """
     teacher, reading = mdp.teacher, action_reading(mdp.teacher.reading)
     noise = torch.randn(count, *teacher.sample_shape, generator=generator).to(teacher.device)
@@ -144,24 +161,23 @@ def rollout(mdp: DenoisingMDP, student: Teacher | None, count: int, generator: t
     steered = (torch.rand(count, generator=generator) < STEERED).to(teacher.device)
     state, found = mdp.initial(noise, None, condition), []
     start = torch.zeros(count, mdp.action_size, device=teacher.device)
-    for _ in range(mdp.num_steps):
+    for weight in weights:
         told = predict(teacher, state)
         level = reading.schedule.level(state.half_logsnr)
         said = Prediction(told.x0_history[:, 0], told.eps_history[:, 0])
         output = reading.preconditioning.write(said, level, reading.prediction_type)
         inputs = reading.preconditioning.inputs(state.x, level)
-        found.append(Lesson(inputs, state.timestep, condition, output))
+        found.append(Lesson(inputs, state.timestep, condition, output, weight.expand(count)))
         if student is not None:
             told = told.merge(steered, replace(predict(student, state), nfe=told.nfe))
         state = mdp.advance(told, mdp.decode(told, start))
-    return Lesson(
-        *(torch.cat([getattr(part, name) for part in found]) for name in ("inputs", "timestep", "condition", "output"))
-    )
+    return Lesson(*(torch.cat([getattr(one, part.name) for one in found]) for part in fields(Lesson)))
 
 
 def clone_loss(student: Teacher, lesson: Lesson) -> Tensor:
-    """Mean squared error of what a student says."""
+    """Mean squared error of what a student says, each row times its weight."""
     asked = student.conditions.select(lesson.condition)
     dtype = student.dtype
     output = student.call(student.network, lesson.inputs.to(dtype), lesson.timestep.to(dtype), asked)
-    return F.mse_loss(output, lesson.output.to(dtype))
+    errors = (output - lesson.output.to(dtype)).square().flatten(1).mean(dim=1)
+    return (lesson.weight.to(dtype) * errors).mean()

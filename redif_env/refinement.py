@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from redif_env.cloning import clone_loss, descend, learner, rollout
+from redif_env.cloning import clone_loss, descend, learner, rollout, step_weights
 from redif_env.features import default_features, load_features
 from redif_env.kernels import EnergyKernel, squared_discrepancy
 from redif_env.mdp import DenoisingMDP
-from redif_env.solvers import predict
+from redif_env.sensitivities import finished
 from redif_env.teachers import Teacher
 
 WARM_UP = 20
@@ -40,7 +40,8 @@ class RefinementPlan:
     (``decay``); chance comes from ``seed``. The loss is the sum of three, each times its weight: ``paired``, the
     distance of samples from the endpoints of their own noises, in features; ``energy``, the energy distance between
     samples and endpoints as sets, in features and in pixels; ``cloned``, the error of cloning, on states that are drawn
-    anew after every ``refresh`` updates.
+    anew after every ``refresh`` updates, with ``by_sensitivity`` weighed as a :class:`~redif_env.cloning.CloningPlan`
+    says.
     """
 
     updates: int = 300
@@ -51,6 +52,7 @@ class RefinementPlan:
     paired: float = 1.0
     energy: float = 10.0
     cloned: float = 10.0
+    by_sensitivity: bool = False
     seed: int = 0
 
 
@@ -89,9 +91,10 @@ def _losses(mdp: DenoisingMDP, student: Teacher, plan: RefinementPlan, finer: De
     teacher, rows = mdp.teacher, plan.batch_size
     # Of latents no features are known here: they are compared as they are.
     features = load_features(default_features(teacher.sample_shape), teacher.sample_shape).to(teacher.device)
+    weights = step_weights(mdp, plan.by_sensitivity)
     for update in range(plan.updates):
         if update % plan.refresh == 0:
-            lesson = rollout(mdp, student, ROLLOUTS * rows, generator)
+            lesson = rollout(mdp, student, ROLLOUTS * rows, weights, generator)
         visited = torch.randint(len(lesson.inputs), (rows,), generator=generator).to(teacher.device)
         noise = torch.randn(rows, *teacher.sample_shape, generator=generator).to(teacher.device, student.dtype)
         condition = teacher.conditions.draw(rows, generator).to(teacher.device)
@@ -108,12 +111,7 @@ def _losses(mdp: DenoisingMDP, student: Teacher, plan: RefinementPlan, finer: De
 
 def landed(mdp: DenoisingMDP, model: Teacher, noise: Tensor, condition: Tensor) -> Tensor:
     """Where the base solver leads from ``noise`` ``(B, *S)`` by the predictions of ``model``, not yet clipped."""
-    state = mdp.initial(noise, None, condition)
-    nothing = torch.zeros(len(noise), mdp.action_size, device=noise.device)
-    for _ in range(mdp.num_steps):
-        told = predict(model, state)
-        state = mdp.advance(told, mdp.decode(told, nothing))
-    return state.x
+    return finished(mdp, model, mdp.initial(noise, None, condition))
 
 
 def straight_through(values: Tensor, clipped: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "types", "schedules", "predictions", "grids", "solvers", "files", "mixtures", "noise_schedulers", "mixture_model",
     "conditions", "networks", "pruning", "adapters", "companions", "pipelines", "teachers", "cache", "references",
-    "regression", "starts", "linear_solver", "bands", "actions", "observations", "mdp", "cloning", "distances",
-    "kernels", "features", "refinement", "rewards", "rendering", "settings", "spaces", "siblings", "draws", "envs",
-    "wrappers", "policies", "sampling", "records", "export", "students", "checkpoints", "data", "metrics", "baselines",
-    "evaluation", "tables", "cli", "sb3",
+    "regression", "starts", "linear_solver", "bands", "actions", "observations", "mdp", "sensitivities", "cloning",
+    "distances", "kernels", "features", "refinement", "rewards", "rendering", "settings", "spaces", "siblings", "draws",
+    "envs", "wrappers", "policies", "sampling", "records", "export", "students", "checkpoints", "data", "metrics",
+    "baselines", "evaluation", "tables", "cli", "sb3",
 ]  # fmt: skip
 PACKAGES = ("export", "sb3")
 NO_RL = ("gymnasium", "stable_baselines3", "tensorboard")

@@ -106,7 +106,7 @@ def test_training_moves_what_cloning_made(settings, tmp_path):
     teacher = load_teacher(settings.teacher)
     assert not same(weights(cloned), teacher.network.state_dict())
     cloned.save_pretrained(tmp_path / "clone" / "student")
-    begun = replace(settings.network, init=str(tmp_path / "clone" / "student"))
+    begun = replace(settings.network, init=str(tmp_path / "clone" / "student"), clone_updates=None)
     agent = ppo.build(replace(settings, network=begun))
     ppo.warm_start(begun, agent.get_env().unwrapped.mdp, agent.policy, 0)
     assert same(agent.policy.plain_weights(), weights(cloned))
@@ -124,12 +124,34 @@ def test_a_clone_is_refined(settings, tmp_path):
     cloned.save_pretrained(tmp_path / "clone" / "student")
     refined = replace(settings.network, refine_updates=2, refine_num_steps=4)
     together, _ = clone.make(replace(args, network=refined, out=tmp_path / "together"))
-    begun = replace(refined, init=str(tmp_path / "clone" / "student"))
+    begun = replace(refined, init=str(tmp_path / "clone" / "student"), clone_updates=None)
     later, _ = clone.make(replace(args, network=begun, out=tmp_path / "later"))
     assert same(weights(together), weights(later))
     assert not same(weights(together), weights(cloned))
-    with pytest.raises(ValueError, match=r"leave network\.copy out"):
+    with pytest.raises(ValueError, match=r"leave both or network\.copy out"):
         clone.make(replace(args, teacher="digits", network=replace(refined, copy=True), out=tmp_path / "copy"))
+
+
+def test_a_clone_is_cloned_further(settings, tmp_path):
+    """A student to begin as and updates to make: it goes on from there, and without updates it stays what it is."""
+    args = clone.Args(
+        teacher=settings.teacher, num_steps=3, network=settings.network, out=tmp_path / "clone", test_size=16,
+        teacher_steps=8,
+    )  # fmt: skip
+    cloned, _ = clone.make(args)
+    cloned.save_pretrained(tmp_path / "clone" / "student")
+    begun = NoiseSettings(init=str(tmp_path / "clone" / "student"))
+    kept, _ = clone.make(replace(args, network=begun, out=tmp_path / "kept"))
+    assert same(weights(kept), weights(cloned))
+    further = [
+        clone.make(replace(args, network=replace(begun, clone_updates=2, clone_by_sensitivity=weighed), out=out))[0]
+        for weighed, out in ((False, tmp_path / "equally"), (True, tmp_path / "weighed"))
+    ]
+    assert not any(same(weights(one), weights(cloned)) for one in further)
+    assert not same(*map(weights, further))
+    copied = NoiseSettings(copy=True, clone_updates=2)
+    with pytest.raises(ValueError, match=r"leave both or network\.copy out"):
+        clone.make(replace(args, teacher="digits", network=copied, out=tmp_path / "copy"))
 
 
 @pytest.mark.parametrize("network", [{"width": 0.5}, {"lora_rank": 2}, {"target_kl": 0.1}, {"autocast": True}])
@@ -322,3 +344,7 @@ def test_the_plan_counts_what_a_network_costs_besides():
     refined = replace(args, network=NoiseSettings(refine_updates=100))
     found = {item.name: item.calls for item in ppo.network_items(refined)}
     assert found["refining the clone"] == 100 * 256 * (3 * 4 + 3 + 8) + 2 * 1024 * 4 * 2
+    weighed = replace(args, network=NoiseSettings(init="elsewhere", clone_updates=100, clone_by_sensitivity=True))
+    # The base solver's way is followed twice, and of each step's error what is left of it: 3, 2 and 1 predictions.
+    worth = 1024 * (2 * 4 + 3 + 2 + 1)
+    assert ppo.network_items(weighed)[0].calls == 3 * 100 * 128 + 512 * 4 * 2 + worth

@@ -20,7 +20,7 @@ from torch.distributions import Normal, kl_divergence
 from redif_env import ReDiFEnv, ReDiFVectorEnv, Student
 from redif_env.actions import NoiseMap, SolverMap, StepMap
 from redif_env.adapters import add_adapters, merged_weights
-from redif_env.cloning import CloningPlan, clone, rollout
+from redif_env.cloning import CloningPlan, clone, clone_loss, rollout, step_weights
 from redif_env.grids import GRIDS
 from redif_env.mdp import DenoisingMDP
 from redif_env.networks import build_network, narrowed
@@ -46,6 +46,7 @@ from redif_env.sb3.export import student_of
 from redif_env.sb3.levels import steps_of_buffer
 from redif_env.sb3.student_policy import ReducedGaussian
 from redif_env.schedules import FlowSchedule, VarianceExplodingSchedule, VariancePreservingSchedule
+from redif_env.sensitivities import sensitivities
 from redif_env.solvers import SOLVERS, predict, sample
 from redif_env.teachers import GaussianMixtureTeacher, Teacher, config_of, own_teacher
 from redif_env.types import Prediction, PredictionType
@@ -548,7 +549,7 @@ def test_cloning_finds_the_exact_velocity():
     means, stds = torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[0.5, 0.2, 1.0]])
     teacher = GaussianMixtureTeacher(means, stds)
     mdp = DenoisingMDP(teacher, SOLVERS["dpm++2m"], GRIDS["time"], 3, NoiseMap(), Sample())
-    lesson = rollout(mdp, None, 4, torch.Generator().manual_seed(0))
+    lesson = rollout(mdp, None, 4, step_weights(mdp, False), torch.Generator().manual_seed(0))
     network = Line(sorted(set(lesson.timestep.tolist())), 3)
     losses = []
     clone(mdp, network, CloningPlan(600, rollouts=128, learning_rate=0.05, decay=0.9), losses.append)
@@ -562,7 +563,7 @@ def gaussian_student(scale=1.0, offset=0.0):
     """A decision process of one Gaussian, and a network that says its velocity, but for a scale and an offset."""
     teacher = GaussianMixtureTeacher(torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[0.2, 0.1, 0.3]]))
     mdp = DenoisingMDP(teacher, SOLVERS["dpm++2m"], GRIDS["time"], 3, NoiseMap(), Sample())
-    lesson = rollout(mdp, None, 4, torch.Generator().manual_seed(0))
+    lesson = rollout(mdp, None, 4, step_weights(mdp, False), torch.Generator().manual_seed(0))
     network = Line(sorted(set(lesson.timestep.tolist())), 3)
     clone(mdp, network, CloningPlan(600, rollouts=128, learning_rate=0.05, decay=0.9), lambda loss: None)
     with torch.no_grad():
@@ -631,7 +632,9 @@ def test_states_are_visited_with_the_student_s_own_errors():
     teacher = TEACHERS["vp epsilon"]()
     mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 2, NoiseMap(), Sample())
     wrong = own_teacher(teacher, Line([0.0], 5).double(), action_reading(teacher.reading))
-    alone, steered = (rollout(mdp, student, 64, torch.Generator().manual_seed(0)) for student in (None, wrong))
+    alone, steered = (
+        rollout(mdp, student, 64, torch.ones(2), torch.Generator().manual_seed(0)) for student in (None, wrong)
+    )
     assert torch.equal(alone.inputs[:64], steered.inputs[:64])
     strayed = (alone.inputs[64:] != steered.inputs[64:]).any(dim=1)
     assert 0.25 < strayed.double().mean() < 0.75
@@ -641,6 +644,38 @@ def test_states_are_visited_with_the_student_s_own_errors():
     torch.testing.assert_close(
         steered.output, reading.preconditioning.write(said, level, reading.prediction_type), rtol=1e-6, atol=1e-6
     )
+
+
+def test_what_an_error_is_worth():
+    """Of a Gaussian in two steps of DDIM, where it can be written down."""
+    std = 0.6
+    teacher = GaussianMixtureTeacher(torch.tensor([[0.3]]), torch.tensor([[std]]))
+    mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 2, NoiseMap(), Sample())
+    lesson = rollout(mdp, None, 1, torch.ones(2), torch.Generator().manual_seed(0))
+    level = teacher.schedule.level(teacher.schedule.half_logsnr(lesson.timestep))
+    (alpha, beyond), (sigma, left) = level.alpha.flatten().tolist(), level.sigma.flatten().tolist()
+    # An error of the velocity moves the clean sample by -sigma of it and the noise by alpha; the last step lands on the
+    # clean estimate, which follows the sample by the slope of a Gaussian's mean.
+    slope = beyond * std**2 / (beyond**2 * std**2 + left**2)
+    expected = [abs(slope * (left * alpha - beyond * sigma)), left]
+    torch.testing.assert_close(sensitivities(mdp), torch.tensor(expected, dtype=torch.float64), rtol=1e-3, atol=0)
+    weights = step_weights(mdp, True)
+    torch.testing.assert_close(
+        weights[0] / weights[1], torch.tensor((expected[0] / expected[1]) ** 2), rtol=2e-3, atol=0
+    )
+    assert weights.mean() == pytest.approx(1)
+
+
+def test_errors_of_cloning_weigh_as_they_are_told():
+    """Errors of 1, 2 and 0 at the three steps, weights of 0.5, 1.5 and 1."""
+    mdp, network = gaussian_student()
+    lesson = rollout(mdp, None, 4, torch.tensor([0.5, 1.5, 1.0]), torch.Generator().manual_seed(0))
+    student = own_teacher(mdp.teacher, network, action_reading(mdp.teacher.reading))
+    with torch.no_grad():
+        said = student.call(network, lesson.inputs, lesson.timestep, student.conditions.select(lesson.condition))
+        off = torch.tensor([1.0, 2.0, 0.0]).repeat_interleave(4)[:, None]
+        loss = clone_loss(student, replace(lesson, output=said + off))
+    assert loss.item() == pytest.approx((0.5 * 1 + 1.5 * 4) / 3)
 
 
 def test_the_form_of_a_student():
