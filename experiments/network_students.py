@@ -63,18 +63,18 @@ class Args:
     """As in agents.ppo."""
     seeds: int = 3
     methods: tuple[str, ...] = METHODS
-    network_calls: tuple[int, ...] = (180_000, 240_000)
+    network_calls: tuple[int, ...] = (180_000, 180_000)
     """Of PPO's episodes, for each width; its updates come on top. A narrower network makes more of them in its time."""
-    clone_updates: tuple[int, ...] = (1000, 6000)
+    clone_updates: tuple[int, ...] = (1000, 3000)
     """Minibatches of cloning, for each width; a network that does not begin with the teacher's weights needs more."""
-    clone_batch_sizes: tuple[int, ...] = (128, 128)
+    clone_batch_sizes: tuple[int, ...] = (128, 256)
     clone_rates: tuple[float, ...] = (1e-3, 2e-3)
-    learning_rates: tuple[float, ...] = (2e-4, 5e-5)
-    """Of PPO, for each width: the narrower network is the more sensitive one."""
-    explorations: tuple[tuple[float, float], ...] = ((0.15, 0.05), (0.05, 0.02))
-    widths: tuple[float, ...] = (1.0, 0.62)
+    learning_rates: tuple[float, ...] = (2e-4, 2e-4)
+    """Of PPO, for each width."""
+    explorations: tuple[tuple[float, float], ...] = ((0.15, 0.05), (0.15, 0.05))
+    widths: tuple[float, ...] = (1.0, 0.65)
     """Channels of the students, as a multiple of the teacher's; the gradient has the first of them alone."""
-    time_embedding_dims: tuple[int | None, ...] = (None, None)
+    time_embedding_dims: tuple[int | None, ...] = (None, 32)
     """Of the time's embedding, for each width; as many as the width has if not given."""
     lora_ranks: tuple[int, ...] = ()
     """Adapters on a copy of the teacher, of these ranks."""
