@@ -50,6 +50,18 @@ def settings(pipeline_folder, tmp_path):
     )
 
 
+@pytest.fixture
+def saved_clone(settings, tmp_path):
+    """How it was made, and the student, which lies in clone/student."""
+    args = clone.Args(
+        teacher=settings.teacher, num_steps=3, network=settings.network, out=tmp_path / "clone", test_size=16,
+        teacher_steps=8,
+    )  # fmt: skip
+    cloned, _ = clone.make(args)
+    cloned.save_pretrained(tmp_path / "clone" / "student")
+    return args, cloned
+
+
 def weights(student):
     return student.network.state_dict()
 
@@ -114,14 +126,9 @@ def test_training_moves_what_cloning_made(settings, tmp_path):
     assert not same(weights(trained), weights(cloned))
 
 
-def test_a_clone_is_refined(settings, tmp_path):
+def test_a_clone_is_refined(settings, saved_clone, tmp_path):
     """With the cloning, or of a clone that was saved before: the same student."""
-    args = clone.Args(
-        teacher=settings.teacher, num_steps=3, network=settings.network, out=tmp_path / "clone", test_size=16,
-        teacher_steps=8,
-    )  # fmt: skip
-    cloned, _ = clone.make(args)
-    cloned.save_pretrained(tmp_path / "clone" / "student")
+    args, cloned = saved_clone
     refined = replace(settings.network, refine_updates=2, refine_num_steps=4)
     together, _ = clone.make(replace(args, network=refined, out=tmp_path / "together"))
     begun = replace(refined, init=str(tmp_path / "clone" / "student"), clone_updates=None)
@@ -132,14 +139,9 @@ def test_a_clone_is_refined(settings, tmp_path):
         clone.make(replace(args, teacher="digits", network=replace(refined, copy=True), out=tmp_path / "copy"))
 
 
-def test_a_clone_is_cloned_further(settings, tmp_path):
+def test_a_clone_is_cloned_further(saved_clone, tmp_path):
     """A student to begin as and updates to make: it goes on from there, and without updates it stays what it is."""
-    args = clone.Args(
-        teacher=settings.teacher, num_steps=3, network=settings.network, out=tmp_path / "clone", test_size=16,
-        teacher_steps=8,
-    )  # fmt: skip
-    cloned, _ = clone.make(args)
-    cloned.save_pretrained(tmp_path / "clone" / "student")
+    args, cloned = saved_clone
     begun = NoiseSettings(init=str(tmp_path / "clone" / "student"))
     kept, _ = clone.make(replace(args, network=begun, out=tmp_path / "kept"))
     assert same(weights(kept), weights(cloned))
