@@ -18,11 +18,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.evaluate import PICTURED
-from redif_env.evaluation import Evaluator
-from redif_env.mdp import DenoisingMDP
-from redif_env.rendering import tile, to_pixels
+from redif_env.judging.evaluation import Evaluator
+from redif_env.mdp.process import DenoisingMDP
+from redif_env.measures.rendering import tile, to_pixels
 from redif_env.sb3.export import student_of
-from redif_env.students import Student
+from redif_env.students.student import Student
 
 
 class HeldOutCallback(BaseCallback):

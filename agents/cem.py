@@ -18,12 +18,12 @@ from tqdm import tqdm
 from agents.command import DEFAULT_REWARD, prepare_folder, run
 from agents.evaluate import report
 from agents.runs import begin, check, settings_json
-from redif_env.checkpoints import add_state, newest_state
-from redif_env.envs import ReDiFVectorEnv
-from redif_env.evaluation import Evaluator
-from redif_env.policies import Policy
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
-from redif_env.students import Student
+from redif_env.envs.environments import ReDiFVectorEnv
+from redif_env.judging.evaluation import Evaluator
+from redif_env.mdp.policies import Policy
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER
+from redif_env.storage.checkpoints import add_state, newest_state
+from redif_env.students.student import Student
 
 PROGRAM = "agents.cem"
 

@@ -16,12 +16,12 @@ from agents.command import prepare_folder, run, teacher_of, wanted
 from agents.evaluate import RESULT, report
 from agents.networks import NoiseSettings, noise_map, policy_kwargs, warm_start
 from agents.runs import begin, check, settings_json
-from redif_env.evaluation import Evaluator
+from redif_env.envs.spaces import action_space, observation_space
+from redif_env.judging.evaluation import Evaluator
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
 from redif_env.sb3 import StudentPolicy
 from redif_env.sb3.export import student_of
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
-from redif_env.spaces import action_space, observation_space
-from redif_env.students import Student
+from redif_env.students.student import Student
 
 PROGRAM = "agents.clone"
 

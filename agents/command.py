@@ -14,9 +14,9 @@ import tyro
 from safetensors import SafetensorError
 
 from agents.runs import CONFIG_FILE, RunStoppedError, read_settings
+from redif_env.mdp.settings import parse_device, shared_teacher
 from redif_env.sb3 import UnhealthyRunError
-from redif_env.settings import parse_device, shared_teacher
-from redif_env.teachers import Teacher
+from redif_env.teachers.teacher import Teacher
 
 Settings = TypeVar("Settings")
 

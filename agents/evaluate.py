@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from redif_env.baselines import Baseline, all_baselines
-from redif_env.evaluation import Evaluator, Row, judge
-from redif_env.files import write_file
-from redif_env.records import Record, installed_versions
-from redif_env.rendering import tile, to_pixels
-from redif_env.students import Student
-from redif_env.tables import print_table
-from redif_env.teachers import BUILT_IN
+from redif_env.judging.baselines import Baseline, all_baselines
+from redif_env.judging.evaluation import Evaluator, Row, judge
+from redif_env.judging.tables import print_table
+from redif_env.measures.rendering import tile, to_pixels
+from redif_env.storage.files import write_file
+from redif_env.students.record import Record, installed_versions
+from redif_env.students.student import Student
+from redif_env.teachers.teacher import BUILT_IN
 
 PICTURED = 12
 BEST = 3

@@ -14,18 +14,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from redif_env.actions import NoiseMap, SolverMap
-from redif_env.cloning import CloningPlan, clone
-from redif_env.mdp import DenoisingMDP
-from redif_env.networks import narrowed
-from redif_env.noise_schedulers import action_reading
-from redif_env.pruning import prunable, pruned_weights
-from redif_env.refinement import RefinementPlan, refine
+from redif_env.diffusion.noise_schedulers import action_reading
+from redif_env.diffusion.types import PredictionType
+from redif_env.mdp.actions import NoiseMap, SolverMap
+from redif_env.mdp.process import DenoisingMDP
+from redif_env.mdp.settings import build_mdp, solver_name
 from redif_env.sb3 import Reduction, StudentPolicy, student_kwargs
-from redif_env.settings import build_mdp, solver_name
-from redif_env.students import Student
-from redif_env.teachers import Teacher, config_of
-from redif_env.types import PredictionType
+from redif_env.students.network.cloning import CloningPlan, clone
+from redif_env.students.network.pruning import prunable, pruned_weights
+from redif_env.students.network.refinement import RefinementPlan, refine
+from redif_env.students.student import Student
+from redif_env.teachers.networks import narrowed
+from redif_env.teachers.teacher import Teacher, config_of
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from redif_env.baselines import all_baselines
-from redif_env.cache import kept_file
-from redif_env.evaluation import JUDGED, SCREENED
-from redif_env.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_key
-from redif_env.teachers import Teacher
+from redif_env.judging.baselines import all_baselines
+from redif_env.judging.evaluation import JUDGED, SCREENED
+from redif_env.storage.cache import kept_file
+from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_key
+from redif_env.teachers.teacher import Teacher
 
 TIMED_SECONDS = 1.0
 

@@ -28,11 +28,10 @@ from agents.networks import NoiseSettings, cloning_plan, noise_map, policy_kwarg
 from agents.plan import Item, Sizes, plan, print_plan
 from agents.recipes import settled
 from agents.runs import RunStoppedError, begin, check, settings_json
-from redif_env.actions import ActionMap
-from redif_env.evaluation import Evaluator
-from redif_env.mdp import DenoisingMDP
-from redif_env.references import VALIDATION_SEED
-from redif_env.refinement import ROLLOUTS
+from redif_env.judging.evaluation import Evaluator
+from redif_env.mdp.actions import ActionMap
+from redif_env.mdp.process import DenoisingMDP
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.sb3 import (
     AnalyticKLStop,
     Checkpointer,
@@ -47,9 +46,10 @@ from redif_env.sb3 import (
     make_vec_env,
     student_exploration,
 )
-from redif_env.sensitivities import sensitivity_calls
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
-from redif_env.students import Student
+from redif_env.students.network.refinement import ROLLOUTS
+from redif_env.students.network.sensitivities import sensitivity_calls
+from redif_env.students.student import Student
+from redif_env.teachers.references import VALIDATION_SEED
 
 PROGRAM = "agents.ppo"
 VALUE = (64, 64)

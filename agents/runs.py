@@ -10,8 +10,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from redif_env.files import remove_debris, write_file
-from redif_env.records import installed_versions
+from redif_env.storage.files import remove_debris, write_file
+from redif_env.students.record import installed_versions
 
 CONFIG_FILE = "config.json"
 NOT_STORED = ("resume", "dry_run")

@@ -22,7 +22,7 @@ from experiments import compare
 from experiments.rivals.field import Entry
 from experiments.rivals.off_the_shelf import off_the_shelf
 from experiments.rivals.ours import compact, cross_entropy
-from redif_env.actions import SolverMap
+from redif_env.mdp.actions import SolverMap
 
 BASE = ppo.Args(hidden=SOLVER.hidden)
 """What is changed one setting at a time: the comparison's recipe, but with the hidden layers of a stock policy."""

@@ -23,10 +23,10 @@ from agents.command import prepare_folder, run, teacher_of
 from agents.networks import NoiseSettings
 from experiments.kept import file_name, once, write_json
 from experiments.tasks import Task, finish_all
-from redif_env.evaluation import Evaluator
-from redif_env.references import reference_paths, reference_set
+from redif_env.judging.evaluation import Evaluator
+from redif_env.mdp.settings import shared_teacher
 from redif_env.sb3 import Reduction
-from redif_env.settings import shared_teacher
+from redif_env.teachers.references import reference_paths, reference_set
 
 CHANGES: dict[str, dict[str, Any]] = {
     "the recipe": {},

@@ -22,7 +22,7 @@ from agents import ppo
 from agents.command import prepare_folder, run
 from experiments.kept import write_json
 from experiments.tasks import Task, finish_all
-from redif_env.files import write_file
+from redif_env.storage.files import write_file
 
 SETS: dict[str, dict[str, float]] = {
     "endpoint": {"endpoint": 1.0},

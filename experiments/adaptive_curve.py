@@ -25,7 +25,7 @@ from agents import ppo
 from agents.command import DEFAULT_REWARD, prepare_folder, run
 from experiments.kept import write_json
 from experiments.tasks import Task, finish_all
-from redif_env.files import write_file
+from redif_env.storage.files import write_file
 
 METRICS = {"fd_teacher": "Frechet distance to the teacher", "mse_teacher": "mean squared error to the endpoint"}
 

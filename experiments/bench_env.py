@@ -15,8 +15,8 @@ import torch
 import tyro
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from redif_env.envs import ReDiFEnv, ReDiFVectorEnv
-from redif_env.wrappers import EndpointAlignment, TrajectoryAlignment
+from redif_env.envs.environments import ReDiFEnv, ReDiFVectorEnv
+from redif_env.envs.wrappers import EndpointAlignment, TrajectoryAlignment
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from rich.table import Table
 from torch import Tensor
 
 from agents.command import run
-from redif_env.export import ReDiFPipeline
-from redif_env.noise_schedulers import scheduler_config
-from redif_env.settings import parse_device
-from redif_env.students import Student
+from redif_env.diffusion.noise_schedulers import scheduler_config
+from redif_env.mdp.settings import parse_device
+from redif_env.students.export import ReDiFPipeline
+from redif_env.students.student import Student
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,13 @@ from experiments.rivals.field import FIELD, Entry, takes_part
 from experiments.rivals.rival import Clock, StudentSampler, Task
 from experiments.rivals.shortlist import nearest
 from experiments.rivals.training_free import STARTED, STARTED_GRIDS
-from redif_env.evaluation import Evaluator
-from redif_env.files import write_file
-from redif_env.grids import GRIDS
-from redif_env.references import TEST_SEED, VALIDATION_SEED, ReferenceSet, reference_paths, reference_set
-from redif_env.settings import DEFAULT_GRID, shared_teacher
-from redif_env.starts import fit_start
-from redif_env.teachers import Teacher
+from redif_env.diffusion.grids import GRIDS
+from redif_env.fitted.initial_maps import fit_start
+from redif_env.judging.evaluation import Evaluator
+from redif_env.mdp.settings import DEFAULT_GRID, shared_teacher
+from redif_env.storage.files import write_file
+from redif_env.teachers.references import TEST_SEED, VALIDATION_SEED, ReferenceSet, reference_paths, reference_set
+from redif_env.teachers.teacher import Teacher
 
 Field = Mapping[str, Entry]
 

@@ -23,13 +23,13 @@ from torch import Tensor
 from agents.command import prepare_folder, run
 from experiments.nfe_curve import ppo_settings, run_of, solvers_at
 from experiments.tasks import Task, finish_all
-from redif_env.evaluation import Evaluator
-from redif_env.export import ReDiFPipeline
-from redif_env.export.steps import run_steps
-from redif_env.noise_schedulers import scheduler_config
-from redif_env.references import ENDPOINT_BATCH
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, shared_teacher
-from redif_env.students import Student
+from redif_env.diffusion.noise_schedulers import scheduler_config
+from redif_env.judging.evaluation import Evaluator
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, shared_teacher
+from redif_env.students.export import ReDiFPipeline
+from redif_env.students.export.steps import run_steps
+from redif_env.students.student import Student
+from redif_env.teachers.references import ENDPOINT_BATCH
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from redif_env.baselines import SOLVER_GRIDS
-from redif_env.files import write_file
-from redif_env.grids import GRIDS
-from redif_env.rendering import tile, to_pixels
-from redif_env.schedules import Schedule
+from redif_env.diffusion.grids import GRIDS
+from redif_env.diffusion.schedules import Schedule
+from redif_env.judging.baselines import SOLVER_GRIDS
+from redif_env.measures.rendering import tile, to_pixels
+from redif_env.storage.files import write_file
 
 matplotlib.use("agg")
 from matplotlib import pyplot

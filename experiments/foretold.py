@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.command import run
-from redif_env.envs import ReDiFVectorEnv
-from redif_env.rewards import feature_distance
-from redif_env.siblings import relative
-from redif_env.students import Student
+from redif_env.envs.environments import ReDiFVectorEnv
+from redif_env.envs.groups import relative
+from redif_env.rewards.feature import feature_distance
+from redif_env.students.student import Student
 
 
 @dataclass(frozen=True)

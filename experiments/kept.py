@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from redif_env.files import write_file
+from redif_env.storage.files import write_file
 
 
 def file_name(text: str) -> str:

@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from agents.command import prepare_folder, run
 from agents.evaluate import RESULT
-from redif_env.checkpoints import checkpoints
-from redif_env.files import sha256
+from redif_env.storage.checkpoints import checkpoints
+from redif_env.storage.files import sha256
 
 RUN = (
     "--teacher", "gaussian-ring", "--num-steps", "3", "--num-envs", "16", "--group-size", "4",

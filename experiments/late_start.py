@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.command import run
-from redif_env.evaluation import Evaluator
-from redif_env.grids import TimeGrid
-from redif_env.references import VALIDATION_SEED
-from redif_env.settings import look_up, shared_teacher, start_of
-from redif_env.solvers import SOLVERS, sample
+from redif_env.diffusion.grids import TimeGrid
+from redif_env.diffusion.solvers import SOLVERS, sample
+from redif_env.judging.evaluation import Evaluator
+from redif_env.mdp.settings import look_up, shared_teacher, start_of
+from redif_env.teachers.references import VALIDATION_SEED
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Args:
     """Places to begin, beside the schedule's own."""
     nfe: tuple[int, ...] = (4, 6, 8, 40)
     starts: tuple[str, ...] = ("noise",)
-    """Or "linear" too: from where a linear map takes the noise (redif_env.starts)."""
+    """Or "linear" too: from where a linear map takes the noise (redif_env.fitted.initial_maps)."""
     size: int = 512
     """Noises."""
 

@@ -31,10 +31,10 @@ from agents.recipes import settled
 from experiments.kept import file_name, once, write_json
 from experiments.rivals.regression import regression
 from experiments.rivals.rival import BACKWARD_CALLS, Sampler, StudentSampler, Task
-from redif_env.evaluation import Evaluator
-from redif_env.references import VALIDATION_SEED, reference_paths, reference_set
-from redif_env.settings import shared_teacher
-from redif_env.students import Student
+from redif_env.judging.evaluation import Evaluator
+from redif_env.mdp.settings import shared_teacher
+from redif_env.students.student import Student
+from redif_env.teachers.references import VALIDATION_SEED, reference_paths, reference_set
 
 WARM, PPO, EQUAL_SECONDS, EQUAL_CALLS = "warm start", "PPO", "gradient, equal seconds", "gradient, equal calls"
 METHODS = (WARM, PPO, EQUAL_SECONDS, EQUAL_CALLS)

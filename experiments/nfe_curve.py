@@ -22,9 +22,9 @@ from agents.command import prepare_folder, run
 from agents.recipes import settled
 from experiments.kept import once
 from experiments.tasks import Task, finish_all
-from redif_env.baselines import Baseline
-from redif_env.evaluation import Evaluator, Row
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, shared_teacher
+from redif_env.judging.baselines import Baseline
+from redif_env.judging.evaluation import Evaluator, Row
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, shared_teacher
 
 
 @dataclass(frozen=True)

@@ -25,15 +25,15 @@ from torch import Tensor
 from agents.callbacks import AnnealedExploration, linear_to_zero
 from agents.command import prepare_folder, run
 from experiments.kept import write_json
-from redif_env.envs import ReDiFVectorEnv
-from redif_env.evaluation import Evaluator
-from redif_env.files import write_file
-from redif_env.references import VALIDATION_SEED
-from redif_env.rendering import tile, to_pixels
+from redif_env.diffusion.types import Transition
+from redif_env.envs.environments import ReDiFVectorEnv
+from redif_env.envs.wrappers import CallableReward, GroupRelativeReward
+from redif_env.judging.evaluation import Evaluator
+from redif_env.measures.rendering import tile, to_pixels
 from redif_env.sb3 import ReDiFVecEnv
-from redif_env.students import Student
-from redif_env.types import Transition
-from redif_env.wrappers import CallableReward, GroupRelativeReward
+from redif_env.storage.files import write_file
+from redif_env.students.student import Student
+from redif_env.teachers.references import VALIDATION_SEED
 
 PICTURED = 12
 

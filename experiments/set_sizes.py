@@ -21,10 +21,10 @@ from rich.table import Table
 from torch import Tensor
 
 from agents.command import run
-from redif_env.evaluation import Evaluator
-from redif_env.metrics import frechet_distance, mean_squared_error, strayed
-from redif_env.students import Student
-from redif_env.teachers import load_teacher
+from redif_env.judging.evaluation import Evaluator
+from redif_env.measures.metrics import frechet_distance, mean_squared_error, strayed
+from redif_env.students.student import Student
+from redif_env.teachers.teacher import load_teacher
 
 
 @dataclass(frozen=True)

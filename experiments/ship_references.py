@@ -15,16 +15,16 @@ from dataclasses import dataclass
 
 import tyro
 
-from redif_env.cache import kept_file
-from redif_env.distances import root_mean_square
-from redif_env.files import ASSETS
-from redif_env.grids import GRIDS
-from redif_env.linear_solver import fit_solver, solver_key
-from redif_env.references import TRAIN_SEED, VALIDATION_SEED, base_samples, reference_set
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
-from redif_env.solvers import SOLVERS
-from redif_env.starts import fit_start
-from redif_env.teachers import load_teacher
+from redif_env.diffusion.grids import GRIDS
+from redif_env.diffusion.solvers import SOLVERS
+from redif_env.fitted.initial_maps import fit_start
+from redif_env.fitted.linear_solver import fit_solver, solver_key
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER
+from redif_env.measures.distances import root_mean_square
+from redif_env.storage.cache import kept_file
+from redif_env.storage.files import ASSETS
+from redif_env.teachers.references import TRAIN_SEED, VALIDATION_SEED, base_samples, reference_set
+from redif_env.teachers.teacher import load_teacher
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from agents import cem, ppo
 from agents.command import teacher_of
 from experiments.kept import once
-from redif_env.evaluation import Evaluator, prices_of
-from redif_env.settings import shared_teacher
+from redif_env.judging.evaluation import Evaluator, prices_of
+from redif_env.mdp.settings import shared_teacher
 
 ROWS = "rows.json"
 

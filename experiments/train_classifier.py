@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from redif_env.data import load_images
-from redif_env.features import DigitsClassifier
-from redif_env.files import ASSETS, write_folder
+from redif_env.measures.features import DigitsClassifier
+from redif_env.storage.data import load_images
+from redif_env.storage.files import ASSETS, write_folder
 
 
 @dataclass(frozen=True)

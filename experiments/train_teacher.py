@@ -28,11 +28,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from redif_env.data import ImageSet, load_images
-from redif_env.features import embed, judge_features, load_features
-from redif_env.files import ASSETS, write_folder
-from redif_env.metrics import frechet_distance
-from redif_env.teachers import Teacher
+from redif_env.measures.features import embed, judge_features, load_features
+from redif_env.measures.metrics import frechet_distance
+from redif_env.storage.data import ImageSet, load_images
+from redif_env.storage.files import ASSETS, write_folder
+from redif_env.teachers.teacher import Teacher
 
 FACTS = "training.json"
 CURVE_POINTS = 20
@@ -57,7 +57,7 @@ class Args:
     """Settings of the training."""
 
     data: str = "digits"
-    """One of "digits", an .npz file, a folder of images or a data set of the hub (redif_env.data.load_images)."""
+    """One of "digits", an .npz file, a folder of images or a data set of the hub (load_images of redif_env.storage.data)."""
     size: int | None = None
     """Side in pixels to resize images of a folder or the hub to."""
     kind: Annotated[Kind, tyro.conf.EnumChoicesFromValues] = Kind.EPSILON

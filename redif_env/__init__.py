@@ -13,21 +13,33 @@ from typing import TYPE_CHECKING, Any
 from wrapt import when_imported
 
 if TYPE_CHECKING:
-    from redif_env.envs import ReDiFEnv, ReDiFVectorEnv
-    from redif_env.students import Student
-    from redif_env.teachers import GaussianMixtureTeacher, Teacher, load_teacher
+    from redif_env.envs.environments import ReDiFEnv, ReDiFVectorEnv
+    from redif_env.students.export import ReDiFPipeline, ReDiFScheduler
+    from redif_env.students.student import Student
+    from redif_env.teachers.teacher import GaussianMixtureTeacher, Teacher, load_teacher
 
 __version__ = "0.1.0"
 
-__all__ = ["GaussianMixtureTeacher", "ReDiFEnv", "ReDiFVectorEnv", "Student", "Teacher", "load_teacher"]
+__all__ = [
+    "GaussianMixtureTeacher",
+    "ReDiFEnv",
+    "ReDiFPipeline",
+    "ReDiFScheduler",
+    "ReDiFVectorEnv",
+    "Student",
+    "Teacher",
+    "load_teacher",
+]
 
 _HOMES = {
-    "GaussianMixtureTeacher": "redif_env.teachers",
-    "ReDiFEnv": "redif_env.envs",
-    "ReDiFVectorEnv": "redif_env.envs",
-    "Student": "redif_env.students",
-    "Teacher": "redif_env.teachers",
-    "load_teacher": "redif_env.teachers",
+    "GaussianMixtureTeacher": "redif_env.teachers.teacher",
+    "ReDiFEnv": "redif_env.envs.environments",
+    "ReDiFPipeline": "redif_env.students.export",
+    "ReDiFScheduler": "redif_env.students.export",
+    "ReDiFVectorEnv": "redif_env.envs.environments",
+    "Student": "redif_env.students.student",
+    "Teacher": "redif_env.teachers.teacher",
+    "load_teacher": "redif_env.teachers.teacher",
 }
 
 
@@ -36,8 +48,8 @@ _HOMES = {
 def _register(gymnasium: ModuleType) -> None:
     gymnasium.register(
         id="ReDiF-v0",
-        entry_point="redif_env.envs:ReDiFEnv",
-        vector_entry_point="redif_env.envs:ReDiFVectorEnv",
+        entry_point="redif_env.envs.environments:ReDiFEnv",
+        vector_entry_point="redif_env.envs.environments:ReDiFVectorEnv",
     )
 
 

@@ -17,16 +17,16 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from redif_env.evaluation import TEST_SIZE, Evaluator, judge
-from redif_env.files import write_file
-from redif_env.grids import next_position
-from redif_env.rendering import tile, to_pixels
-from redif_env.settings import parse_device, solver_name
-from redif_env.solvers import record
-from redif_env.students import Student
-from redif_env.tables import print_table
-from redif_env.teachers import Teacher, load_teacher
-from redif_env.types import Prediction, State
+from redif_env.diffusion.grids import next_position
+from redif_env.diffusion.solvers import record
+from redif_env.diffusion.types import Prediction, State
+from redif_env.judging.evaluation import TEST_SIZE, Evaluator, judge
+from redif_env.judging.tables import print_table
+from redif_env.mdp.settings import parse_device, solver_name
+from redif_env.measures.rendering import tile, to_pixels
+from redif_env.storage.files import write_file
+from redif_env.students.student import Student
+from redif_env.teachers.teacher import Teacher, load_teacher
 
 WIDTH = 60
 """Characters of a drawn schedule."""

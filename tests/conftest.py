@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from redif_env.teachers import GaussianMixtureTeacher, Teacher
+from redif_env.teachers.teacher import GaussianMixtureTeacher, Teacher
 from tests.models import unet, with_matrix
 
 # Workers beside each other, with as many threads as cores each, would be ten times slower than with one each.

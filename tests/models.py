@@ -11,8 +11,8 @@ from typing import Any
 import diffusers
 import torch
 
-from redif_env.teachers import GaussianMixtureTeacher
-from redif_env.types import Prediction
+from redif_env.diffusion.types import Prediction
+from redif_env.teachers.teacher import GaussianMixtureTeacher
 
 SIDE = 8
 PROMPTS = ["a cat", "two dogs"]

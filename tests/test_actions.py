@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from redif_env.actions import ACTION_MAPS, BaseSolver, SolverMap, StepMap
-from redif_env.bands import split_bands
-from redif_env.grids import GRIDS, TimeGrid
-from redif_env.mdp import DenoisingMDP
-from redif_env.observations import Features
-from redif_env.solvers import DDIM, SOLVERS, sample, trajectory
-from redif_env.teachers import load_teacher
+from redif_env.diffusion.bands import split_bands
+from redif_env.diffusion.grids import GRIDS, TimeGrid
+from redif_env.diffusion.solvers import DDIM, SOLVERS, sample, trajectory
+from redif_env.mdp.actions import ACTION_MAPS, BaseSolver, SolverMap, StepMap
+from redif_env.mdp.observations import Features
+from redif_env.mdp.process import DenoisingMDP
+from redif_env.teachers.teacher import load_teacher
 
 KINDS_OF_GRIDS = ["time^1.5", "time^1.5@20", "logsnr", "karras", "ays"]
 COMPACT = [name for name, action_map in ACTION_MAPS.items() if not action_map.predicts]

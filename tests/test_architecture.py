@@ -76,7 +76,9 @@ def test_importing_the_package_is_light():
     assert loaded("import redif_env", ("torch", "diffusers", *NO_RL)) == []
 
 
-@pytest.mark.parametrize("statement", ["from redif_env import Student", "import redif_env.export, redif_env.cli"])
+@pytest.mark.parametrize(
+    "statement", ["from redif_env import Student", "import redif_env.students.export, redif_env.cli"]
+)
 def test_a_student_needs_no_rl_library(statement):
     assert loaded(statement, NO_RL) == []
 

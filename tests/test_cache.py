@@ -7,9 +7,9 @@ import time
 import pytest
 import torch
 
-from redif_env.cache import cached, read_tensor, write_tensor
-from redif_env.files import CorruptFileError, cache_folder, write_file, write_folder
-from redif_env.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_set
+from redif_env.storage.cache import cached, read_tensor, write_tensor
+from redif_env.storage.files import CorruptFileError, cache_folder, write_file, write_folder
+from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_set
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_killed_writer_leaves_no_cache_that_loads(tmp_path):
     """SIGKILL in the middle of writing: the key stays unknown, and the next run computes it."""
     script = (
         "import time, torch\n"
-        "from redif_env import cache, files\n"
+        "from redif_env.storage import cache, files\n"
         "def slow(tensors, path, metadata):\n"
         "    path.write_bytes(b'half'); print('writing', flush=True); time.sleep(60)\n"
         "cache.save_file = slow\n"
@@ -100,7 +100,8 @@ def test_a_killed_writer_leaves_no_cache_that_loads(tmp_path):
         process.send_signal(signal.SIGKILL)
     assert any(tmp_path.iterdir())
     assert not (tmp_path / "key.safetensors").exists()
-    check = "import torch\nfrom redif_env.cache import cached\nprint(cached('key', lambda: torch.ones(3)).sum().item())"
+    check = "import torch\nfrom redif_env.storage.cache import cached\n"
+    check += "print(cached('key', lambda: torch.ones(3)).sum().item())"
     output = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "3.0"
     assert read_tensor(tmp_path / "key.safetensors").tolist() == [1.0] * 3
@@ -130,7 +131,7 @@ def test_the_three_sets_share_no_noise(ring):
 def test_default_reference_set_is_shipped():
     """The default environment needs no teacher run: its endpoints are in the package."""
     from redif_env import load_teacher
-    from redif_env.files import ASSETS
+    from redif_env.storage.files import ASSETS
 
     teacher = load_teacher("digits")
     reference = reference_set(teacher, 4096)

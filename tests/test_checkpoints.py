@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from redif_env.checkpoints import STATE_FILE, TENSORS_FILE, checkpoints, read_state, remove_checkpoint, write_state
-from redif_env.files import CorruptFileError, read_sealed, remove_debris, write_file, write_folder, write_sealed
+from redif_env.storage.checkpoints import (
+    STATE_FILE,
+    TENSORS_FILE,
+    checkpoints,
+    read_state,
+    remove_checkpoint,
+    write_state,
+)
+from redif_env.storage.files import CorruptFileError, read_sealed, remove_debris, write_file, write_folder, write_sealed
 
 STATE = {
     "weights": {"a.b": torch.arange(6.0).reshape(2, 3), "double": torch.tensor(1 / 3, dtype=torch.float64)},
@@ -99,7 +106,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     write_state(tmp_path / "1", STATE)
-    monkeypatch.setattr("redif_env.checkpoints.save_file", full)
+    monkeypatch.setattr("redif_env.storage.checkpoints.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         write_state(tmp_path / "2", STATE)
     assert [path.name for path in tmp_path.iterdir()] == ["1"]

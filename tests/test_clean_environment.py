@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import load_file
 
 from redif_env import Student
-from redif_env.policies import Policy, PolicyConfig
-from redif_env.settings import build_mdp
+from redif_env.mdp.policies import Policy, PolicyConfig
+from redif_env.mdp.settings import build_mdp
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = """
 import sys
 from importlib.util import find_spec
 from redif_env import Student
-from redif_env.export import ReDiFPipeline
+from redif_env.students.export import ReDiFPipeline
 assert not [name for name in ("stable_baselines3", "tensorboard", "sklearn", "matplotlib") if find_spec(name)]
 noise = __import__("torch").randn(2, 1, 8, 8)
 ours = Student.from_pretrained(sys.argv[1])(noise=noise)

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from redif_env import Student
 from redif_env.cli import base_timesteps, main
-from redif_env.policies import Policy, PolicyConfig
-from redif_env.records import Record
-from redif_env.settings import build_mdp
+from redif_env.mdp.policies import Policy, PolicyConfig
+from redif_env.mdp.settings import build_mdp
+from redif_env.students.record import Record
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_evaluate(type_in, tmp_path):
     methods = [row["method"] for row in rows]
     assert methods[:3] == ["teacher", "teacher, other noises", "student"]
     assert {"unipc3", "ipndm2", "deis2"} <= set(methods)
-    from redif_env.evaluation import Evaluator
+    from redif_env.judging.evaluation import Evaluator
 
     assert rows[2] == asdict(Evaluator(student.mdp.teacher, 40).student_row("student", student))
 

@@ -30,21 +30,21 @@ from experiments.rivals.shortlist import JUDGED, SCREENED, nearest
 from experiments.rivals.training_free import STARTED, STARTED_GRIDS, TRAINING_FREE, ddim
 from experiments.rivals.two_calls import TwoCallSampler, heun, midpoint
 from redif_env import Student
-from redif_env.actions import SolverMap, StepMap
-from redif_env.baselines import SOLVER_GRIDS
-from redif_env.evaluation import Evaluator
-from redif_env.grids import GRIDS
-from redif_env.metrics import frechet_distance
-from redif_env.networks import call_by_name
-from redif_env.noise_schedulers import action_reading
-from redif_env.policies import Policy
-from redif_env.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_set
-from redif_env.sampling import trajectory
-from redif_env.schedules import FlowSchedule, VariancePreservingSchedule
-from redif_env.settings import build_mdp, shared_teacher
-from redif_env.solvers import SOLVERS, ddim_step, sample
-from redif_env.teachers import GaussianMixtureTeacher, Teacher, own_teacher
-from redif_env.types import PredictionType
+from redif_env.diffusion.grids import GRIDS
+from redif_env.diffusion.noise_schedulers import action_reading
+from redif_env.diffusion.schedules import FlowSchedule, VariancePreservingSchedule
+from redif_env.diffusion.solvers import SOLVERS, ddim_step, sample
+from redif_env.diffusion.types import PredictionType
+from redif_env.judging.baselines import SOLVER_GRIDS
+from redif_env.judging.evaluation import Evaluator
+from redif_env.mdp.actions import SolverMap, StepMap
+from redif_env.mdp.policies import Policy
+from redif_env.mdp.sampling import trajectory
+from redif_env.mdp.settings import build_mdp, shared_teacher
+from redif_env.measures.metrics import frechet_distance
+from redif_env.teachers.networks import call_by_name
+from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_set
+from redif_env.teachers.teacher import GaussianMixtureTeacher, Teacher, own_teacher
 from tests.models import unet
 
 

@@ -7,12 +7,12 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from redif_env import ReDiFEnv, ReDiFVectorEnv, Student, Teacher
-from redif_env.conditions import UNCONDITIONAL, Conditions, guide
-from redif_env.evaluation import Evaluator
-from redif_env.policies import Policy, PolicyConfig
-from redif_env.references import reference_set
-from redif_env.schedules import FlowSchedule
-from redif_env.types import PredictionType
+from redif_env.diffusion.schedules import FlowSchedule
+from redif_env.diffusion.types import PredictionType
+from redif_env.judging.evaluation import Evaluator
+from redif_env.mdp.policies import Policy, PolicyConfig
+from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, guide
+from redif_env.teachers.references import reference_set
 
 
 class Towards(torch.nn.Module):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from experiments import train_teacher
 from redif_env import ReDiFEnv, Teacher
-from redif_env.data import load_images
+from redif_env.storage.data import load_images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
 LABELS = np.arange(12, dtype=np.uint8) % 3

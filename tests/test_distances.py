@@ -5,7 +5,7 @@ import torch
 import torchmetrics.image.lpip as lpip
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from redif_env.distances import (
+from redif_env.measures.distances import (
     Perceptual,
     cosine_distance,
     perceptual_distance,

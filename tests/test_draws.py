@@ -1,6 +1,6 @@
 import numpy as np
 
-from redif_env.draws import GroupDraws
+from redif_env.envs.draws import GroupDraws
 
 
 def rows(*chosen, size=4):

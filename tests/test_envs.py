@@ -11,8 +11,8 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import redif_env
 from redif_env import ReDiFEnv, ReDiFVectorEnv
-from redif_env.references import base_samples, reference_set
-from redif_env.solvers import sample
+from redif_env.diffusion.solvers import sample
+from redif_env.teachers.references import base_samples, reference_set
 
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20}
 

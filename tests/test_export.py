@@ -17,14 +17,14 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 from redif_env import Student
-from redif_env.export import PolicyModel, ReDiFPipeline, ReDiFScheduler
-from redif_env.export.steps import run_steps, steps_of
-from redif_env.noise_schedulers import read_scheduler
-from redif_env.policies import Policy, PolicyConfig
-from redif_env.records import Record
-from redif_env.settings import build_mdp
-from redif_env.solvers import SOLVERS, sample
-from redif_env.teachers import GaussianMixtureTeacher, load_teacher
+from redif_env.diffusion.noise_schedulers import read_scheduler
+from redif_env.diffusion.solvers import SOLVERS, sample
+from redif_env.mdp.policies import Policy, PolicyConfig
+from redif_env.mdp.settings import build_mdp
+from redif_env.students.export import PolicyModel, ReDiFPipeline, ReDiFScheduler
+from redif_env.students.export.steps import run_steps, steps_of
+from redif_env.students.record import Record
+from redif_env.teachers.teacher import GaussianMixtureTeacher, load_teacher
 
 
 def make_student(teacher="gaussian-ring", seed=0, num_steps=3, solver="dpm++3m", action="solver", **options):
@@ -220,8 +220,8 @@ def test_push_and_fetch(image_student, tmp_path, monkeypatch):
         uploaded["repo"] = repo_id
         return "https://example/commit"
 
-    monkeypatch.setattr("redif_env.export.pipeline.create_repo", lambda *_, **__: Repository())
-    monkeypatch.setattr("redif_env.export.pipeline.upload_folder", upload)
+    monkeypatch.setattr("redif_env.students.export.pipeline.create_repo", lambda *_, **__: Repository())
+    monkeypatch.setattr("redif_env.students.export.pipeline.upload_folder", upload)
     assert image_student.pipeline().push_to_hub("student") == "https://example/commit"
     assert uploaded["repo"] == "somebody/student"
     assert b"license: unknown" in uploaded["files"]["README.md"]
@@ -233,7 +233,7 @@ def test_push_and_fetch(image_student, tmp_path, monkeypatch):
         assert not [pattern for pattern in allow_patterns if pattern.endswith(("bin", "ckpt", "py", "*"))]
         return str(tmp_path / "hub")
 
-    monkeypatch.setattr("redif_env.export.pipeline.snapshot_download", fetch)
+    monkeypatch.setattr("redif_env.students.export.pipeline.snapshot_download", fetch)
     noise = noise_of(image_student)
     fetched = ReDiFPipeline.from_pretrained("somebody/student", revision="v1")
     assert torch.equal(fetched(latents=noise, output_type="latent").images, image_student(noise=noise))

@@ -4,9 +4,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from redif_env.data import load_digits
-from redif_env.features import DigitsClassifier, VisionFeatures, default_features, embed, load_features
-from redif_env.metrics import frechet_distance
+from redif_env.measures.features import DigitsClassifier, VisionFeatures, default_features, embed, load_features
+from redif_env.measures.metrics import frechet_distance
+from redif_env.storage.data import load_digits
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-judge"])

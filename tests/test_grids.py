@@ -6,8 +6,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from diffusers.schedulers import AysSchedules
 
-from redif_env.grids import GRIDS, AYSGrid, KarrasGrid, LogSNRGrid, TimeGrid, next_position
-from redif_env.schedules import FlowSchedule, VarianceExplodingSchedule, VariancePreservingSchedule
+from redif_env.diffusion.grids import GRIDS, AYSGrid, KarrasGrid, LogSNRGrid, TimeGrid, next_position
+from redif_env.diffusion.schedules import FlowSchedule, VarianceExplodingSchedule, VariancePreservingSchedule
 
 SCHEDULE = VariancePreservingSchedule.from_diffusers()
 

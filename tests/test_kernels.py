@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from redif_env.kernels import (
+from redif_env.measures.kernels import (
     EnergyKernel,
     PolynomialKernel,
     RationalQuadraticKernel,

@@ -5,11 +5,11 @@ import torch
 from stable_baselines3 import PPO
 
 from redif_env import GaussianMixtureTeacher
-from redif_env.actions import StepMap
-from redif_env.envs import ReDiFVectorEnv
-from redif_env.grids import TimeGrid
+from redif_env.diffusion.grids import TimeGrid
+from redif_env.diffusion.solvers import DDIM
+from redif_env.envs.environments import ReDiFVectorEnv
+from redif_env.mdp.actions import StepMap
 from redif_env.sb3 import ReDiFVecEnv
-from redif_env.solvers import DDIM
 
 
 def test_ppo_finds_the_one_best_step():

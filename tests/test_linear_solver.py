@@ -11,21 +11,21 @@ from gymnasium.vector import SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from redif_env import GaussianMixtureTeacher, ReDiFVectorEnv, Student, linear_solver, starts
-from redif_env.cache import kept_file
 from redif_env.cli import facts_table, schedule_lines
-from redif_env.evaluation import Evaluator, fitted_rows
-from redif_env.export import ReDiFPipeline, ReDiFScheduler
-from redif_env.files import ASSETS
-from redif_env.grids import GRIDS
-from redif_env.linear_solver import fit_solver, solver_key
-from redif_env.policies import Policy, PolicyConfig
-from redif_env.references import VALIDATION_SEED, base_samples, reference_set
-from redif_env.sampling import trajectory
-from redif_env.schedules import FlowSchedule, VarianceExplodingSchedule
-from redif_env.settings import build_mdp
-from redif_env.solvers import SOLVERS, sample
-from redif_env.starts import fit_start
-from redif_env.teachers import load_teacher
+from redif_env.diffusion.grids import GRIDS
+from redif_env.diffusion.schedules import FlowSchedule, VarianceExplodingSchedule
+from redif_env.diffusion.solvers import SOLVERS, sample
+from redif_env.fitted.initial_maps import fit_start
+from redif_env.fitted.linear_solver import fit_solver, solver_key
+from redif_env.judging.evaluation import Evaluator, fitted_rows
+from redif_env.mdp.policies import Policy, PolicyConfig
+from redif_env.mdp.sampling import trajectory
+from redif_env.mdp.settings import build_mdp
+from redif_env.storage.cache import kept_file
+from redif_env.storage.files import ASSETS
+from redif_env.students.export import ReDiFPipeline, ReDiFScheduler
+from redif_env.teachers.references import VALIDATION_SEED, base_samples, reference_set
+from redif_env.teachers.teacher import load_teacher
 from tests.models import CountedGaussian
 
 LINEAR = {"grid": "time@4", "start": "linear", "solver": "linear"}
@@ -248,7 +248,7 @@ def test_what_cannot_be_stepped_so_is_refused(monkeypatch):
         ReDiFVectorEnv(1, **common | {"solver": wrong}, num_steps=3)
     with pytest.raises(ValueError, match=r"solver='bent' is unknown: choose one of .* 'linear'"):
         ReDiFVectorEnv(1, teacher=ring, solver="bent")
-    monkeypatch.setattr("redif_env.starts.LARGEST", 7)
+    monkeypatch.setattr("redif_env.fitted.initial_maps.LARGEST", 7)
     with pytest.raises(
         ValueError, match="at most 7 numbers, and here there are 8: choose solver='ipndm' or fewer steps"
     ):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from redif_env import ReDiFEnv, Student, Teacher
-from redif_env.policies import Policy, PolicyConfig
-from redif_env.settings import build_mdp
+from redif_env.mdp.policies import Policy, PolicyConfig
+from redif_env.mdp.settings import build_mdp
 from tests.models import CELLS, MODELS, Cell
 
 
@@ -81,7 +81,7 @@ def test_cell(cell: Cell, templates, tmp_path):
 
 
 def test_every_class_is_in_the_matrix():
-    from redif_env.networks import NETWORKS
+    from redif_env.teachers.networks import NETWORKS
 
     assert {model.network.split()[0] for model in MODELS} | {"GaussianMixtureModel"} == set(NETWORKS)
 

@@ -8,13 +8,13 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from redif_env import ReDiFVectorEnv, Student
-from redif_env.actions import ACTION_MAPS
-from redif_env.envs import ReDiFEnv
-from redif_env.grids import GRIDS
-from redif_env.mdp import DenoisingMDP
-from redif_env.observations import OBSERVATIONS
-from redif_env.policies import Policy, PolicyConfig
-from redif_env.solvers import SOLVERS, sample
+from redif_env.diffusion.grids import GRIDS
+from redif_env.diffusion.solvers import SOLVERS, sample
+from redif_env.envs.environments import ReDiFEnv
+from redif_env.mdp.actions import ACTION_MAPS
+from redif_env.mdp.observations import OBSERVATIONS
+from redif_env.mdp.policies import Policy, PolicyConfig
+from redif_env.mdp.process import DenoisingMDP
 
 RING = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20}
 ADAPTIVE = RING | {"num_steps": 6, "min_steps": 2}

@@ -7,8 +7,7 @@ import scipy.linalg
 import torch
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from redif_env.data import load_digits
-from redif_env.metrics import (
+from redif_env.measures.metrics import (
     coverage,
     density,
     frechet_distance,
@@ -20,6 +19,7 @@ from redif_env.metrics import (
     strayed,
     wasserstein,
 )
+from redif_env.storage.data import load_digits
 
 
 def test_frechet_distance_of_gaussians_by_hand():

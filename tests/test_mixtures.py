@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from redif_env.mixtures import GaussianMixture
-from redif_env.schedules import VariancePreservingSchedule
+from redif_env.diffusion.schedules import VariancePreservingSchedule
+from redif_env.teachers.mixtures import GaussianMixture
 
 SCHEDULE = VariancePreservingSchedule.from_diffusers()
 

@@ -13,12 +13,12 @@ import tyro
 
 from agents import evaluate, ppo
 from redif_env import ReDiFVectorEnv, Student, Teacher, evaluation
-from redif_env.baselines import Baseline
-from redif_env.distances import structural_dissimilarity
-from redif_env.export import ReDiFPipeline
-from redif_env.policies import Policy, PolicyConfig
-from redif_env.rewards import EndpointAlignment, of_images
-from redif_env.settings import build_mdp
+from redif_env.judging.baselines import Baseline
+from redif_env.mdp.policies import Policy, PolicyConfig
+from redif_env.mdp.settings import build_mdp
+from redif_env.measures.distances import structural_dissimilarity
+from redif_env.rewards.endpoint import EndpointAlignment, of_images
+from redif_env.students.export import ReDiFPipeline
 from tests.models import MODELS, PROMPTS, Model, dit, save_dit, save_stable_diffusion, save_stable_diffusion_3, unet
 
 

@@ -13,16 +13,16 @@ from agents.recipes import NOISE, SOLVER, settled
 from agents.runs import check, read_settings, settings_json
 from experiments import ablate_noise, network_students
 from redif_env import Student
-from redif_env.actions import NoiseMap
-from redif_env.baselines import Baseline
-from redif_env.checkpoints import checkpoints
-from redif_env.grids import GRIDS
-from redif_env.linear_solver import LinearSolver
-from redif_env.mdp import DenoisingMDP
-from redif_env.observations import Sample
+from redif_env.diffusion.grids import GRIDS
+from redif_env.diffusion.solvers import SOLVERS
+from redif_env.fitted.linear_solver import LinearSolver
+from redif_env.judging.baselines import Baseline
+from redif_env.mdp.actions import NoiseMap
+from redif_env.mdp.observations import Sample
+from redif_env.mdp.process import DenoisingMDP
 from redif_env.sb3 import Reduction, UnhealthyRunError, landing_gains, student_exploration
-from redif_env.solvers import SOLVERS
-from redif_env.teachers import load_teacher
+from redif_env.storage.checkpoints import checkpoints
+from redif_env.teachers.teacher import load_teacher
 from tests.models import unet
 
 # Stable-Baselines3's progress bar is tqdm's, drawn by rich.
@@ -243,7 +243,7 @@ def test_the_programs_report_and_the_command_judges_by_the_teacher(settings, tmp
     from redif_env.cli import Info, load, teacher_of
 
     few = [Baseline("dpm++2m", "time"), Baseline("ddim", "time")]
-    monkeypatch.setattr("redif_env.evaluation.all_baselines", lambda: few)
+    monkeypatch.setattr("redif_env.judging.evaluation.all_baselines", lambda: few)
     ppo.main(settings)
     rows = json.loads((settings.out / "result.json").read_text())["rows"]
     found = {row["method"]: row for row in rows}

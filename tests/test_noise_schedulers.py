@@ -6,19 +6,19 @@ import diffusers
 import pytest
 import torch
 
-from redif_env.grids import GRIDS, Grid
-from redif_env.mixture_model import GaussianMixtureModel
-from redif_env.noise_schedulers import Reading, read_scheduler, scheduler_config
-from redif_env.predictions import PLAIN, EDMPreconditioning, ScorePreconditioning, write_output
-from redif_env.schedules import (
+from redif_env.diffusion.grids import GRIDS, Grid
+from redif_env.diffusion.noise_schedulers import Reading, read_scheduler, scheduler_config
+from redif_env.diffusion.predictions import PLAIN, EDMPreconditioning, ScorePreconditioning, write_output
+from redif_env.diffusion.schedules import (
     FlowSchedule,
     NoiseLabel,
     VarianceExplodingSchedule,
     VariancePreservingSchedule,
 )
-from redif_env.solvers import SOLVERS, DPMSolverPP, sample, trajectory
-from redif_env.teachers import GaussianMixtureTeacher, Teacher
-from redif_env.types import Prediction, PredictionType
+from redif_env.diffusion.solvers import SOLVERS, DPMSolverPP, sample, trajectory
+from redif_env.diffusion.types import Prediction, PredictionType
+from redif_env.teachers.mixture_model import GaussianMixtureModel
+from redif_env.teachers.teacher import GaussianMixtureTeacher, Teacher
 
 VP = VariancePreservingSchedule.from_diffusers()
 ZERO = VariancePreservingSchedule.from_diffusers(beta_schedule="scaled_linear", rescale_betas_zero_snr=True)

@@ -13,12 +13,12 @@ from agents import ppo
 from experiments.foretold import explained, foretold
 from experiments.nfe_curve import SETTINGS
 from redif_env import ReDiFVectorEnv, Student
-from redif_env.distances import root_mean_square
-from redif_env.policies import Policy
+from redif_env.envs.groups import relative
+from redif_env.mdp.policies import Policy
+from redif_env.mdp.settings import build_mdp
+from redif_env.measures.distances import root_mean_square
 from redif_env.sb3 import PrivilegedBaseline, make_vec_env
-from redif_env.settings import build_mdp
-from redif_env.siblings import relative
-from redif_env.teachers import GaussianMixtureTeacher
+from redif_env.teachers.teacher import GaussianMixtureTeacher
 
 TINY = {"teacher": "gaussian-ring", "reference_size": 256, "teacher_steps": 20}
 

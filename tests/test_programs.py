@@ -18,11 +18,11 @@ from agents.recipes import settled
 from agents.runs import check, read_settings
 from experiments import ablate_rewards, adaptive_curve, late_start, png_size, tasks
 from redif_env import GaussianMixtureTeacher, Student
-from redif_env.baselines import Baseline, all_baselines
-from redif_env.checkpoints import checkpoints, remove_checkpoint
-from redif_env.evaluation import JUDGED, Evaluator
-from redif_env.references import TEST_SEED, draw_starts
-from redif_env.rendering import to_pixels
+from redif_env.judging.baselines import Baseline, all_baselines
+from redif_env.judging.evaluation import JUDGED, Evaluator
+from redif_env.measures.rendering import to_pixels
+from redif_env.storage.checkpoints import checkpoints, remove_checkpoint
+from redif_env.teachers.references import TEST_SEED, draw_starts
 
 TRAIN = [
     "--teacher", "gaussian-ring", "--num-steps", "3", "--network-calls", "384", "--num-envs", "16", "--group-size", "4",
@@ -203,7 +203,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch, capsys):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("redif_env.export.pipeline.write_sealed", full)
+    monkeypatch.setattr("redif_env.students.export.pipeline.write_sealed", full)
     with pytest.raises(SystemExit) as stopped:
         command.run(ppo.main, ppo.Args)
     assert stopped.value.code == 1

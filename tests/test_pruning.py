@@ -4,12 +4,12 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from redif_env.actions import NoiseMap
-from redif_env.cloning import CloningPlan, clone
-from redif_env.networks import build_network, narrowed
-from redif_env.pruning import WAVES, axes_of, prunable, pruned_weights
-from redif_env.settings import build_mdp
-from redif_env.teachers import config_of as config_of_teacher
+from redif_env.mdp.actions import NoiseMap
+from redif_env.mdp.settings import build_mdp
+from redif_env.students.network.cloning import CloningPlan, clone
+from redif_env.students.network.pruning import WAVES, axes_of, prunable, pruned_weights
+from redif_env.teachers.networks import build_network, narrowed
+from redif_env.teachers.teacher import config_of as config_of_teacher
 
 KINDS = {
     "plain": {"down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")},

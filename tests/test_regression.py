@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from redif_env.regression import PENALTIES, SLACK, least_squares, moment_map
+from redif_env.fitted.regression import PENALTIES, SLACK, least_squares, moment_map
 
 
 def test_the_fit_finds_a_map_and_an_offset_for_each_condition():

@@ -13,12 +13,12 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from agents.callbacks import AnnealedExploration, HeldOutCallback, Stopwatch
 from redif_env import ReDiFVectorEnv
-from redif_env.checkpoints import checkpoints
-from redif_env.evaluation import Evaluator
-from redif_env.files import CorruptFileError
+from redif_env.envs.wrappers import DistributionAlignment, GroupRelativeReward
+from redif_env.judging.evaluation import Evaluator
 from redif_env.sb3 import Checkpointer, GroupRelativeReturns, PrivilegedBaseline, ReDiFVecEnv, make_vec_env
-from redif_env.teachers import GaussianMixtureTeacher
-from redif_env.wrappers import DistributionAlignment, GroupRelativeReward
+from redif_env.storage.checkpoints import checkpoints
+from redif_env.storage.files import CorruptFileError
+from redif_env.teachers.teacher import GaussianMixtureTeacher
 
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 3}
 REWARD = {"endpoint": 1.0, "energy": 0.1}
@@ -173,7 +173,7 @@ def test_a_full_disk_does_not_stop_training(tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("redif_env.checkpoints.save_file", full)
+    monkeypatch.setattr("redif_env.storage.checkpoints.save_file", full)
     resumed = make_agent()
     checkpointer = Checkpointer(tmp_path, 24, {})
     checkpointer.resume(resumed)

@@ -6,24 +6,20 @@ import torch
 from torch import nn
 
 from redif_env import ReDiFVectorEnv
-from redif_env.distances import squared_error
-from redif_env.kernels import EnergyKernel, squared_discrepancy
-from redif_env.predictions import noise_estimate
-from redif_env.references import base_samples, reference_paths, reference_set
-from redif_env.rewards import (
-    REWARDS,
-    CallableReward,
-    DistributionAlignment,
-    EndpointAlignment,
-    FeatureAlignment,
-    ScoreAgreement,
-    StepCost,
-    TeacherResidual,
-    Term,
-    TrajectoryAlignment,
-)
-from redif_env.schedules import FlowSchedule, VarianceExplodingSchedule
-from redif_env.teachers import GaussianMixtureTeacher
+from redif_env.diffusion.predictions import noise_estimate
+from redif_env.diffusion.schedules import FlowSchedule, VarianceExplodingSchedule
+from redif_env.measures.distances import squared_error
+from redif_env.measures.kernels import EnergyKernel, squared_discrepancy
+from redif_env.rewards.cost import StepCost
+from redif_env.rewards.custom import CallableReward
+from redif_env.rewards.distribution import DistributionAlignment
+from redif_env.rewards.endpoint import EndpointAlignment, TrajectoryAlignment
+from redif_env.rewards.feature import FeatureAlignment
+from redif_env.rewards.names import REWARDS
+from redif_env.rewards.reward import Term
+from redif_env.rewards.teacher import ScoreAgreement, TeacherResidual
+from redif_env.teachers.references import base_samples, reference_paths, reference_set
+from redif_env.teachers.teacher import GaussianMixtureTeacher
 
 RING = {"teacher": "gaussian-ring", "reference_size": 64, "teacher_steps": 20}
 TINY = RING | {"num_steps": 2}

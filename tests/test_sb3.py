@@ -7,8 +7,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from redif_env import ReDiFEnv, ReDiFVectorEnv, Student
+from redif_env.envs.wrappers import GroupRelativeReward, StepCost
 from redif_env.sb3 import GroupRelativeReturns, ReDiFVecEnv, make_vec_env
-from redif_env.wrappers import GroupRelativeReward, StepCost
 
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20}
 

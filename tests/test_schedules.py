@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
-from redif_env.schedules import VariancePreservingSchedule
+from redif_env.diffusion.schedules import VariancePreservingSchedule
 
 KINDS = ["linear", "scaled_linear", "squaredcos_cap_v2"]
 

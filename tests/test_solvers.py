@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, IPNDMScheduler
 
-from redif_env.grids import GRIDS, LogSNRGrid, TimeGrid
-from redif_env.schedules import Schedule
-from redif_env.solvers import (
+from redif_env.diffusion.grids import GRIDS, LogSNRGrid, TimeGrid
+from redif_env.diffusion.schedules import Schedule
+from redif_env.diffusion.solvers import (
     DDIM,
     IPNDM,
     SOLVERS,
@@ -19,7 +19,7 @@ from redif_env.solvers import (
     sample,
     trajectory,
 )
-from redif_env.types import Level, Prediction
+from redif_env.diffusion.types import Level, Prediction
 
 NOISE = torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

@@ -12,17 +12,17 @@ from gymnasium.vector import SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from redif_env import GaussianMixtureTeacher, ReDiFVectorEnv, Student, starts
-from redif_env.export import ReDiFPipeline, ReDiFScheduler
-from redif_env.grids import GRIDS
-from redif_env.policies import Policy, PolicyConfig
-from redif_env.references import base_samples, reference_paths, reference_set
-from redif_env.sampling import trajectory
+from redif_env.diffusion.grids import GRIDS
+from redif_env.diffusion.solvers import SOLVERS, sample
+from redif_env.envs.spaces import action_space, observation_space
+from redif_env.fitted.initial_maps import LinearStart, fit_start
+from redif_env.mdp.policies import Policy, PolicyConfig
+from redif_env.mdp.sampling import trajectory
+from redif_env.mdp.settings import build_mdp
 from redif_env.sb3 import StudentPolicy, student_kwargs
 from redif_env.sb3.export import student_of
-from redif_env.settings import build_mdp
-from redif_env.solvers import SOLVERS, sample
-from redif_env.spaces import action_space, observation_space
-from redif_env.starts import LinearStart, fit_start
+from redif_env.students.export import ReDiFPipeline, ReDiFScheduler
+from redif_env.teachers.references import base_samples, reference_paths, reference_set
 from tests.models import CountedGaussian
 
 LINEAR = {"grid": "time@4", "start": "linear"}

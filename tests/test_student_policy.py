@@ -18,18 +18,18 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from redif_env import ReDiFEnv, ReDiFVectorEnv, Student
-from redif_env.actions import NoiseMap, SolverMap, StepMap
-from redif_env.adapters import add_adapters, merged_weights
-from redif_env.cloning import CloningPlan, clone, clone_loss, rollout, step_weights
-from redif_env.grids import GRIDS
-from redif_env.mdp import DenoisingMDP
-from redif_env.networks import build_network, narrowed
-from redif_env.noise_schedulers import action_reading
-from redif_env.observations import Features, Sample
-from redif_env.predictions import EDMPreconditioning
-from redif_env.refinement import RefinementPlan, landed, refine
-from redif_env.rewards import EndpointAlignment
-from redif_env.sampling import trajectory
+from redif_env.diffusion.grids import GRIDS
+from redif_env.diffusion.noise_schedulers import action_reading
+from redif_env.diffusion.predictions import EDMPreconditioning
+from redif_env.diffusion.schedules import FlowSchedule, VarianceExplodingSchedule, VariancePreservingSchedule
+from redif_env.diffusion.solvers import SOLVERS, predict, sample
+from redif_env.diffusion.types import Prediction, PredictionType
+from redif_env.envs.wrappers import GroupRelativeReward
+from redif_env.mdp.actions import NoiseMap, SolverMap, StepMap
+from redif_env.mdp.observations import Features, Sample
+from redif_env.mdp.process import DenoisingMDP
+from redif_env.mdp.sampling import trajectory
+from redif_env.rewards.endpoint import EndpointAlignment
 from redif_env.sb3 import (
     AnalyticKLStop,
     HealthCheck,
@@ -45,12 +45,12 @@ from redif_env.sb3 import (
 from redif_env.sb3.export import student_of
 from redif_env.sb3.levels import steps_of_buffer
 from redif_env.sb3.student_policy import ReducedGaussian
-from redif_env.schedules import FlowSchedule, VarianceExplodingSchedule, VariancePreservingSchedule
-from redif_env.sensitivities import sensitivities
-from redif_env.solvers import SOLVERS, predict, sample
-from redif_env.teachers import GaussianMixtureTeacher, Teacher, config_of, own_teacher
-from redif_env.types import Prediction, PredictionType
-from redif_env.wrappers import GroupRelativeReward
+from redif_env.students.network.adapters import add_adapters, merged_weights
+from redif_env.students.network.cloning import CloningPlan, clone, clone_loss, rollout, step_weights
+from redif_env.students.network.refinement import RefinementPlan, landed, refine
+from redif_env.students.network.sensitivities import sensitivities
+from redif_env.teachers.networks import build_network, narrowed
+from redif_env.teachers.teacher import GaussianMixtureTeacher, Teacher, config_of, own_teacher
 from tests.models import save_dit, save_unet_of_classes, unet
 
 SMALL = {"reference_size": 16, "teacher_steps": 8, "num_steps": 3}

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from redif_env import ReDiFVectorEnv, Student
-from redif_env.export.pipeline import read_student
-from redif_env.files import CorruptFileError, write_sealed
-from redif_env.policies import Policy, PolicyConfig
+from redif_env.mdp.policies import Policy, PolicyConfig
+from redif_env.storage.files import CorruptFileError, write_sealed
+from redif_env.students.export.pipeline import read_student
 
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 3}
 
@@ -165,7 +165,7 @@ def test_interrupted_export_keeps_the_old_student(tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("redif_env.export.pipeline.model_card", interrupt)
+    monkeypatch.setattr("redif_env.students.export.pipeline.model_card", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make_student(seed=1).save_pretrained(tmp_path / "student")
     assert [path.name for path in tmp_path.iterdir()] == ["student"]

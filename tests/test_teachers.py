@@ -6,9 +6,9 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import nn
 
 from redif_env import load_teacher
-from redif_env.schedules import VariancePreservingSchedule
-from redif_env.teachers import GaussianMixtureTeacher, Teacher
-from redif_env.types import PredictionType
+from redif_env.diffusion.schedules import VariancePreservingSchedule
+from redif_env.diffusion.types import PredictionType
+from redif_env.teachers.teacher import GaussianMixtureTeacher, Teacher
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 HALF_LOGSNR = torch.tensor([-3.0, -0.5, 0.5, 3.0], dtype=torch.float64)

@@ -14,9 +14,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from torch import nn
 
 from redif_env import ReDiFVectorEnv
-from redif_env.kernels import EnergyKernel
-from redif_env.rewards import StepCost as StepCostReward
-from redif_env.wrappers import (
+from redif_env.envs.wrappers import (
     CallableReward,
     DistributionAlignment,
     EndpointAlignment,
@@ -29,6 +27,8 @@ from redif_env.wrappers import (
     TrajectoryAlignment,
     add_reward,
 )
+from redif_env.measures.kernels import EnergyKernel
+from redif_env.rewards.cost import StepCost as StepCostReward
 from tests.test_envs import assert_same
 
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 3}

@@ -17,11 +17,11 @@ from experiments.rivals.descent import descend, through_sampler
 from experiments.rivals.rival import Clock, Fitted, Sampler, Task
 from experiments.rivals.shortlist import nearest
 from experiments.rivals.two_calls import Middle, TwoCallSampler, midpoint, sample_twice
-from redif_env.baselines import SOLVER_GRIDS
-from redif_env.grids import GRIDS
-from redif_env.observations import Features
-from redif_env.schedules import Schedule
-from redif_env.types import State
+from redif_env.diffusion.grids import GRIDS
+from redif_env.diffusion.schedules import Schedule
+from redif_env.diffusion.types import State
+from redif_env.judging.baselines import SOLVER_GRIDS
+from redif_env.mdp.observations import Features
 
 RATE = 1e-2
 EMA = 0.98

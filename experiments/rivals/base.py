@@ -8,12 +8,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from redif_env.baselines import SOLVER_GRIDS
-from redif_env.evaluation import Sampler
-from redif_env.grids import GRIDS
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, solver_of, start_of
-from redif_env.solvers import sample
-from redif_env.teachers import Teacher
+from redif_env.diffusion.grids import GRIDS
+from redif_env.diffusion.solvers import sample
+from redif_env.judging.baselines import SOLVER_GRIDS
+from redif_env.judging.evaluation import Sampler
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, solver_of, start_of
+from redif_env.teachers.teacher import Teacher
 
 LINEAR_GRIDS = ("time^1.25@2.5", "time^1.5@4", "time^1.5@8")
 """Grids that linear steps are tried on."""

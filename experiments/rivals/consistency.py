@@ -14,10 +14,10 @@ from experiments.rivals.descent import Batch, Descent
 from experiments.rivals.landings import Noised, grid_levels, landing_loss, noised, one_step_student
 from experiments.rivals.regression import distil
 from experiments.rivals.rival import BACKWARD_CALLS, Fitted, Task
-from redif_env.predictions import clean_estimate
-from redif_env.schedules import Schedule
-from redif_env.teachers import Teacher
-from redif_env.types import Prediction, expand
+from redif_env.diffusion.predictions import clean_estimate
+from redif_env.diffusion.schedules import Schedule
+from redif_env.diffusion.types import Prediction, expand
+from redif_env.teachers.teacher import Teacher
 
 FINE = 8
 """Steps of the teacher's a segment."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, Sampler, Task
-from redif_env.features import default_features, load_features
-from redif_env.refinement import straight_through
+from redif_env.measures.features import default_features, load_features
+from redif_env.students.network.refinement import straight_through
 
 BATCH = 64
 JUDGEMENTS = 6

@@ -15,10 +15,19 @@ from torch import Tensor
 
 from experiments.rivals.rival import Clock, Fitted, Sampler, Task
 from experiments.rivals.shortlist import nearest
-from redif_env.grids import GRIDS, Grid
-from redif_env.schedules import Schedule
-from redif_env.solvers import SOLVERS, DPMSolverPP, Solver, ddim_step, initial_state, predict, sample, trajectory
-from redif_env.types import State
+from redif_env.diffusion.grids import GRIDS, Grid
+from redif_env.diffusion.schedules import Schedule
+from redif_env.diffusion.solvers import (
+    SOLVERS,
+    DPMSolverPP,
+    Solver,
+    ddim_step,
+    initial_state,
+    predict,
+    sample,
+    trajectory,
+)
+from redif_env.diffusion.types import State
 
 FINE = 60
 """Levels between which steps are chosen, as in the paper."""

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from experiments.rivals.descent import descend, through_sampler
 from experiments.rivals.rival import Fitted, StudentSampler, Task, seen
-from redif_env.mdp import DenoisingMDP
-from redif_env.policies import Policy, PolicyConfig
-from redif_env.refinement import straight_through
-from redif_env.sampling import trajectory
-from redif_env.settings import build_mdp
-from redif_env.students import Student
+from redif_env.mdp.policies import Policy, PolicyConfig
+from redif_env.mdp.process import DenoisingMDP
+from redif_env.mdp.sampling import trajectory
+from redif_env.mdp.settings import build_mdp
+from redif_env.students.network.refinement import straight_through
+from redif_env.students.student import Student
 
 EMA = 0.98
 

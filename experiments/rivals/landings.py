@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from experiments.rivals.descent import Batch
 from experiments.rivals.rival import Task
-from redif_env.grids import Grid
-from redif_env.predictions import noise_estimate
-from redif_env.schedules import Schedule
-from redif_env.solvers import SOLVERS, clean_target, ddim_step
-from redif_env.students import Student
-from redif_env.teachers import Teacher
-from redif_env.types import Prediction, expand
+from redif_env.diffusion.grids import Grid
+from redif_env.diffusion.predictions import noise_estimate
+from redif_env.diffusion.schedules import Schedule
+from redif_env.diffusion.solvers import SOLVERS, clean_target, ddim_step
+from redif_env.diffusion.types import Prediction, expand
+from redif_env.students.student import Student
+from redif_env.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from experiments.rivals.descent import Batch, Descent, loss_of
 from experiments.rivals.landings import Noised, noised
 from experiments.rivals.regression import distil, stepped
 from experiments.rivals.rival import BACKWARD_CALLS, Fitted, Task
-from redif_env.predictions import noise_estimate
-from redif_env.teachers import Teacher
-from redif_env.types import expand
+from redif_env.diffusion.predictions import noise_estimate
+from redif_env.diffusion.types import expand
+from redif_env.teachers.teacher import Teacher
 
 RATE = 3e-4
 EMA = 0.99

@@ -12,7 +12,7 @@ from agents.command import DEFAULT_REWARD
 from experiments.rivals.pace import environment_seconds, in_time
 from experiments.rivals.rival import Clock, Fitted, StudentSampler, Task
 from redif_env.sb3 import make_vec_env
-from redif_env.students import Student
+from redif_env.students.student import Student
 
 NUM_ENVS = 64
 GROUP = 8

@@ -18,10 +18,10 @@ from agents.recipes import SOLVER, settled
 from experiments.rivals.base import Base
 from experiments.rivals.pace import environment_seconds, in_time
 from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, StudentSampler, Task, seen
-from redif_env.actions import ActionMap
-from redif_env.evaluation import prices_of
-from redif_env.settings import DEFAULT_SOLVER
-from redif_env.students import Student
+from redif_env.judging.evaluation import prices_of
+from redif_env.mdp.actions import ActionMap
+from redif_env.mdp.settings import DEFAULT_SOLVER
+from redif_env.students.student import Student
 
 MINIBATCH_SECONDS, ROLLOUT_SECONDS, SEARCH_SECONDS = 2.5e-3, 2.5e-3, 1e-5
 """On this project's machine: an update on a minibatch, a step of all sub-environments beside the environment's own

@@ -16,8 +16,8 @@ from experiments.rivals.descent import Batch, Descent, average
 from experiments.rivals.landings import grid_levels, landing_loss, noised, one_step_student
 from experiments.rivals.regression import distil
 from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, Task
-from redif_env.grids import Grid
-from redif_env.teachers import Teacher
+from redif_env.diffusion.grids import Grid
+from redif_env.teachers.teacher import Teacher
 
 STAGES = 4
 """Halvings: the first teacher takes 16 times the student's steps."""

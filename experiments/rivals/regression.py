@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from experiments.rivals.descent import Descent, descend, through_sampler
 from experiments.rivals.rival import Fitted, Sampler, Task
-from redif_env.sampling import trajectory
-from redif_env.students import Student
-from redif_env.teachers import Teacher
+from redif_env.mdp.sampling import trajectory
+from redif_env.students.student import Student
+from redif_env.teachers.teacher import Teacher
 
 RATE = 3e-4
 EMA = 0.99

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from experiments.rivals.base import Base
-from redif_env.evaluation import Evaluator, Sampler
-from redif_env.references import ReferenceSet
-from redif_env.students import Student
-from redif_env.teachers import Teacher
+from redif_env.judging.evaluation import Evaluator, Sampler
+from redif_env.students.student import Student
+from redif_env.teachers.references import ReferenceSet
+from redif_env.teachers.teacher import Teacher
 
 BACKWARD_CALLS = 2
 """Network calls that a gradient through one call costs besides, by the usual count of its arithmetic."""

@@ -9,10 +9,10 @@ from experiments.rivals.base import LINEAR_GRIDS, linear_base
 from experiments.rivals.rival import Clock, Fitted, Rival, Sampler, Task
 from experiments.rivals.shortlist import nearest
 from experiments.rivals.two_calls import Choice, TwoCallSampler, heun, midpoint
-from redif_env.baselines import SOLVER_GRIDS, Baseline
-from redif_env.grids import GRIDS
-from redif_env.settings import LINEAR
-from redif_env.starts import fit_start
+from redif_env.diffusion.grids import GRIDS
+from redif_env.fitted.initial_maps import fit_start
+from redif_env.judging.baselines import SOLVER_GRIDS, Baseline
+from redif_env.mdp.settings import LINEAR
 
 STARTED_GRIDS = ("time@4", "time@8", "time^1.5@8", "time^1.5@20")
 """Grids that solvers with a linear start are tried on."""

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from redif_env.grids import Grid
-from redif_env.predictions import clean_estimate
-from redif_env.schedules import Schedule
-from redif_env.solvers import ddim_step, initial_state, predict
-from redif_env.teachers import ENDPOINT_BATCH, Teacher
-from redif_env.types import State, expand
+from redif_env.diffusion.grids import Grid
+from redif_env.diffusion.predictions import clean_estimate
+from redif_env.diffusion.schedules import Schedule
+from redif_env.diffusion.solvers import ddim_step, initial_state, predict
+from redif_env.diffusion.types import State, expand
+from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
 
 HISTORY = 2
 """Predictions that a state keeps: those of the step under way, and so the last of the step before."""

@@ -22,8 +22,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
-from redif_env.checkpoints import add_state, newest_state
 from redif_env.sb3.vec_env import ReDiFVecEnv
+from redif_env.storage.checkpoints import add_state, newest_state
 
 
 class Stateful(Protocol):

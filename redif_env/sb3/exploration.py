@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from redif_env.actions import NoiseMap
-from redif_env.mdp import DenoisingMDP
+from redif_env.mdp.actions import NoiseMap
+from redif_env.mdp.process import DenoisingMDP
 
 DIRECTIONS, SMALL = 64, 1 / 32
 """Directions in which the outputs of an action stray, and how far, to find what comes of it."""

@@ -9,16 +9,16 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from redif_env.actions import NoiseMap
-from redif_env.envs import ReDiFEnv, ReDiFVectorEnv
-from redif_env.mdp import DenoisingMDP
-from redif_env.networks import build_network
-from redif_env.noise_schedulers import action_reading
-from redif_env.observations import Features
-from redif_env.policies import ACTIVATIONS, Policy
+from redif_env.diffusion.noise_schedulers import action_reading
+from redif_env.envs.environments import ReDiFEnv, ReDiFVectorEnv
+from redif_env.mdp.actions import NoiseMap
+from redif_env.mdp.observations import Features
+from redif_env.mdp.policies import ACTIVATIONS, Policy
+from redif_env.mdp.process import DenoisingMDP
 from redif_env.sb3.student_policy import StudentPolicy
-from redif_env.students import Student
-from redif_env.teachers import own_teacher
+from redif_env.students.student import Student
+from redif_env.teachers.networks import build_network
+from redif_env.teachers.teacher import own_teacher
 
 
 def environment_of(agent: BaseAlgorithm, env: VecEnv | None) -> ReDiFVectorEnv:

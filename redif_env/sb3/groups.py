@@ -23,7 +23,7 @@ class Finished:
 class GroupRelativeReturns(BaseCallback):
     """Take from each episode's return the mean return of its siblings, the episodes of its group from the same noise.
 
-    What :class:`~redif_env.wrappers.GroupRelativeReward` does where all siblings finish together, for adaptive step
+    What ``GroupRelativeReward`` does where all siblings finish together, for adaptive step
     counts and on-policy agents (PPO, A2C): ``agent.learn(..., callback=GroupRelativeReturns())``. The subtraction is
     made in the rollout buffer before the agent learns from it. Siblings that finished in the rollout before count too;
     an episode that finished first of all and alone learns nothing from its own return.

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from redif_env.distances import Distance, root_mean_square
-from redif_env.mdp import DenoisingMDP
-from redif_env.rewards import feature_distance
-from redif_env.siblings import relative
-from redif_env.teachers import Teacher
+from redif_env.envs.groups import relative
+from redif_env.mdp.process import DenoisingMDP
+from redif_env.measures.distances import Distance, root_mean_square
+from redif_env.rewards.feature import feature_distance
+from redif_env.teachers.teacher import Teacher
 
 Array = NDArray[np.float64]
 
@@ -33,7 +33,7 @@ class PrivilegedBaseline(BaseCallback):
 
     Args:
         distance: of predictions and endpoints ``(B, *S)``; if not given, of what they show in the features that
-            :class:`~redif_env.rewards.FeatureAlignment` looks at, or the root mean square of latents.
+            :class:`~redif_env.rewards.feature.FeatureAlignment` looks at, or the root mean square of latents.
         decay: of the sums that the coefficients are made of, a rollout.
 
     Raises:

@@ -17,13 +17,13 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from redif_env.actions import NoiseMap
-from redif_env.adapters import add_adapters, merged_weights
-from redif_env.mdp import DenoisingMDP
-from redif_env.networks import build_network, call_by_name
-from redif_env.predictions import velocity
-from redif_env.schedules import preserving_level
-from redif_env.teachers import config_of
+from redif_env.diffusion.predictions import velocity
+from redif_env.diffusion.schedules import preserving_level
+from redif_env.mdp.actions import NoiseMap
+from redif_env.mdp.process import DenoisingMDP
+from redif_env.students.network.adapters import add_adapters, merged_weights
+from redif_env.teachers.networks import build_network, call_by_name
+from redif_env.teachers.teacher import config_of
 
 VALUE_WIDTH = 64
 
@@ -67,7 +67,7 @@ class StudentPolicy(ActorCriticPolicy):
         PPO(StudentPolicy, env, policy_kwargs=student_kwargs(env.unwrapped.mdp), ...)
 
     The network's output over ``max_output`` is the mean of a Gaussian; it is read in the form of
-    :func:`redif_env.noise_schedulers.action_reading`, in which no level magnifies errors. (A copy of a teacher that
+    ``action_reading``, in which no level magnifies errors. (A copy of a teacher that
     predicts noise ``answers_noise``, which is put into that form.) The step size's mean is one learned number a step:
     the finished student is then a fixed few-step sampler, which every export holds.
     The value is read from the network's middle features; its gradient stops there, and never moves the student. The
@@ -91,7 +91,7 @@ class StudentPolicy(ActorCriticPolicy):
         lora_rank: trains adapters of this rank on all layers, the other weights stay; 0 trains all weights.
         autocast: runs the network in bfloat16 where that is safe, in rollouts and updates alike.
         features_from: name of the submodule whose output the value is read from.
-        max_output, max_shift: of the :class:`~redif_env.actions.NoiseMap`.
+        max_output, max_shift: of the :class:`~redif_env.mdp.actions.NoiseMap`.
         use_sde: must be false; given by the agent.
         optimizer_class, optimizer_kwargs: as in SB3.
 

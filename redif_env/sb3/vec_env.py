@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from redif_env.actions import ActionMap
-from redif_env.conditions import Wanted
-from redif_env.envs import ReDiFVectorEnv, info_of
-from redif_env.observations import Observation, Sample
-from redif_env.rewards import Term, load_memories, memories
-from redif_env.settings import DEFAULT_GRID, DEFAULT_SOLVER
-from redif_env.starts import LinearStart
-from redif_env.teachers import Teacher
-from redif_env.wrappers import GroupRelativeReward, VectorRewardTerm
+from redif_env.envs.environments import ReDiFVectorEnv, info_of
+from redif_env.envs.wrappers import GroupRelativeReward, VectorRewardTerm
+from redif_env.fitted.initial_maps import LinearStart
+from redif_env.mdp.actions import ActionMap
+from redif_env.mdp.observations import Observation, Sample
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER
+from redif_env.rewards.reward import Term, load_memories, memories
+from redif_env.teachers.conditions import Wanted
+from redif_env.teachers.teacher import Teacher
 
 
 class ReDiFVecEnv(VecEnv):
@@ -188,11 +188,11 @@ def make_vec_env(
     Args:
         num_envs: number of episodes that run together.
         group_size: from 2 on, rewards are relative to their group's mean
-            (:class:`~redif_env.wrappers.GroupRelativeReward`); with adaptive step counts, only if the agent learns with
+            (``GroupRelativeReward``); with adaptive step counts, only if the agent learns with
             the callback :class:`~redif_env.sb3.GroupRelativeReturns`.
         teacher, num_steps, action, observation, solver, grid, start, reward, min_steps, prices, conditions, null_label,
             guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, autocast, render_mode: as in
-            :class:`~redif_env.envs.ReDiFEnv`.
+            :class:`~redif_env.envs.environments.ReDiFEnv`.
     """
     env = ReDiFVectorEnv(
         num_envs,

@@ -1,0 +1,137 @@
+"""Time grids: where a solver puts its steps, as a continuous map from position to noise level.
+
+A grid's position runs from 0 (noise) to 1 (clean data). An N-step solver evaluates the network at positions
+0, 1/N, ..., (N-1)/N and lands on clean data. Being continuous, the same map says where a shifted step would go.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from redif_env.diffusion.schedules import Schedule
+
+
+class Grid(ABC):
+    """A monotone map from position in [0, 1) to ``half_logsnr``; position 1 is clean data on every grid."""
+
+    @abstractmethod
+    def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
+        """``half_logsnr`` at positions below 1."""
+
+    def half_logsnr(self, position: Tensor, schedule: Schedule) -> Tensor:
+        """``half_logsnr`` ``(B,)`` float64 at ``position`` ``(B,)`` float64; ``+inf`` from 1 on."""
+        return self.interior(position.clamp(max=1.0), schedule).masked_fill(position >= 1, torch.inf)
+
+
+@dataclass(frozen=True)
+class TimeGrid(Grid):
+    """``time = start * (1 - position) ** power``, in the schedule's own time.
+
+    Power 1 is uniform time (diffusers' ``linspace`` spacing without its rounding; on variance-exploding schedules
+    Karras's grid, on flow schedules the shifted one); larger powers put more steps near clean data.
+
+    ``start`` is 1, or where ``sigma / alpha`` is ``sigma_max``, if that is given and less than the schedule's own: the
+    way begins late, and takes the initial noise for a sample of that level, which it nearly is. What is left out is
+    where a clean estimate is worst, and errors of noise predictions count ``sigma / alpha`` times.
+    """
+
+    power: float = 1.0
+    sigma_max: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.power > 0:
+            raise ValueError(f"power must be above 0, got {self.power}")
+        if self.sigma_max is not None and not self.sigma_max > 0:
+            raise ValueError(f"sigma_max must be above 0, got {self.sigma_max}")
+
+    def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
+        time = (1 - position) ** self.power
+        if self.sigma_max is not None:
+            noisiest = torch.tensor(-math.log(self.sigma_max), dtype=torch.float64, device=position.device)
+            time = time * schedule.time(noisiest)
+        return schedule.half_logsnr_at(time)
+
+
+@dataclass(frozen=True)
+class LogSNRGrid(Grid):
+    """Uniform in ``half_logsnr`` (Lu et al. 2022)."""
+
+    def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
+        noisiest, cleanest = schedule.ends(position.device)
+        return torch.lerp(noisiest, cleanest, position)
+
+
+@dataclass(frozen=True)
+class KarrasGrid(Grid):
+    """``(sigma / alpha) ** (1 / rho)`` uniform (Karras et al. 2022, Eq. 5), ending one step before sigma_min."""
+
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not self.rho > 0:
+            raise ValueError(f"rho must be above 0, got {self.rho}")
+
+    def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
+        noisiest, cleanest = schedule.ends(position.device)
+        root = torch.lerp(torch.exp(-noisiest / self.rho), torch.exp(-cleanest / self.rho), position)
+        return -self.rho * torch.log(root)
+
+
+@dataclass(frozen=True)
+class AYSGrid(Grid):
+    """Align Your Steps (Sabour et al. 2024): the noise levels found for Stable Diffusion 1.5, between them log-linear.
+
+    The ten published timesteps are taken as shares of the schedule's own time, as diffusers takes them for any
+    variance-preserving model (``AysSchedules``); after the last of them the way goes to the cleanest level.
+    """
+
+    _TIMESTEPS = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
+
+    def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
+        nodes = torch.tensor(self._TIMESTEPS, dtype=torch.float64, device=position.device) / self._TIMESTEPS[0]
+        # A step from a level without signal, or to one without noise, has no logarithm to halve.
+        levels = schedule.half_logsnr_at(nodes).clamp(*schedule.ends(position.device))
+        place = position * (len(nodes) - 1)
+        below = place.floor().long().clamp(max=len(nodes) - 2)
+        return torch.lerp(levels[below], levels[below + 1], place - below)
+
+
+GRIDS: dict[str, Grid] = {
+    "time": TimeGrid(),
+    "time^1.5": TimeGrid(1.5),
+    "time^2": TimeGrid(2.0),
+    "time@60": TimeGrid(sigma_max=60.0),
+    "time@20": TimeGrid(sigma_max=20.0),
+    "time@8": TimeGrid(sigma_max=8.0),
+    "time@4": TimeGrid(sigma_max=4.0),
+    "time^1.25@2.5": TimeGrid(1.25, 2.5),
+    "time^1.5@60": TimeGrid(1.5, 60.0),
+    "time^1.5@20": TimeGrid(1.5, 20.0),
+    "time^1.5@8": TimeGrid(1.5, 8.0),
+    "time^1.5@4": TimeGrid(1.5, 4.0),
+    "logsnr": LogSNRGrid(),
+    "karras": KarrasGrid(),
+    "ays": AYSGrid(),
+}
+"""The grids by the names used at the command line and in ``gym.make``; ``@20``: from ``sigma / alpha = 20`` on."""
+
+
+def next_position(position: Tensor, steps_left: Tensor, shift: Tensor) -> Tensor:
+    """The step-size controller: where to step, given the steps left and a shift of the base step.
+
+    The base step takes ``1 / steps_left`` of the way that remains; ``shift`` is added to that fraction's logit:
+    ``fraction = 1 / (1 + (steps_left - 1) * exp(-shift))``. A shift of zero gives the grid's own points exactly, the
+    last step always lands on clean data, and no step goes backwards or past it.
+
+    Args:
+        position: ``(B,)`` float64 in [0, 1).
+        steps_left: ``(B,)`` int64; a row with none left stays on clean data.
+        shift: ``(B,)`` float64, in logits.
+    """
+    fraction = 1 / (1 + (steps_left.clamp(min=1) - 1) * torch.exp(-shift))
+    return torch.where(steps_left <= 1, torch.ones_like(position), position + (1 - position) * fraction)

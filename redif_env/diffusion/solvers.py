@@ -1,0 +1,326 @@
+"""Few-step ODE solvers as weights of past predictions, and the one loop that runs them all.
+
+Every solver here is a DDIM step (Song et al. 2021, Eq. 12 with eta = 0) with an estimate put together from the last
+predictions: of the clean sample (DPM-Solver++) or of the noise (iPNDM). Such a solver is a rule for weights.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from redif_env.diffusion.grids import Grid, next_position
+from redif_env.diffusion.predictions import clean_estimate
+from redif_env.diffusion.schedules import Schedule
+from redif_env.diffusion.types import Decision, Level, Prediction, State, expand
+
+_FAR = 1e30
+"""A distance in levels beyond all that are met; its square is finite in double precision."""
+
+
+class Predictor(Protocol):
+    """What the loop needs of a model."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    @property
+    def calls(self) -> int: ...
+
+    @property
+    def guidance_scale(self) -> float | None: ...
+
+    def predict(
+        self, x: Tensor, half_logsnr: Tensor, timestep: Tensor, condition: Tensor, guidance: Tensor
+    ) -> Prediction: ...
+
+
+class Solver(ABC):
+    """A rule for the clean estimate to step with, from the sample and the newest ``order`` predictions."""
+
+    order: int
+
+    @abstractmethod
+    def estimate(self, state: State, next_half_logsnr: Tensor, level: Level) -> Tensor:
+        """The clean estimate ``(B, *S)`` to step to ``next_half_logsnr`` ``(B,)`` with; ``level`` is ``state``'s."""
+
+
+class MultistepSolver(Solver):
+    """One that weighs predictions by numbers: ``(B, order)``, newest first, that sum to 1.
+
+    ``combines_noise`` says what is weighted: noise predictions if true, clean estimates if false.
+    """
+
+    combines_noise: bool
+
+    @abstractmethod
+    def weights(self, state: State, next_half_logsnr: Tensor) -> Tensor:
+        """Weights for the step from ``state`` to ``next_half_logsnr`` ``(B,)``; those of missing predictions are 0."""
+
+    def estimate(self, state: State, next_half_logsnr: Tensor, level: Level) -> Tensor:
+        history = (state.eps_history if self.combines_noise else state.x0_history)[:, : self.order]
+        weights = self.weights(state, next_half_logsnr).to(history.dtype)
+        combined = (weights.reshape(*weights.shape, *([1] * (history.ndim - 2))) * history).sum(dim=1)
+        if self.combines_noise:
+            x0 = clean_estimate(state.x, combined, level)
+            # At pure noise x tells nothing of x0, but there is but one prediction yet: it stands for itself.
+            return torch.where(expand(level.alpha == 0, x0), state.x0_history[:, 0], x0)
+        return combined
+
+
+@dataclass(frozen=True)
+class IPNDM(MultistepSolver):
+    """Improved pseudo numerical method: Adams-Bashforth weights for equal steps (Liu et al. 2022; Zhang and Chen 2023).
+
+    ``order`` 1 to 4; order 1 is DDIM. The first steps use the order that the history allows. A ``cautious`` one has
+    order 2 at most in runs of up to 4 steps: steps so long are beyond a polynomial's reach.
+    """
+
+    order: int = 2
+    cautious: bool = False
+    combines_noise = True
+
+    _SHORT_RUN = 4
+
+    _TABLE = (
+        (1.0, 0.0, 0.0, 0.0),
+        (3 / 2, -1 / 2, 0.0, 0.0),
+        (23 / 12, -16 / 12, 5 / 12, 0.0),
+        (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+    )
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3, 4):
+            raise ValueError(f"order of IPNDM must be 1, 2, 3 or 4, got {self.order}")
+
+    def weights(self, state: State, next_half_logsnr: Tensor) -> Tensor:
+        table = torch.tensor(self._TABLE, dtype=torch.float64, device=state.x.device)
+        usable = state.predictions.clamp(max=self.order)
+        if self.cautious:
+            steps = state.predictions - 1 + state.steps_left
+            usable = torch.where(steps <= self._SHORT_RUN, usable.clamp(max=2), usable)
+        return table[usable - 1, : self.order]
+
+
+@dataclass(frozen=True)
+class DDIM(MultistepSolver):
+    """Denoising diffusion implicit model, deterministic (Song et al. 2021, Eq. 12 with eta = 0)."""
+
+    order = 1
+    combines_noise = False
+
+    def weights(self, state: State, next_half_logsnr: Tensor) -> Tensor:
+        return torch.ones(len(state.x), 1, dtype=torch.float64, device=state.x.device)
+
+
+@dataclass(frozen=True)
+class DPMSolverPP(MultistepSolver):
+    """DPM-Solver++ multistep, ``order`` 2 ("2M") or 3 ("3M") (Lu et al. 2022b, Algorithm 2; diffusers' ``midpoint``).
+
+    As in diffusers, the step to clean data has order 1 and, in runs of fewer than 15 steps, the one before it order
+    at most 2. Also as in diffusers and the authors' code, "3M" weighs the second difference half as much as Taylor's
+    theorem asks, so its error too falls with the second power of the step, with a smaller constant than 2M's.
+    """
+
+    order: int = 2
+    combines_noise = False
+
+    def __post_init__(self) -> None:
+        if self.order not in (2, 3):
+            raise ValueError(f"order of DPMSolverPP must be 2 or 3, got {self.order}; order 1 is DDIM")
+
+    def weights(self, state: State, next_half_logsnr: Tensor) -> Tensor:
+        levels = state.half_logsnr_history
+        # The step to clean data is infinite here; it has order 1, whose weights do not depend on its size.
+        next_level = torch.where(next_half_logsnr.isinf(), levels[:, 0] + 1, next_half_logsnr)
+        step = next_level - levels[:, 0]
+        usable = torch.minimum(state.predictions, self._order_near_the_end(state))
+        first = torch.zeros(len(step), self.order, dtype=torch.float64, device=step.device)
+        first[:, 0] = 1
+        weights = first
+        if self._any(usable >= 2):
+            weights = torch.where((usable >= 2)[:, None], first + self._second_order(levels, step, usable), first)
+        if self.order == 3 and self._any(usable >= 3):
+            weights = torch.where((usable >= 3)[:, None], first + self._third_order(levels, step, usable), weights)
+        return weights
+
+    @staticmethod
+    def _any(rows: Tensor) -> bool:
+        """Whether weights need be computed at all; a traced program cannot ask, and always does."""
+        return torch.compiler.is_compiling() or bool(rows.any())
+
+    def _order_near_the_end(self, state: State) -> Tensor:
+        short_run = state.predictions - 1 + state.steps_left < 15
+        order = torch.full_like(state.predictions, self.order)
+        order = torch.where((state.steps_left == 2) & short_run, order.clamp(max=2), order)
+        return torch.where(state.steps_left == 1, torch.ones_like(order), order)
+
+    def _second_order(self, levels: Tensor, step: Tensor, usable: Tensor) -> Tensor:
+        """Weights to add to (1, 0, ...): half the first divided difference, times the step."""
+        gap = torch.where(usable >= 2, levels[:, 0] - levels[:, 1], 1.0)
+        half = step / (2 * gap)
+        return torch.stack([half, -half] + [torch.zeros_like(half)] * (self.order - 2), dim=1)
+
+    def _third_order(self, levels: Tensor, step: Tensor, usable: Tensor) -> Tensor:
+        """The same from two divided differences; phi_2 and phi_3 are the exponential integrator's functions."""
+        known = usable >= 3
+        r0 = torch.where(known, levels[:, 0] - levels[:, 1], 1.0) / step
+        # Pure noise is infinitely far: its weight is 0 either way, but infinity has no gradient to where one steps.
+        r1 = torch.where(known, levels[:, 1] - levels[:, 2], 1.0).clamp(max=_FAR) / step
+        phi_1 = -torch.expm1(-step)
+        phi_2 = 1 - phi_1 / step
+        phi_3 = (step - phi_1) / step**2 - 0.5
+        zero = torch.zeros_like(step)
+        newer = torch.stack([1 / r0, -1 / r0, zero], dim=1)
+        older = torch.stack([zero, 1 / r1, -1 / r1], dim=1)
+        bend = newer - older
+        first = newer + (r0 / (r0 + r1))[:, None] * bend
+        second = bend / (r0 + r1)[:, None]
+        return (phi_2 / phi_1)[:, None] * first - (phi_3 / phi_1)[:, None] * second
+
+
+SOLVERS: dict[str, Solver] = {
+    "ddim": DDIM(),
+    "dpm++2m": DPMSolverPP(2),
+    "dpm++3m": DPMSolverPP(3),
+    "ipndm1": IPNDM(1),
+    "ipndm2": IPNDM(2),
+    "ipndm3": IPNDM(3),
+    "ipndm4": IPNDM(4),
+    "ipndm": IPNDM(3, cautious=True),
+}
+"""The solvers by the names used at the command line and in ``gym.make``."""
+
+
+def ddim_step(x: Tensor, x0: Tensor, level: Level, next_level: Level) -> Tensor:
+    """DDIM step (Song et al. 2021, Eq. 12, eta = 0), written in the clean estimate: both factors are at most 1."""
+    ratio = next_level.sigma / level.sigma
+    gain = next_level.alpha - level.alpha * ratio
+    return expand(ratio, x).to(x.dtype) * x + expand(gain, x).to(x.dtype) * x0
+
+
+def clean_target(x: Tensor, landed: Tensor, level: Level, next_level: Level) -> Tensor:
+    """The clean estimate whose DDIM step from ``x`` at ``level`` ends at ``landed`` (Salimans and Ho 2022, Eq. 8)."""
+    ratio = next_level.sigma / level.sigma
+    gain = next_level.alpha - level.alpha * ratio
+    return (landed - expand(ratio, x).to(x) * x) / expand(gain, x).to(x)
+
+
+def initial_state(
+    noise: Tensor,
+    schedule: Schedule,
+    grid: Grid,
+    num_steps: int,
+    history: int,
+    condition: Tensor | None = None,
+    guidance: float = 1.0,
+) -> State:
+    """The state before the first network call.
+
+    Args:
+        noise: standard normal ``(B, *S)``; it is taken for a sample of the grid's first level.
+        schedule, grid, num_steps: where the steps will be.
+        history: predictions that are kept.
+        condition: rows ``(B,)`` of the model's conditions; its first if not given.
+        guidance: scale of the first network call.
+    """
+    rows, device = len(noise), noise.device
+    position = torch.zeros(rows, dtype=torch.float64, device=device)
+    half_logsnr = grid.half_logsnr(position, schedule)
+    past = torch.zeros(rows, history, *noise.shape[1:], dtype=noise.dtype, device=device)
+    return State(
+        x=noise * expand(schedule.size(half_logsnr), noise).to(noise.dtype),
+        position=position,
+        half_logsnr=half_logsnr,
+        timestep=schedule.timestep(half_logsnr),
+        condition=torch.zeros(rows, dtype=torch.int64, device=device) if condition is None else condition.to(device),
+        guidance=torch.full((rows,), guidance, dtype=torch.float64, device=device),
+        predictions=torch.zeros(rows, dtype=torch.int64, device=device),
+        nfe=torch.zeros(rows, dtype=torch.int64, device=device),
+        steps_left=torch.full((rows,), num_steps, dtype=torch.int64, device=device),
+        price=torch.zeros(rows, dtype=torch.float64, device=device),
+        x0_history=past,
+        eps_history=past,
+        half_logsnr_history=torch.zeros(rows, history, dtype=torch.float64, device=device),
+    )
+
+
+def predict(model: Predictor, state: State) -> State:
+    """Ask the network at ``state`` and put its answer at the head of the history."""
+    answer = model.predict(state.x, state.half_logsnr, state.timestep, state.condition, state.guidance)
+    return record(state, answer, model.calls)
+
+
+def record(state: State, prediction: Prediction, calls: int = 1) -> State:
+    """``state`` with one prediction more, which cost so many network calls and heads the history."""
+    return replace(
+        state,
+        predictions=state.predictions + 1,
+        nfe=state.nfe + calls,
+        x0_history=push(prediction.x0, state.x0_history),
+        eps_history=push(prediction.eps, state.eps_history),
+        half_logsnr_history=push(state.half_logsnr, state.half_logsnr_history),
+    )
+
+
+def push(newest: Tensor, history: Tensor) -> Tensor:
+    """``history`` ``(B, K, ...)`` with ``newest`` ``(B, ...)`` first and its oldest entry dropped."""
+    return torch.cat([newest[:, None], history[:, :-1]], dim=1)
+
+
+def step_to(state: State, decision: Decision, schedule: Schedule) -> State:
+    """Step where a decision says, with its clean estimate; the network is not called."""
+    x = ddim_step(state.x, decision.x0, schedule.level(state.half_logsnr), schedule.level(decision.half_logsnr))
+    return replace(
+        state,
+        x=x,
+        position=decision.position,
+        half_logsnr=decision.half_logsnr,
+        timestep=decision.timestep,
+        guidance=state.guidance if decision.guidance is None else decision.guidance,
+        steps_left=decision.steps_left - 1,
+    )
+
+
+def trajectory(
+    model: Predictor,
+    solver: Solver,
+    grid: Grid,
+    noise: Tensor,
+    num_steps: int,
+    condition: Tensor | None = None,
+) -> Iterator[State]:
+    """Run a solver from ``noise`` ``(B, *S)``: yields the state after each of its ``num_steps`` steps, the last clean.
+
+    One prediction a step, at the model's own guidance scale; ``condition`` as in :func:`initial_state`.
+
+    Raises:
+        ValueError: if ``num_steps`` is below 1.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    schedule = model.schedule
+    scale = model.guidance_scale or 1.0
+    state = initial_state(noise, schedule, grid, num_steps, solver.order, condition, scale)
+    for _ in range(num_steps):
+        state = predict(model, state)
+        position = next_position(state.position, state.steps_left, torch.zeros_like(state.position))
+        half_logsnr = grid.half_logsnr(position, schedule)
+        x0 = solver.estimate(state, half_logsnr, schedule.level(state.half_logsnr))
+        decision = Decision(position, half_logsnr, x0, schedule.timestep(half_logsnr), state.steps_left)
+        state = step_to(state, decision, schedule)
+        yield state
+
+
+def sample(
+    model: Predictor, solver: Solver, grid: Grid, noise: Tensor, num_steps: int, condition: Tensor | None = None
+) -> Tensor:
+    """The end of :func:`trajectory`: clean samples ``(B, *S)``."""
+    (last,) = deque(trajectory(model, solver, grid, noise, num_steps, condition), maxlen=1)
+    return last.x

@@ -1,0 +1,630 @@
+"""The environments: a batched core with numpy at its border, and the same with a batch of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from torch import Tensor
+
+from redif_env.diffusion.grids import Grid
+from redif_env.diffusion.solvers import Solver
+from redif_env.diffusion.types import State, Transition
+from redif_env.envs.draws import GroupDraws
+from redif_env.envs.spaces import action_space, observation_space
+from redif_env.fitted.initial_maps import LinearStart
+from redif_env.mdp.actions import ActionMap
+from redif_env.mdp.observations import Observation, Sample
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
+from redif_env.measures.rendering import Filmstrip
+from redif_env.rewards.names import build_terms
+from redif_env.rewards.reward import Reward, Term, load_memories, memories, restart
+from redif_env.teachers.conditions import Wanted
+from redif_env.teachers.references import reference_set
+from redif_env.teachers.teacher import Teacher
+
+RENDER_MODES = ["rgb_array"]
+
+Seen = NDArray[np.float32] | dict[str, NDArray[np.float32]]
+"""Observations as arrays: one, or a dict of them."""
+
+
+class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
+    """Many denoising episodes with one network call for all: :class:`ReDiFEnv`, batched.
+
+    Sub-environment i seeded with ``seed + i`` does what the single environment seeded with ``seed + i`` does.
+
+    Args:
+        num_envs: number of episodes that run together.
+        group_size: sub-environments in groups of this many start each episode from the same noise (those of one
+            group are seeded like its first); what a group-relative baseline needs.
+        autoreset_mode: ``SAME_STEP`` (default), ``NEXT_STEP`` or ``DISABLED``, as enum or as its value.
+        teacher, num_steps, action, observation, solver, grid, start, reward, min_steps, prices, conditions, null_label,
+            guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, autocast, render_mode: as
+            in :class:`ReDiFEnv`.
+
+    ``last_transition`` holds all that the last step did, as torch tensors, before any reset: what reward wrappers read.
+    """
+
+    metadata = {
+        "render_modes": RENDER_MODES,
+        "render_fps": 4,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        teacher: str | Path | Teacher = "digits",
+        num_steps: int = 4,
+        action: str | ActionMap = "solver",
+        observation: str | Observation | Sample = "features",
+        solver: str | Solver = DEFAULT_SOLVER,
+        grid: str | Grid = DEFAULT_GRID,
+        start: str | LinearStart = "noise",
+        reward: str | Reward | Mapping[str, float] = "endpoint",
+        min_steps: int | None = None,
+        prices: tuple[float, float] | None = None,
+        conditions: Wanted | None = None,
+        null_label: int | None = None,
+        guidance_scale: float | None = None,
+        learn_guidance: bool = False,
+        reference_size: int = 4096,
+        teacher_steps: int = 100,
+        group_size: int = 1,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        device: str = "cpu",
+        dtype: str = "float32",
+        autocast: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        if group_size < 1 or num_envs % group_size:
+            raise ValueError(f"group_size must divide num_envs={num_envs}, got {group_size}")
+        if render_mode is not None and render_mode not in RENDER_MODES:
+            raise ValueError(f"render_mode={render_mode!r} is unknown: choose None or 'rgb_array'")
+        self.mdp = build_mdp(
+            teacher,
+            num_steps,
+            action,
+            observation,
+            solver,
+            grid,
+            device,
+            dtype,
+            min_steps=min_steps,
+            prices=prices,
+            conditions=conditions,
+            null_label=null_label,
+            guidance_scale=guidance_scale,
+            learn_guidance=learn_guidance,
+            start=start,
+        )
+        self.num_envs, self.group_size, self.render_mode = num_envs, group_size, render_mode
+        self.autocast = autocast
+        if autocast and (dtype != "float32" or self.mdp.action_map.predicts):
+            raise ValueError(
+                f"autocast=True needs dtype='float32' and a teacher that is asked, got dtype={dtype!r} and "
+                f"action={action!r}: leave it out (a student's own network has an autocast of its own)"
+            )
+        self.autoreset_mode = _parse_autoreset_mode(autoreset_mode)
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
+
+        self.single_action_space = action_space(self.mdp)
+        self.single_observation_space = observation_space(self.mdp)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+
+        reference = reference_set(self.mdp.teacher, reference_size, num_steps=teacher_steps)
+        self.reference = reference.to(self.mdp.teacher.device, getattr(torch, dtype))
+        self.terms = self._build_terms(reward)
+        self.last_transition: Transition | None = None
+        self._draws = GroupDraws(num_envs, group_size, reference_size, priced=prices is not None)
+        self._state: State | None = None
+        self._pair = torch.zeros(num_envs, dtype=torch.int64, device=self.reference.noise.device)
+        self._done = np.zeros(num_envs, dtype=np.bool_)
+        self._film = Filmstrip(num_envs, num_steps, self.mdp.teacher.image_shape) if render_mode else None
+
+    @property  # type: ignore[override]
+    def np_random(self) -> tuple[np.random.Generator, ...]:
+        """The generators of the sub-environments, one for those of a group: their only source of chance."""
+        return tuple(generator for generator in self._draws.generators for _ in range(self.group_size))
+
+    @np_random.setter  # type: ignore[override]
+    def np_random(self, value: Sequence[np.random.Generator]) -> None:
+        if len(value) != self.num_envs:
+            raise ValueError(f"np_random must be {self.num_envs} generators, one a sub-environment, got {len(value)}")
+        self._draws.generators = list(value[:: self.group_size])
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Seen, dict[str, Any]]:
+        """Start new episodes, in all sub-environments or in those of ``options["reset_mask"]`` (``(num_envs,)`` bool).
+
+        Args:
+            seed: an int seeds sub-environment i with ``seed + i``; a sequence gives each its own.
+            options: ``reset_mask`` alone.
+        """
+        seeds = self._parse_seed(seed)
+        mask = self._parse_reset_mask(options)
+        if any(value is not None for value in seeds):
+            self._draws.seed(seeds, mask)
+            self.restart_rewards()
+        rows = torch.from_numpy(mask).to(self._pair.device)
+        with torch.no_grad():
+            self._begin(rows)
+            self._state = self._predicted(self._now, rows)
+        self._record_initial(rows, self._now)
+        self._done[mask] = False
+        return self._observe(self._now), self._info(mask, self._now)
+
+    def step(
+        self, actions: NDArray[np.float32]
+    ) -> tuple[Seen, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """One solver step, and the network call of the next, in every sub-environment.
+
+        Raises:
+            ValueError: if ``actions`` has another shape than ``(num_envs, size)`` or holds NaN or infinity.
+            gymnasium.error.ResetNeeded: before the first reset, or on a finished episode in mode ``DISABLED``.
+        """
+        if self._state is None:
+            raise gym.error.ResetNeeded("step() was called before reset(): call reset() first")
+        with torch.no_grad():
+            return self._step(self._parse_actions(actions))
+
+    def restart_rewards(self) -> None:
+        """Make rewards with a memory of past episodes forget them, as seeding does."""
+        for term in self.terms:
+            restart(term.reward)
+
+    def foresight(self) -> tuple[Tensor, Tensor]:
+        """The newest prediction of every episode's clean sample, and the teacher's endpoint: ``(num_envs, *S)`` each.
+
+        For baselines that know more than the policy may (:class:`redif_env.sb3.PrivilegedBaseline`). Where actions
+        bring the prediction, it is that of the step before, and zero before the first.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset.
+        """
+        if self._state is None:
+            raise gym.error.ResetNeeded("foresight() was called before reset(): call reset() first")
+        return self._state.x0_history[:, 0], self.reference.endpoints[self._pair]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where every episode stands, what chance will draw, and what rewards remember: tensors and JSON values.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset.
+        """
+        if self._state is None:
+            raise gym.error.ResetNeeded("state_dict() was called before reset(): there is no state yet")
+        return {
+            "state": {field.name: getattr(self._state, field.name) for field in fields(State)},
+            "pair": self._pair,
+            "done": self._done,
+            "draws": self._draws.state_dict(),
+            "rewards": memories(self.terms),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave, in an environment made with the same arguments."""
+        device = self._pair.device
+        self._state = State(**{name: tensor.to(device) for name, tensor in state["state"].items()})
+        self._pair, self._done = state["pair"].to(device), state["done"].copy()
+        self._draws.load_state_dict(state["draws"])
+        load_memories(self.terms, state["rewards"])
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """One frame a sub-environment if ``render_mode`` is ``"rgb_array"`` (``Filmstrip``).
+
+        A finished episode stays in view until its successor's first step.
+        """
+        return self._film.frames() if self._film else None
+
+    # The step, in the order in which things happen.
+
+    def _step(self, action: Tensor) -> tuple[Any, ...]:
+        resetting = self._done.copy() if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(self._done)
+        if self.autoreset_mode is AutoresetMode.DISABLED and self._done.any():
+            finished = np.flatnonzero(self._done).tolist()
+            raise gym.error.ResetNeeded(
+                f"episodes {finished} are finished: reset them with options['reset_mask'] first"
+            )
+        live = torch.from_numpy(~resetting).to(self._pair.device)
+        transition = self._transition(action, live)
+        self.last_transition = transition
+        terms = {term.name: term(transition).double().cpu().numpy() for term in self.terms}
+        terminated = transition.terminated.cpu().numpy()
+        infos: dict[str, Any] = {}
+
+        self._state = self._now.merge(live, transition.next_state)
+        self._record_step(transition)
+        ended_info = self._info(terminated, self._now, terms)
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            resetting = terminated
+            if terminated.any():
+                infos |= self._final(terminated, ended_info)
+        restarting = torch.from_numpy(resetting).to(self._pair.device)
+        self._begin(restarting)
+        self._state = self._predicted(self._now, restarting)
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            self._record_initial(restarting, self._now)
+        self._done = terminated.copy()
+        infos |= self._info(np.ones_like(terminated), self._now, terms, no_reward=resetting)
+        truncated = np.zeros_like(terminated)
+        return self._observe(self._now), np.sum(list(terms.values()), axis=0), terminated, truncated, infos
+
+    def _transition(self, action: Tensor, live: Tensor) -> Transition:
+        state = self.mdp.answered(self._now, action)
+        decision = self.mdp.decode(state, action)
+        next_state = self.mdp.advance(state, decision)
+        terminated = live & (next_state.steps_left == 0)
+        next_state = self._predicted(next_state, live & ~terminated)
+        return Transition(
+            state=state,
+            action=action,
+            decision=decision,
+            next_state=next_state,
+            endpoint=self.reference.endpoints[self._pair],
+            pair=self._pair.clone(),
+            terminated=terminated,
+            live=live,
+        )
+
+    def _begin(self, rows: Tensor) -> None:
+        """Draw a pair for each of the given rows and put them at their initial noise."""
+        if not bool(rows.any()):
+            return
+        device = self._pair.device
+        pair, dial = (torch.from_numpy(drawn).to(device) for drawn in self._draws.next(rows.cpu().numpy()))
+        self._pair = torch.where(rows, pair, self._pair)
+        start = (self.reference.noise[self._pair], self.mdp.price(dial), self.reference.condition[self._pair])
+        initial = self.mdp.initial(*start)
+        self._state = initial if self._state is None else self._state.merge(rows, initial)
+
+    def _predicted(self, state: State, rows: Tensor) -> State:
+        """``state`` with the teacher's answers on the given rows."""
+        with torch.autocast(state.x.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.mdp.predict(state, rows)
+
+    # The border: numpy in and out, checks, pictures.
+
+    @property
+    def _now(self) -> State:
+        assert self._state is not None
+        return self._state
+
+    def _observe(self, state: State) -> Seen:
+        seen = self.mdp.observe(state)
+        # Copies: on the CPU numpy would look into the state, which steps on.
+        if isinstance(seen, dict):
+            return {name: values.cpu().numpy().copy() for name, values in seen.items()}
+        return seen.cpu().numpy()
+
+    def _info(
+        self,
+        rows: NDArray[np.bool_],
+        state: State,
+        terms: Mapping[str, NDArray[np.float64]] | None = None,
+        no_reward: NDArray[np.bool_] | None = None,
+    ) -> dict[str, Any]:
+        """Info of the given rows in Gymnasium's vector form: arrays, and masks under ``_key``."""
+        columns = {
+            "nfe": state.nfe.cpu().numpy().copy(),
+            "pair": self._pair.cpu().numpy().copy(),
+            "condition": state.condition.cpu().numpy().copy(),
+            "half_logsnr": state.half_logsnr.cpu().numpy().copy(),
+        }
+        info: dict[str, Any] = {}
+        for key, values in columns.items():
+            info[key], info[f"_{key}"] = np.where(rows, values, np.zeros_like(values)), rows.copy()
+        rewarded = rows if no_reward is None else rows & ~no_reward
+        for name, values in (terms or {}).items():
+            add_term(info, name, values, rewarded)
+        return info
+
+    def _final(self, terminated: NDArray[np.bool_], info: dict[str, Any]) -> dict[str, Any]:
+        observations = np.full(self.num_envs, None, dtype=object)
+        final = self._observe(self._now)
+        for index in np.flatnonzero(terminated).tolist():
+            observations[index] = row_of(final, index)
+        return {
+            "final_obs": observations,
+            "_final_obs": terminated.copy(),
+            "final_info": info,
+            "_final_info": terminated.copy(),
+        }
+
+    def _parse_actions(self, actions: NDArray[np.float32]) -> Tensor:
+        array = np.asarray(actions, dtype=np.float32)
+        expected = self.action_space.shape
+        if array.shape != expected:
+            raise ValueError(f"actions must have shape {expected}, got {array.shape}")
+        if not np.isfinite(array).all():
+            bad = np.flatnonzero(~np.isfinite(array).all(axis=1)).tolist()
+            raise ValueError(
+                f"actions must be finite, but those of sub-environments {bad} are not: lower the agent's learning rate"
+            )
+        return torch.from_numpy(array.clip(-1.0, 1.0)).to(self._pair.device)
+
+    def _parse_seed(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, int | np.integer):
+            return [int(seed) + index for index in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ValueError(f"seed must be an int or {self.num_envs} of them, got {len(seed)}")
+        return list(seed)
+
+    def _parse_reset_mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_]:
+        mask = (options or {}).get("reset_mask")
+        if mask is None:
+            return np.ones(self.num_envs, dtype=np.bool_)
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
+            raise ValueError(f"options['reset_mask'] must be a bool array of shape ({self.num_envs},), got {mask!r}")
+        if not mask.any():
+            raise ValueError("options['reset_mask'] must choose at least one sub-environment")
+        if self._state is None and not mask.all():
+            raise gym.error.ResetNeeded("the first reset() must reset every sub-environment: leave reset_mask out")
+        return mask.copy()
+
+    def _build_terms(self, reward: str | Reward | Mapping[str, float]) -> list[Term]:
+        if isinstance(reward, str):
+            reward = {reward: 1.0}
+        if isinstance(reward, Mapping):
+            return build_terms(reward, self.mdp, self.reference)
+        return [Term(reward)]
+
+    def _record_initial(self, rows: Tensor, state: State) -> None:
+        if self._film:
+            self._film.clear(rows)
+            self._film.record(rows, torch.zeros_like(self._pair), *self._shown(state, state.x0_history[:, 0]))
+
+    def _record_step(self, transition: Transition) -> None:
+        if not self._film:
+            return
+        self._record_initial(transition.live & (transition.state.predictions == 1), transition.state)
+        column = self.mdp.num_steps - transition.next_state.steps_left
+        self._film.record(transition.live, column, *self._shown(transition.next_state, transition.decision.x0))
+
+    def _shown(self, state: State, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures of the sample and of its clean estimate."""
+        teacher = self.mdp.teacher
+        return teacher.images(teacher.schedule.normalised(state.x, state.half_logsnr)), teacher.images(x0)
+
+
+class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
+    """Denoise one sample in a few network calls, as close to the many-step teacher as can be.
+
+    ## Description
+
+    A diffusion model turns noise into a sample by many small steps, each of which calls a large network. Here an
+    episode is one sample made with few calls: at each step the agent sees where the sample stands and what the network
+    predicts, and chooses how far to step and with what noise prediction. A reset draws a pair (initial noise, the
+    teacher's endpoint of it) from the reference set; all else is deterministic. After "ReDiF: Reinforced Distillation
+    for Few Step Diffusion" (arXiv 2512.22802).
+
+    ## Action Space
+
+    A flat float32 `Box` in [-1, 1]; zero is the base solver, exactly. Values outside are clipped.
+
+    - `"solver"` (default; 7 numbers for images, 5 for other samples): the step size, and a correction to the base
+      solver's noise prediction. :class:`redif_env.mdp.actions.SolverMap` gives each number's unit.
+    - `"step"` (1 number): the step size alone.
+    - `"noise"` (1 number and as many as a sample has): the step size, and the whole noise prediction in the place of
+      the teacher's; needs `observation="sample"`. The policy is the student's network
+      (:class:`redif_env.sb3.StudentPolicy`). :class:`redif_env.mdp.actions.NoiseMap` gives the units. Zero in the first
+      number is the base solver's step; in the others it is a prediction like any other.
+
+    With `min_steps` below `num_steps` there is one number more, the last: it gives up calls of the budget
+    (:class:`redif_env.mdp.process.DenoisingMDP`). With `learn_guidance` there is one for the guidance scale before it.
+
+    ## Observation Space
+
+    `"features"`: a short float32 vector: NFE left, noise level, statistics of the sample, of the predicted clean sample
+    and of its change. ``Features`` lists them. `"features+condition"`: the same, and the
+    embedding of the condition. `"steps"`: the steps left alone, one-hot, for agents that are to be blind to the sample.
+    With `prices`, the episode's price follows. `"sample"`: a dict of the noisy sample, what the network is told, the
+    level, the calls left and the condition's row (:class:`redif_env.mdp.observations.Sample`).
+
+    ## Rewards
+
+    Zero until the sample is finished, then minus its root mean square distance to the teacher's endpoint, divided by
+    the base solver's mean distance over the reference set: on average the zero action returns -1, the teacher 0.
+    `info["rewards"]` holds the terms by name. Other rewards, and sums of them, by the `reward` argument or by the
+    wrappers of :mod:`redif_env.envs.wrappers`; `docs/rewards.md` has the table.
+
+    ## Starting State
+
+    `x` is the noise of a random pair of the reference set; the network has been called once. With `prices`, the
+    episode's price of a call is drawn, log-uniform between them.
+
+    ## Episode End
+
+    Terminates when the last step has landed on clean data: after `num_steps` steps, or earlier, after at least
+    `min_steps`, if the action gave up the others. Never truncates.
+
+    ## Information
+
+    `nfe`: network calls spent on the sample; `half_logsnr`: its level, `inf` when clean; `condition`: row of the
+    teacher's conditions; `pair`: row of the reference set; `rewards` (after a step): the terms by name.
+    `env.unwrapped.last_transition` holds the step itself, as torch tensors with a batch dimension of 1.
+
+    ## Arguments
+
+    ```python
+    import gymnasium as gym
+    import redif_env
+
+    env = gym.make("ReDiF-v0", teacher="digits", num_steps=4)
+    ```
+
+    - `teacher="digits"`: a built-in name (`"digits"`, `"digits-classes"`, `"mnist"`, `"gaussian-ring"`), the path of a
+      diffusers folder, or a hub id.
+    - `conditions=None`: class labels or prompts to draw episodes' conditions from, with weights if a dict; all labels
+      if not given. `null_label=None`: the label that a `UNet2DModel` was trained with for no condition.
+    - `guidance_scale=None`: of classifier-free guidance, which makes each prediction two network calls.
+      `learn_guidance=False`: whether that scale is a decision.
+    - `num_steps=4`: steps, and so predictions, an episode.
+    - `action="solver"`, `observation="features"`: see above.
+    - `solver="ipndm"`, `grid="time^1.5@20"`: the base solver (`"ddim"`, `"dpm++2m"`, `"dpm++3m"`, `"ipndm1"` to
+      `"ipndm4"`; `"ipndm"` is of order 2 in up to 4 steps, else of order 3; `"linear"`: matrices in place of a
+      polynomial's weights, fitted to the teacher's ways, :mod:`redif_env.fitted.linear_solver`) and its grid (`"time"`,
+      `"time^1.5"`, `"time^2"`, `"logsnr"`, `"karras"`, `"ays"`; the first two also with a late start, where
+      sigma / alpha is 60, 20, 8 or 4: `"time@60"` ...; and `"time^1.25@2.5"`, for linear steps).
+    - `start="noise"`: what a late start takes for a sample of its level: the initial noise itself, or with `"linear"`
+      what a linear map, fitted to the teacher's ways, makes of it without a network call
+      (:mod:`redif_env.fitted.initial_maps`). Like linear steps it is fitted once and cached; both are shipped for
+      `teacher="digits"`, `grid="time^1.25@2.5"` and 4 steps.
+    - `reward="endpoint"`: a name of :data:`redif_env.rewards.names.REWARDS`, or names with weights:
+      `{"endpoint": 1.0, "feature": 0.5}`.
+    - `min_steps=None`: network calls an episode at least; below `num_steps`, the number of calls is a decision.
+    - `prices=None`: smallest and largest price of a network call, in units of reward; the terms `"price"` and
+      `StepCost` without a cost charge it.
+    - `reference_size=4096`, `teacher_steps=100`: pairs in the reference set, and the network calls that the teacher
+      spent on each. Computed once and cached under `$REDIF_CACHE` or `~/.cache/redif`; shipped for the defaults.
+    - `device="cpu"`, `dtype="float32"`: where and in what type samples are kept.
+    - `autocast=False`: whether the network answers steps in bfloat16, for speed; endpoints stay in its own type.
+    - `render_mode=None` or `"rgb_array"`: the trajectory as a strip.
+
+    Objects (a `Teacher`, a `Solver`, ...) may be given instead of names where the class is constructed directly.
+
+    ## Version History
+
+    * v0: initial version
+    """
+
+    metadata = {"render_modes": RENDER_MODES, "render_fps": 4}
+
+    def __init__(
+        self,
+        *,
+        teacher: str | Path | Teacher = "digits",
+        num_steps: int = 4,
+        action: str | ActionMap = "solver",
+        observation: str | Observation | Sample = "features",
+        solver: str | Solver = DEFAULT_SOLVER,
+        grid: str | Grid = DEFAULT_GRID,
+        start: str | LinearStart = "noise",
+        reward: str | Reward | Mapping[str, float] = "endpoint",
+        min_steps: int | None = None,
+        prices: tuple[float, float] | None = None,
+        conditions: Wanted | None = None,
+        null_label: int | None = None,
+        guidance_scale: float | None = None,
+        learn_guidance: bool = False,
+        reference_size: int = 4096,
+        teacher_steps: int = 100,
+        device: str = "cpu",
+        dtype: str = "float32",
+        autocast: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
+        self.batch = ReDiFVectorEnv(
+            1,
+            teacher=teacher,
+            num_steps=num_steps,
+            action=action,
+            observation=observation,
+            solver=solver,
+            grid=grid,
+            start=start,
+            reward=reward,
+            min_steps=min_steps,
+            prices=prices,
+            conditions=conditions,
+            null_label=null_label,
+            guidance_scale=guidance_scale,
+            learn_guidance=learn_guidance,
+            reference_size=reference_size,
+            teacher_steps=teacher_steps,
+            autoreset_mode=AutoresetMode.DISABLED,
+            device=device,
+            dtype=dtype,
+            autocast=autocast,
+            render_mode=render_mode,
+        )
+        self.render_mode = render_mode
+        self.action_space = self.batch.single_action_space
+        self.observation_space = self.batch.single_observation_space
+
+    @property
+    def last_transition(self) -> Transition | None:
+        """The last step as torch tensors with a batch dimension of 1."""
+        return self.batch.last_transition
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Seen, dict[str, Any]]:
+        """Start a new episode; ``options`` are unused."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self.batch.restart_rewards()
+        self.batch.np_random = [self.np_random]
+        observations, infos = self.batch.reset()
+        return row_of(observations, 0), info_of(infos, 0)
+
+    def step(self, action: NDArray[np.float32]) -> tuple[Seen, float, bool, bool, dict[str, Any]]:
+        """One solver step, and the network call of the next.
+
+        Raises:
+            ValueError: if ``action`` has another shape than the action space or holds NaN or infinity.
+            gymnasium.error.ResetNeeded: before the first reset, or once the episode is finished.
+        """
+        array = np.asarray(action, dtype=np.float32)
+        if array.shape != self.action_space.shape:
+            raise ValueError(f"action must have shape {self.action_space.shape}, got {array.shape}")
+        observations, rewards, terminated, truncated, infos = self.batch.step(array[None])
+        return row_of(observations, 0), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info_of(infos, 0)
+
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+        """The trajectory so far as one frame, if ``render_mode`` is ``"rgb_array"``."""
+        frames = self.batch.render()
+        return frames[0] if frames else None
+
+
+def _parse_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    try:
+        return AutoresetMode(mode)
+    except ValueError as error:
+        known = ", ".join(repr(known.value) for known in AutoresetMode)
+        raise ValueError(f"autoreset_mode={mode!r} is unknown: choose one of {known}") from error
+
+
+def add_term(info: dict[str, Any], name: str, values: NDArray[np.float64], rows: NDArray[np.bool_]) -> None:
+    """Put a reward term ``(B,)`` of the given rows under ``info["rewards"]``, in Gymnasium's vector form.
+
+    Raises:
+        ValueError: if there is a term of that name already.
+    """
+    if not rows.any():
+        return
+    terms = info.setdefault("rewards", {})
+    if name in terms:
+        raise ValueError(f"two reward terms are named {name!r}: give one of them another name")
+    terms[name], terms[f"_{name}"] = np.where(rows, values, 0.0), rows.copy()
+    info["_rewards"] = rows.copy()
+
+
+def row_of(observations: Seen, index: int) -> Any:
+    """The observation of one sub-environment."""
+    if isinstance(observations, dict):
+        return {name: values[index] for name, values in observations.items()}
+    return observations[index]
+
+
+def info_of(infos: dict[str, Any], index: int) -> dict[str, Any]:
+    """The info of one sub-environment: plain numbers, without masks."""
+    return {
+        key: info_of(value, index) if isinstance(value, dict) else value[index].item()
+        for key, value in infos.items()
+        if not key.startswith("_")
+    }

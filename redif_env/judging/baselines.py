@@ -1,0 +1,89 @@
+"""Training-free rivals: every few-step solver on every grid, our own and diffusers'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import DEISMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
+from torch import Tensor
+
+from redif_env.diffusion.grids import GRIDS, Grid
+from redif_env.diffusion.schedules import VariancePreservingSchedule
+from redif_env.diffusion.solvers import SOLVERS, sample
+from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
+
+DIFFUSERS_SOLVERS: dict[str, Callable[[list[float] | None], SchedulerMixin]] = {
+    "unipc2": lambda betas: UniPCMultistepScheduler(trained_betas=betas, solver_order=2),
+    "unipc3": lambda betas: UniPCMultistepScheduler(trained_betas=betas, solver_order=3),
+    "deis2": lambda betas: DEISMultistepScheduler(trained_betas=betas, solver_order=2),
+    "deis3": lambda betas: DEISMultistepScheduler(trained_betas=betas, solver_order=3),
+}
+
+SOLVER_GRIDS = tuple(name for name in GRIDS if name not in ("time@4", "time^1.25@2.5", "time^1.5@4"))
+"""The grids that solvers are tried on. Those left out are for linear starts: solvers that take the noise itself for a
+sample of these levels are farther from the teacher than from 8 on, at every call count (``experiments.late_start``)."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A solver on a grid, by their names."""
+
+    method: str
+    grid: str
+
+    @torch.inference_mode()
+    def __call__(self, teacher: Teacher, noise: Tensor, num_steps: int, condition: Tensor | None = None) -> Tensor:
+        """Samples ``(B, *S)`` from ``noise``, with ``num_steps`` predictions each.
+
+        ``condition`` ``(B,)`` are rows of the teacher's conditions; the first if not given.
+        """
+        rows = torch.zeros(len(noise), dtype=torch.int64, device=noise.device) if condition is None else condition
+        parts = zip(noise.split(ENDPOINT_BATCH), rows.split(ENDPOINT_BATCH), strict=True)
+        return torch.cat([self._run(teacher, part, num_steps, asked) for part, asked in parts])
+
+    def _run(self, teacher: Teacher, noise: Tensor, num_steps: int, condition: Tensor) -> Tensor:
+        grid = GRIDS[self.grid]
+        if self.method in SOLVERS:
+            return sample(teacher, SOLVERS[self.method], grid, noise, num_steps, condition)
+        schedule = teacher.schedule
+        betas = schedule.betas.tolist() if isinstance(schedule, VariancePreservingSchedule) else None
+        return diffusers_sample(DIFFUSERS_SOLVERS[self.method](betas), teacher, grid, noise, num_steps, condition)
+
+
+def all_baselines() -> list[Baseline]:
+    """Every solver on each of its grids, once: iPNDM of order 1 is DDIM, and the cautious one that of order 2 or 3."""
+    methods = [name for name in SOLVERS if name not in ("ipndm1", "ipndm")] + list(DIFFUSERS_SOLVERS)
+    return [Baseline(method, grid) for method in methods for grid in SOLVER_GRIDS]
+
+
+def diffusers_sample(
+    scheduler: SchedulerMixin,
+    teacher: Teacher,
+    grid: Grid,
+    noise: Tensor,
+    num_steps: int,
+    condition: Tensor | None = None,
+) -> Tensor:
+    """Run a variance-preserving multistep scheduler of diffusers on one of our grids; its own last sigma is kept.
+
+    Its public arguments round timesteps to integers and know few grids, so the two tables that it steps through are
+    set directly. Samples on other schedules differ from variance-preserving ones by a factor alone
+    (``Schedule.normalised``), and both solvers are linear: it is given what they would be.
+    """
+    schedule = teacher.schedule
+    scheduler.set_timesteps(num_steps)
+    position = torch.arange(num_steps, dtype=torch.float64, device=noise.device) / num_steps
+    # Where a schedule starts without any signal it cannot be stepped from: diffusers too starts a little later.
+    half_logsnr = grid.half_logsnr(position, schedule).clamp(min=schedule.ends(noise.device)[0])
+    scheduler.timesteps = schedule.timestep(half_logsnr)
+    scheduler.sigmas = torch.cat([torch.exp(-half_logsnr).float().cpu(), scheduler.sigmas[-1:].cpu()])
+    rows = torch.ones(len(noise), dtype=torch.float64, device=noise.device)
+    x = noise
+    for index, timestep in enumerate(scheduler.timesteps):
+        here = half_logsnr[index] * rows
+        size = schedule.normalised(torch.ones_like(x), here)
+        eps = teacher.predict(x / size, here, timestep * rows, condition).eps
+        x = scheduler.step(eps, timestep, x).prev_sample
+    return x

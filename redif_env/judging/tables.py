@@ -1,0 +1,25 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from redif_env.judging.evaluation import Row
+
+
+def print_table(rows: Sequence[Row], title: str) -> None:
+    """Print rows, the first column left, numbers right."""
+    table = Table("method", "grid", title=title)
+    for name in ("NFE", "FD to teacher", "FD to data", "MSE to teacher"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        data = "-" if row.fd_data is None else f"{row.fd_data:.3f}"
+        style = "bold" if row.method.startswith("redif") else None
+        table.add_row(
+            row.method, row.grid, f"{row.nfe:.4g}", f"{row.fd_teacher:.3f}", data, f"{row.mse_teacher:.5f}", style=style
+        )
+    # A fixed width, so that a log file holds the same table as a terminal.
+    Console(width=100).print(table)

@@ -1,0 +1,274 @@
+"""The denoising Markov decision process: pure functions of batched states, and no memory of its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from redif_env.diffusion.grids import Grid
+from redif_env.diffusion.solvers import Solver, initial_state, predict, record, step_to
+from redif_env.diffusion.types import Decision, State
+from redif_env.fitted.initial_maps import LinearStart
+from redif_env.fitted.linear_solver import LinearSolver
+from redif_env.mdp.actions import ActionMap, BaseSolver
+from redif_env.mdp.observations import Observation, Sample
+from redif_env.teachers.teacher import Teacher
+
+GIVE_UP_FROM, GIVE_UP_TO = 0.1, 0.6
+"""Values of the budget number up to which no call is given up, and from which all are that may be.
+
+Exploration around 0 tries a few. Without the gap it would try too many: the full budget, which the deterministic policy
+then takes, would hardly be met in training.
+"""
+
+
+@dataclass(frozen=True)
+class DenoisingMDP:
+    """Few-step denoising as a decision process (module ``redif_env.envs.environments`` makes environments of it).
+
+    With ``min_steps`` below ``num_steps`` the number of calls is a decision too: actions get one more number, the last,
+    which gives up calls of the budget. 0.1 or less gives up none, 0.6 or more all down to ``min_steps``, and what is
+    between is rounded. The remaining steps spread over the remaining way; with none left but the pending one, the step
+    goes to clean data and the episode ends.
+
+    Args:
+        teacher: asked for one prediction a step, which is one network call, or two with guidance; for none where
+            actions bring the prediction (a call of the student's own network, which counts as one).
+        solver, grid: the base solver, which the zero action reproduces.
+        num_steps: steps, and so predictions, an episode at most, at least 1.
+        action_map, observation: meaning of actions, and what the agent sees.
+        min_steps: steps an episode at least; ``num_steps`` if not given.
+        prices: smallest and largest price of a network call, in units of reward. Each episode has one, which the agent
+            sees as one more number, the last: 0 at the smallest, 1 at the largest, linear in the logarithm.
+        learn_guidance: whether the guidance scale of each network call but the first is a decision: actions get one
+            more number, after those of the action map. The scale's excess over 1 is multiplied by ``4 ** number``.
+        start: what noise is mapped to, as a sample of the grid's first level; itself if not given.
+    """
+
+    teacher: Teacher
+    solver: Solver
+    grid: Grid
+    num_steps: int
+    action_map: ActionMap
+    observation: Observation | Sample
+    min_steps: int | None = None
+    prices: tuple[float, float] | None = None
+    learn_guidance: bool = False
+    start: LinearStart | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(
+                f"num_steps must be at least 1, got {self.num_steps}: an episode makes one network call a step"
+            )
+        if self.min_steps is not None and not 1 <= self.min_steps <= self.num_steps:
+            raise ValueError(f"min_steps must be from 1 to num_steps={self.num_steps}, got {self.min_steps}")
+        if self.prices is not None and not 0 < self.prices[0] < self.prices[1]:
+            raise ValueError(f"prices must be two numbers above 0, the smaller first, got {self.prices}")
+        self._check_predictions()
+        if self.learn_guidance and self.teacher.guidance_scale is None:
+            raise ValueError(f"learn_guidance needs a guided teacher: give {self.teacher.name!r} a guidance_scale")
+        if self.observation.shows_condition and len(self.teacher.conditions) < 2:
+            raise ValueError(
+                f"observation shows the condition, but teacher {self.teacher.name!r} has "
+                f"{len(self.teacher.conditions)}: choose 'features'"
+            )
+
+        self._check_start()
+        self._check_solver()
+
+    def _check_solver(self) -> None:
+        """Refuse linear steps that were fitted for others."""
+        if not isinstance(self.solver, LinearSolver):
+            return
+        if self.adaptive:
+            raise ValueError(
+                f"min_steps={self.min_steps} cannot go with solver='linear', which is fitted to one number of steps: "
+                "leave it out, or choose solver='ipndm'"
+            )
+        positions = torch.arange(self.num_steps, dtype=torch.float64) / self.num_steps
+        levels = self.grid.half_logsnr(positions, self.teacher.schedule.to(torch.device("cpu")))
+        fitted = torch.tensor(self.solver.half_logsnr, dtype=torch.float64)
+        if levels.shape != fitted.shape or not torch.allclose(levels, fitted, rtol=0, atol=1e-6):
+            raise ValueError(
+                f"solver has {len(fitted)} linear steps from half_logsnr={[round(v, 4) for v in fitted.tolist()]}, but "
+                f"the grid's {len(levels)} are from {[round(v, 4) for v in levels.tolist()]}: fit them to this grid "
+                "(redif_env.fitted.linear_solver.fit_solver)"
+            )
+        if self.solver.offset.shape[1] != len(self.teacher.conditions):
+            raise ValueError(
+                f"solver knows {self.solver.offset.shape[1]} conditions, but teacher {self.teacher.name!r} has "
+                f"{len(self.teacher.conditions)}: fit one to this teacher (redif_env.fitted.linear_solver.fit_solver)"
+            )
+
+    def _check_start(self) -> None:
+        """Refuse a start that was fitted for another way."""
+        if self.start is None:
+            return
+        first = self.grid.half_logsnr(
+            torch.zeros(1, dtype=torch.float64), self.teacher.schedule.to(torch.device("cpu"))
+        )
+        if abs(first.item() - self.start.half_logsnr) > 1e-6:
+            raise ValueError(
+                f"start ends at half_logsnr={self.start.half_logsnr:.4f}, but the grid begins at {first.item():.4f}: "
+                "fit one to this grid (redif_env.fitted.initial_maps.fit_start)"
+            )
+        if len(self.start.offset) != len(self.teacher.conditions):
+            raise ValueError(
+                f"start knows {len(self.start.offset)} conditions, but teacher {self.teacher.name!r} has "
+                f"{len(self.teacher.conditions)}: fit one to this teacher (redif_env.fitted.initial_maps.fit_start)"
+            )
+
+    def _check_predictions(self) -> None:
+        """Refuse what cannot go with actions that bring the prediction."""
+        if not self.action_map.predicts:
+            return
+        if not isinstance(self.observation, Sample):
+            raise ValueError(
+                "action='noise' brings the prediction itself, of which this observation is made: choose "
+                "observation='sample'"
+            )
+        asked = {"min_steps": self.adaptive, "prices": self.prices is not None, "learn_guidance": self.learn_guidance}
+        given = [name for name, value in asked.items() if value]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} cannot be used with action='noise', whose network answers once a step: leave it "
+                "out, or choose action='solver'"
+            )
+
+    @property
+    def base(self) -> BaseSolver:
+        return BaseSolver(self.solver, self.grid, self.teacher.reading)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the number of calls is a decision."""
+        return self.min_steps is not None and self.min_steps < self.num_steps
+
+    @property
+    def action_size(self) -> int:
+        """Numbers in one action, each in [-1, 1]."""
+        return self.action_map.size(self.teacher.sample_shape) + self.learn_guidance + self.adaptive
+
+    @property
+    def calls(self) -> int:
+        """Network calls (NFE) a step: the teacher's, or one of the student's own network."""
+        return 1 if self.action_map.predicts else self.teacher.calls
+
+    @property
+    def observation_size(self) -> int:
+        """Numbers in one observation, where it is a vector.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        if isinstance(self.observation, Sample):
+            raise ValueError("observation='sample' is a dict and has no size: use observation='features'")
+        shown = self.teacher.conditions.embeddings.shape[1] if self.observation.shows_condition else 0
+        return self.observation.size(self.teacher.sample_shape, self.num_steps) + shown + (self.prices is not None)
+
+    @property
+    def history(self) -> int:
+        """Past predictions that a state keeps."""
+        return max(self.solver.order, self.action_map.history, self.observation.history)
+
+    def initial(self, noise: Tensor, price: Tensor | None = None, condition: Tensor | None = None) -> State:
+        """The states of ``noise`` ``(B, *S)``, before their first network call.
+
+        ``price`` ``(B,)`` is what a call costs, ``condition`` ``(B,)`` the rows of the teacher's conditions.
+        """
+        teacher, scale = self.teacher, self.teacher.guidance_scale or 1.0
+        noise = self.begun(noise, condition)
+        state = initial_state(noise, teacher.schedule, self.grid, self.num_steps, self.history, condition, scale)
+        return state if price is None else replace(state, price=price.to(state.price))
+
+    def begun(self, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        """What is taken for samples of the grid's first level: ``noise`` ``(B, *S)``, or what the start makes of it."""
+        if self.start is None:
+            return noise
+        rows = torch.zeros(len(noise), dtype=torch.int64, device=noise.device) if condition is None else condition
+        return self.start(noise, rows)
+
+    def predict(self, state: State, rows: Tensor) -> State:
+        """The teacher's prediction on the given rows (``(B,)`` bool) alone; the others stay as they are.
+
+        Where actions bring the prediction, nothing is asked.
+        """
+        if self.action_map.predicts:
+            return state
+        if bool(rows.all()):
+            return predict(self.teacher, state)
+        if not bool(rows.any()):
+            return state
+        chosen = rows.nonzero()[:, 0]
+        answered = predict(self.teacher, state.rows(chosen))
+        place = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        place[chosen] = torch.arange(len(chosen), device=rows.device)
+        return state.merge(rows, answered.rows(place))
+
+    def answered(self, state: State, action: Tensor) -> State:
+        """``state`` with the prediction that ``action`` ``(B, A)`` brings; itself where the teacher predicts."""
+        if not self.action_map.predicts:
+            return state
+        return record(state, self.action_map.prediction(action, state, self.base))
+
+    def decode(self, state: State, action: Tensor) -> Decision:
+        """What ``action`` ``(B, A)`` means in ``state``, which holds the newest prediction."""
+        if self.adaptive:
+            state, action = self._give_up(state, action[:, -1]), action[:, :-1]
+        if not self.learn_guidance:
+            return self.action_map.decode(action, state, self.base)
+        assert self.teacher.guidance_scale is not None
+        scale = 1 + (self.teacher.guidance_scale - 1) * 4 ** action[:, -1].double()
+        return replace(self.action_map.decode(action[:, :-1], state, self.base), guidance=scale)
+
+    def advance(self, state: State, decision: Decision) -> State:
+        """The deterministic solver step; no network call. Rows that are already clean come out as NaN."""
+        return step_to(state, decision, self.teacher.schedule)
+
+    def observe(self, state: State) -> Tensor | dict[str, Tensor]:
+        """Observations: ``(B, F)`` float32, or a dict of such as ``Sample`` names them."""
+        if isinstance(self.observation, Sample):
+            return self.observation.observe(state, self.teacher.reading)
+        normalised = replace(state, x=self.teacher.schedule.normalised(state.x, state.half_logsnr))
+        seen = self.observation.observe(normalised, self.num_steps)
+        if self.observation.shows_condition:
+            seen = torch.cat([seen, self.teacher.conditions.embeddings.to(seen.device)[state.condition]], dim=1)
+        if self.prices is None:
+            return seen
+        low, high = self.prices
+        dial = (state.price / low).log() / math.log(high / low)
+        return torch.cat([seen, dial[:, None].float().clamp(0, 1)], dim=1)
+
+    def price(self, dial: Tensor) -> Tensor:
+        """The price at each ``dial`` ``(B,)`` in [0, 1], from the smallest to the largest; 0 if there are none."""
+        if self.prices is None:
+            return torch.zeros_like(dial)
+        low, high = self.prices
+        return low * (high / low) ** dial
+
+    def constant_price(self, count: int, price: float | None = None) -> Tensor:
+        """The same price ``(count,)`` for all; the smallest if not given, 0 if there are none.
+
+        Raises:
+            ValueError: if a price is given that no episode had.
+        """
+        prices = self.prices
+        if prices is None and price is not None:
+            raise ValueError(f"price={price} means nothing to this student: it was trained without prices")
+        if prices is not None and price is not None and not prices[0] <= price <= prices[1]:
+            raise ValueError(f"price must be from {prices[0]} to {prices[1]}, as in training, got {price}")
+        smallest = prices[0] if prices is not None else 0.0
+        value = smallest if price is None else price
+        return torch.full((count,), value, dtype=torch.float64, device=self.teacher.device)
+
+    def _give_up(self, state: State, share: Tensor) -> State:
+        assert self.min_steps is not None
+        least = (self.min_steps - state.predictions + 1).clamp(min=1)
+        spare = (state.steps_left - least).clamp(min=0)
+        wanted = ((share.double() - GIVE_UP_FROM) / (GIVE_UP_TO - GIVE_UP_FROM)).clamp(0, 1)
+        given_up = (spare * wanted).round().long()
+        return replace(state, steps_left=state.steps_left - given_up)

@@ -1,0 +1,42 @@
+"""The loop of few-step sampling: the decision process, with a policy deciding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+from torch import Tensor
+
+from redif_env.diffusion.types import State
+from redif_env.mdp.process import DenoisingMDP
+
+
+def trajectory(
+    mdp: DenoisingMDP,
+    policy: Callable[[Any], Tensor],
+    noise: Tensor,
+    price: Tensor | None = None,
+    condition: Tensor | None = None,
+) -> Generator[State, State | None]:
+    """Yields the state after each step from ``noise`` ``(B, *S)``; the last holds the clean samples, not yet clipped.
+
+    A caller may send a state in the place of the one it was given. Samples that are finished early cost no more calls.
+
+    Args:
+        mdp: what is decided.
+        policy: observations ``(B, F)``, or dicts of them, to actions ``(B, A)``.
+        noise: standard normal.
+        price: ``(B,)`` of a network call, where the policy knows prices.
+        condition: rows ``(B,)`` of the teacher's conditions; the first if not given.
+    """
+    state = mdp.initial(noise, price, condition)
+    unfinished = state.steps_left > 0
+    while bool(unfinished.any()):
+        state = mdp.predict(state, unfinished)
+        action = policy(mdp.observe(state))
+        answered = mdp.answered(state, action)
+        stepped = mdp.advance(answered, mdp.decode(answered, action))
+        state = state.merge(unfinished, stepped)
+        unfinished = state.steps_left > 0
+        changed = yield state
+        state = state if changed is None else changed

@@ -1,0 +1,20 @@
+"""What rewards are scaled by: the base solver on the noises of the reference set."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from redif_env.mdp.process import DenoisingMDP
+from redif_env.measures.distances import Distance
+from redif_env.teachers.references import ReferenceSet, base_samples
+
+
+def base_pairs(mdp: DenoisingMDP, reference: ReferenceSet) -> tuple[Tensor, Tensor]:
+    """Samples of the base solver and the teacher's endpoints of the same noises, ``(M, *S)`` each."""
+    base = base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, mdp.num_steps, mdp.start)
+    return base, reference.endpoints[: len(base)].to(base)
+
+
+def base_distance(mdp: DenoisingMDP, reference: ReferenceSet, distance: Distance) -> float:
+    """The base solver's mean distance to the teacher's endpoints."""
+    return float(distance(*base_pairs(mdp, reference)).double().mean())

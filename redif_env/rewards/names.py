@@ -1,0 +1,53 @@
+"""The rewards by the names used at the command line and in ``gym.make``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from redif_env.mdp.process import DenoisingMDP
+from redif_env.measures.distances import cosine_distance, squared_error, structural_dissimilarity
+from redif_env.measures.kernels import EnergyKernel
+from redif_env.rewards.cost import StepCost
+from redif_env.rewards.distribution import DistributionAlignment
+from redif_env.rewards.endpoint import EndpointAlignment, TrajectoryAlignment, of_images
+from redif_env.rewards.feature import FeatureAlignment
+from redif_env.rewards.path import PathAlignment
+from redif_env.rewards.reward import Reward, Term
+from redif_env.rewards.teacher import ScoreAgreement, TeacherResidual
+from redif_env.teachers.references import ReferenceSet
+
+Calibrated = Callable[[DenoisingMDP, ReferenceSet], Reward]
+
+
+REWARDS: dict[str, Calibrated] = {
+    "endpoint": EndpointAlignment.calibrated,
+    "endpoint_squared": lambda mdp, ref: EndpointAlignment.calibrated(mdp, ref, squared_error, "endpoint_squared"),
+    "endpoint_cosine": lambda mdp, ref: EndpointAlignment.calibrated(mdp, ref, cosine_distance, "endpoint_cosine"),
+    "endpoint_ssim": lambda mdp, ref: EndpointAlignment.calibrated(
+        mdp, ref, of_images(structural_dissimilarity, mdp.teacher), "endpoint_ssim"
+    ),
+    "feature": FeatureAlignment.calibrated,
+    "trajectory": TrajectoryAlignment.calibrated,
+    "path": PathAlignment.calibrated,
+    "score": ScoreAgreement.calibrated,
+    "residual": TeacherResidual.calibrated,
+    "mmd": DistributionAlignment.calibrated,
+    "energy": lambda mdp, ref: DistributionAlignment.calibrated(mdp, ref, EnergyKernel(), name="energy"),
+    "step_cost": lambda mdp, ref: StepCost(1.0),
+    "price": lambda mdp, ref: StepCost(name="price"),
+}
+"""The rewards by the names used at the command line and in ``gym.make``."""
+
+
+def build_terms(weights: Mapping[str, float], mdp: DenoisingMDP, reference: ReferenceSet) -> list[Term]:
+    """The weighted sum that ``{name: weight}`` describes.
+
+    Raises:
+        ValueError: if a name is unknown, or there is none.
+    """
+    if not weights:
+        raise ValueError("reward names no term: give at least one, as in {'endpoint': 1.0}")
+    for name in weights:
+        if name not in REWARDS:
+            raise ValueError(f"reward={name!r} is unknown: choose one of {', '.join(map(repr, REWARDS))}")
+    return [Term(REWARDS[name](mdp, reference), weight) for name, weight in weights.items()]

@@ -1,0 +1,86 @@
+"""The model card that goes with a student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from redif_env.mdp.process import DenoisingMDP
+from redif_env.mdp.settings import solver_name
+from redif_env.students.record import Record
+
+USAGE = """```python
+from redif_env.students.export import ReDiFPipeline
+
+pipeline = ReDiFPipeline.from_pretrained("path/or/hub-id")  # pip install redif-env; no RL library needed
+images = pipeline(batch_size=4).images
+```"""
+
+START = ", and it begins where a linear map, fitted to the teacher's ways, takes the noise"
+
+
+def model_card(mdp: DenoisingMDP, record: Record) -> str:
+    """The text of ``README.md``: metadata for the hub, then what it is, how it was made, and how good it was found."""
+    teacher, each = mdp.teacher, mdp.teacher.calls
+    calls = f"{(mdp.min_steps or 1) * each} to {mdp.num_steps * each}" if mdp.adaptive else str(mdp.num_steps * each)
+    decoded = (
+        f"{teacher.image_shape}, decoded" if teacher.decoder is not None else f"{teacher.sample_shape}, in [-1, 1]"
+    )
+    kinds = {True: "text-to-image", False: "unconditional-image-generation"}
+    text = bool(teacher.conditions.inputs) and isinstance(teacher.conditions.values[0], str)
+    data = ModelCardData(
+        license=record.license,
+        library_name="diffusers",
+        tags=["redif", "few-step", "diffusion", "reinforcement-learning"],
+        pipeline_tag=kinds[text] if len(teacher.image_shape) == 3 else None,
+    )
+    network = "is its own, trained too," if teacher.own_network else "is the teacher's,"
+    decided = "its steps are fixed" if teacher.own_network else "a small policy decides each step"
+    sections = [
+        f"---\n{data.to_yaml()}\n---\n",
+        f"# {calls}-step student of {mdp.teacher.name}\n",
+        f"A few-step sampler trained by reinforcement learning (ReDiF): the network {network} called {calls} "
+        f"times a sample (NFE), and {decided}. Its base solver is "
+        f"`{solver_name(mdp.solver)}`{START if mdp.start else ''}. Samples have shape {decoded}.{_asked(mdp)}\n",
+        f"## Use\n\n{USAGE}\n",
+        f"## Quality\n\n{_quality(record)}\n",
+        f"## Training\n\n{_table(record.training, 'setting') or 'Not recorded.'}\n",
+        f"## Versions\n\n{_table(record.versions, 'package') or 'Not recorded.'}\n",
+        f"## Licence\n\n`{record.license}`: the teacher's weights decide it. The code is MIT.\n",
+    ]
+    return "\n".join(sections)
+
+
+def _asked(mdp: DenoisingMDP) -> str:
+    """What it can be asked for, as a sentence."""
+    conditions, scale = mdp.teacher.conditions, mdp.teacher.guidance_scale
+    if not conditions.inputs:
+        return ""
+    names = ", ".join(f"`{name}`" for name in conditions.names[:20]) + (", ..." if len(conditions) > 20 else "")
+    guided = "" if scale is None else f" It is guided with scale {scale:g}, which makes each prediction two calls."
+    return f" It was trained to show {names}.{guided}"
+
+
+def _quality(record: Record) -> str:
+    if not record.quality:
+        return "Not measured at export: run `redif evaluate` on this folder."
+    names = list(record.quality[0])
+    lines = [_row(names), _row(["---"] * len(names))]
+    lines += [_row([_cell(row.get(name)) for name in names]) for row in record.quality]
+    return f"{record.judged}. Lower is better.\n\n" + "\n".join(lines)
+
+
+def _table(values: Mapping[str, Any], title: str) -> str:
+    if not values:
+        return ""
+    return "\n".join([_row([title, "value"]), _row(["---", "---"]), *(_row([k, f"`{v}`"]) for k, v in values.items())])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else "-" if value is None else str(value)

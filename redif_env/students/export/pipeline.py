@@ -1,0 +1,420 @@
+"""A student as a diffusers pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import create_repo, snapshot_download, upload_folder
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import Tensor
+
+# diffusers opens components of those modules alone that were imported before: this one may be a network's.
+import redif_env.teachers.mixture_model  # noqa: F401
+from redif_env.fitted.linear_solver import LinearSolver
+from redif_env.mdp.policies import Policy
+from redif_env.mdp.process import DenoisingMDP
+from redif_env.mdp.sampling import trajectory
+from redif_env.storage.files import CorruptFileError, read_sealed, write_folder, write_sealed
+from redif_env.students.export.card import model_card
+from redif_env.students.export.linear_solver import LinearSolverModel
+from redif_env.students.export.policy import PolicyModel
+from redif_env.students.export.scheduler import ReDiFScheduler
+from redif_env.students.export.start import StartModel
+from redif_env.students.export.steps import steps_of
+from redif_env.students.record import Record
+from redif_env.teachers.components import COMPANIONS, companions_of, stock_pipeline
+from redif_env.teachers.pipelines import as_model
+
+FORMAT = 2
+CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
+STEPS_FILE = "steps.json"
+OWN_ENTRIES = {
+    "unet",
+    "scheduler",
+    "policy",
+    "start",
+    "linear",
+    *COMPANIONS,
+    "model_index.json",
+    CONFIG_FILE,
+    CARD_FILE,
+    STEPS_FILE,
+}
+REMEDY = "export the student again"
+
+
+class ReDiFPipeline(DiffusionPipeline):
+    """Few-step sampling as a trained policy decides: what a :class:`~redif_env.Student` does, for users of diffusers.
+
+    Args:
+        unet: the network that is called at each step, of whatever class.
+        scheduler: the learned steps.
+        policy: decides each step by what it sees; without it, the scheduler's mean actions are taken.
+        start: what initial noise is mapped to first, of a student that was trained with a linear start.
+        linear: the steps of the base solver, of a student that was trained with linear ones.
+        vae: of a student that makes latents.
+        text_encoder, tokenizer, text_encoder_2, tokenizer_2, text_encoder_3, tokenizer_3: of one that takes prompts.
+
+    ``record`` tells how the student was made.
+    """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->vae"
+    _optional_components = ["policy", "start", "linear", *COMPANIONS]
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: ReDiFScheduler,
+        policy: PolicyModel | None = None,
+        start: StartModel | None = None,
+        linear: LinearSolverModel | None = None,
+        vae: ModelMixin | None = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
+        text_encoder_3: Any = None,
+        tokenizer_3: Any = None,
+    ) -> None:
+        super().__init__()
+        if policy is None and scheduler.config.actions is None:
+            raise ValueError("policy is missing, and the scheduler has no mean actions: give one of them")
+        self.register_modules(
+            unet=unet,
+            scheduler=scheduler,
+            policy=policy,
+            start=start,
+            linear=linear,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            text_encoder_3=text_encoder_3,
+            tokenizer_3=tokenizer_3,
+        )
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+        self.record = Record()
+        self._built: tuple[tuple[Any, ...], DenoisingMDP, Policy] | None = None
+
+    @classmethod
+    def of(cls, mdp: DenoisingMDP, policy: Policy | None, actions: Tensor | None, record: Record) -> ReDiFPipeline:
+        """The pipeline of a decision process and a policy.
+
+        Args:
+            mdp: of the student.
+            policy: what decides; None where the steps are fixed.
+            actions: mean action of each step ``(num_steps, A)``; None where the number of steps is decided.
+            record: how it was made.
+
+        Raises:
+            ValueError, TypeError: if a part of the process has no name or no folder format.
+        """
+        pipeline = cls(
+            as_model(mdp.teacher.network),
+            ReDiFScheduler.of(mdp, actions),
+            None if policy is None else PolicyModel.of(policy),
+            None if mdp.start is None else StartModel.of(mdp.start),
+            LinearSolverModel.of(mdp.solver) if isinstance(mdp.solver, LinearSolver) else None,
+            **companions_of(mdp.teacher.source),
+        )
+        pipeline.record = record
+        return pipeline
+
+    @property
+    def mdp(self) -> DenoisingMDP:
+        """The decision process that the pipeline runs, with ``unet`` as its network."""
+        return self._parts(self._execution_device)[0]
+
+    @property
+    def actor(self) -> Policy:
+        """What decides each step."""
+        return self._parts(self._execution_device)[1]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        latents: Tensor | None = None,
+        price: float | None = None,
+        class_labels: int | Sequence[int] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[ReDiFPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+        | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Samples.
+
+        Args:
+            batch_size: how many, unless ``latents`` are given.
+            generator: of the initial noise, or a list of one a sample.
+            num_inference_steps: network calls a sample; the number that was learned is the only one.
+            latents: standard normal ``(N, *S)`` to start from.
+            price: of a network call, for a student trained at many prices; its smallest if not given.
+            class_labels: for all, or one a sample; drawn as in training if not given.
+            prompt: for all, or one a sample (of any number of samples: ``batch_size`` then counts for one prompt
+                alone); any text will do, not only those that were trained with. Drawn as in training if not given.
+            output_type: ``"pil"``, ``"np"`` (``(N, H, W, C)`` in [0, 1]), ``"pt"`` (``(N, C, H, W)`` in [0, 1]) or
+                ``"latent"``: the samples themselves, of any shape: in [-1, 1], or latents that are not decoded.
+            return_dict: whether to return an object with ``images``, or a tuple.
+            callback_on_step_end: called as ``(pipeline, step, timesteps, {"latents": x})`` after each step; what its
+                answer holds under ``"latents"`` is gone on with.
+            callback_on_step_end_tensor_inputs: names of what it is given; ``"latents"`` alone.
+
+        Raises:
+            ValueError: if an argument is not among these.
+        """
+        device = self._execution_device
+        mdp, actor = self._parts(device)
+        self._check(mdp, num_inference_steps, output_type, callback_on_step_end_tensor_inputs)
+        if isinstance(prompt, Sequence) and not isinstance(prompt, str):
+            batch_size = len(prompt)
+        noise = latents
+        if noise is None:
+            noise = randn_tensor((batch_size, *mdp.teacher.sample_shape), generator=generator, device=device)
+        elif noise.shape[1:] != mdp.teacher.sample_shape:
+            raise ValueError(f"latents must have shape (N, {mdp.teacher.sample_shape}), got {tuple(noise.shape)}")
+        noise = noise.to(device)
+        mdp, condition = self._asked(mdp, len(noise), generator, class_labels, prompt)
+        run = trajectory(mdp, actor, noise, mdp.constant_price(len(noise), price), condition)
+        x, changed = noise, None
+        # Cheaper than no_grad, but what it makes may not enter a graph: a callback is given ordinary tensors.
+        mode = torch.inference_mode() if callback_on_step_end is None else nullcontext()
+        with mode, self.progress_bar(total=mdp.num_steps) as bar:
+            for step in range(mdp.num_steps):
+                try:
+                    state = run.send(changed)
+                except StopIteration:  # every sample was finished early
+                    break
+                x, changed = state.x, None
+                bar.update()
+                if callback_on_step_end is not None:
+                    given = dict.fromkeys(callback_on_step_end_tensor_inputs, x)
+                    answer = callback_on_step_end(self, step, state.timestep, given)
+                    x = answer.get("latents", x)
+                    changed = replace(state, x=x)
+        images = mdp.teacher.clip(x).clone()
+        if output_type != "latent":
+            images = self.image_processor.postprocess(mdp.teacher.images(images), output_type=output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def save_pretrained(
+        self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None
+    ) -> None:
+        """Write a folder that this class, :class:`~redif_env.Student` and diffusers read; whole or not at all.
+
+        Besides diffusers' own files: ``config.json`` (how it was made, and every file's digest), ``README.md`` (the
+        model card) and, where the number of steps is fixed and they are not linear ones, ``steps.json`` (the mean
+        steps as plain numbers).
+
+        Raises:
+            ValueError: if ``safe_serialization`` is false: pickles are neither written nor read; or if the folder holds
+                something that is not a student's.
+        """
+        folder = Path(save_directory)
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False writes pickles, which are never read again: leave it True")
+        if folder.is_dir():
+            foreign = sorted({path.name for path in folder.iterdir()} - OWN_ENTRIES)
+            if foreign:
+                raise ValueError(f"{folder} holds other things ({', '.join(foreign)}): choose a new or empty folder")
+        with write_folder(folder) as fresh:
+            super().save_pretrained(fresh, variant=variant)
+            self._write_steps(fresh)
+            (fresh / CARD_FILE).write_text(model_card(self.mdp, self.record))
+            content = {"format": FORMAT, "teacher": self.scheduler.config.teacher, **self.record.to_json()}
+            write_sealed(fresh, CONFIG_FILE, content, loose={CARD_FILE})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> ReDiFPipeline:
+        """Read what :meth:`save_pretrained` wrote, from a folder or the hub. Pickles are neither fetched nor opened.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or a hub id.
+            torch_dtype: of the network and the policy; as they were saved if not given.
+            variant, revision, token, cache_dir, local_files_only: as in diffusers.
+
+        Raises:
+            FileNotFoundError: if there is no student.
+            CorruptFileError: if a file is missing, or is not what was written.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir() and len(folder.parts) == 2 and not folder.is_absolute():
+            folder = _fetch(str(pretrained_model_name_or_path), revision, token, cache_dir, local_files_only)
+        content = read_student(folder)
+        try:
+            pipeline = super().from_pretrained(folder, variant=variant, use_safetensors=True, low_cpu_mem_usage=False)
+        except (KeyError, TypeError, RuntimeError, OSError) as error:
+            raise CorruptFileError(f"student folder {folder} does not fit together ({error}): {REMEDY}") from error
+        # Afterwards, since releases of diffusers disagree on the name of the argument.
+        if torch_dtype is not None:
+            pipeline.to(torch_dtype)
+        pipeline.record = Record(**{field.name: content[field.name] for field in fields(Record)})
+        return pipeline
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str = "Upload ReDiFPipeline",
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the folder that :meth:`save_pretrained` writes, model card included.
+
+        Returns:
+            The address of the commit.
+        """
+        target = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "student"
+            self.save_pretrained(folder)
+            return str(
+                upload_folder(
+                    repo_id=target,
+                    folder_path=folder,
+                    token=token,
+                    commit_message=commit_message,
+                    create_pr=create_pr,
+                )
+            )
+
+    def _parts(self, device: torch.device) -> tuple[DenoisingMDP, Policy]:
+        """The process and the policy, put together once for each set of components and device."""
+        key = (id(self.unet), id(self.scheduler), id(self.policy), id(self.start), id(self.linear), device)
+        if self._built is None or self._built[0] != key:
+            start = None if self.start is None else self.start.start
+            linear = None if self.linear is None else self.linear.solver
+            mdp = self.scheduler.decision_process(self.unet, device, self._source(), start, linear)
+            if self.policy is not None:
+                policy = self.policy.policy
+            else:
+                table = torch.tensor(self.scheduler.config.actions)
+                policy = Policy.from_table(table, mdp.observation_size).to(device)
+            self._built = (key, mdp, policy)
+        return self._built[1], self._built[2]
+
+    def _source(self) -> DiffusionPipeline | None:
+        """The stock pipeline that decodes latents and encodes prompts, of this one's own parts."""
+        return stock_pipeline(self.unet, {name: getattr(self, name) for name in COMPANIONS})
+
+    def _asked(
+        self,
+        mdp: DenoisingMDP,
+        count: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        class_labels: int | Sequence[int] | None,
+        prompt: str | Sequence[str] | None,
+    ) -> tuple[DenoisingMDP, Tensor]:
+        """The process, and the rows ``(count,)`` of its conditions that the samples are to show."""
+        conditions = mdp.teacher.conditions
+        if prompt is not None:
+            if mdp.teacher.source is None or not isinstance(conditions.values[0], str) or not conditions.inputs:
+                raise ValueError(f"prompt={prompt!r} cannot be asked of this student, which takes no text")
+            wanted = [prompt] if isinstance(prompt, str) else list(prompt)
+            # The empty prompt too, so that what shows conditions always has a choice of them.
+            known = list(dict.fromkeys([*wanted, ""]))
+            teacher = self.scheduler.teacher(self.unet, mdp.teacher.device, mdp.teacher.source, known)
+            rows = teacher.conditions.rows_of(prompt, count)
+            return replace(mdp, teacher=teacher), rows.to(teacher.device)
+        if class_labels is not None:
+            return mdp, conditions.rows_of(class_labels, count).to(mdp.teacher.device)
+        first = generator[0] if isinstance(generator, list) else generator
+        chance = first if first is not None and first.device.type == "cpu" else torch.default_generator
+        return mdp, conditions.draw(count, chance).to(mdp.teacher.device)
+
+    def _write_steps(self, folder: Path) -> None:
+        if self.scheduler.config.actions is None or self.linear is not None:
+            return
+        steps = steps_of(self.mdp, torch.tensor(self.scheduler.config.actions))
+        (folder / STEPS_FILE).write_text(json.dumps([asdict(step) for step in steps], indent=2) + "\n")
+
+    def _check(
+        self, mdp: DenoisingMDP, num_inference_steps: int | None, output_type: str, tensor_inputs: Sequence[str]
+    ) -> None:
+        if num_inference_steps not in (None, mdp.num_steps):
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps}, but this student has learned {mdp.num_steps} steps: "
+                "leave it out"
+            )
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type={output_type!r} is unknown: choose 'pil', 'np', 'pt' or 'latent'")
+        if output_type != "latent" and len(mdp.teacher.image_shape) != 3:
+            raise ValueError(
+                f"output_type={output_type!r} needs images, and samples have shape {mdp.teacher.sample_shape}: "
+                "choose 'latent'"
+            )
+        unknown = sorted(set(tensor_inputs) - set(self._callback_tensor_inputs))
+        if unknown:
+            raise ValueError(f"callback_on_step_end_tensor_inputs={unknown} are unknown: only 'latents' can be given")
+
+
+def _fetch(
+    repo_id: str, revision: str | None, token: str | None, cache_dir: str | Path | None, local_files_only: bool
+) -> Path:
+    """The local copy of a student on the hub; neither pickles nor code are fetched.
+
+    Raises:
+        FileNotFoundError: if it is not there, or the hub cannot be reached.
+    """
+    try:
+        return Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                allow_patterns=["*.json", "*.safetensors", CARD_FILE],
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise FileNotFoundError(f"no student in {repo_id}: no folder of that name, and no hub id ({error})") from error
+
+
+def read_student(folder: Path) -> dict[str, Any]:
+    """The content of a student folder's ``config.json``, once every byte of the folder is as it was written.
+
+    Raises:
+        FileNotFoundError: if there is no student in ``folder``.
+        CorruptFileError: if a file is missing, or is not what was written.
+        ValueError: if the folder is of another format.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"no student in {folder}: it has no {CONFIG_FILE}")
+    try:
+        found = json.loads(path.read_text())["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFileError(f"{path} is no student's config ({error!r}): {REMEDY}") from error
+    content = read_sealed(folder, CONFIG_FILE, REMEDY) if found == FORMAT else {}
+    if not content:
+        raise ValueError(f"{path} has format {found!r}, this version reads {FORMAT}: {REMEDY}, or update redif-env")
+    return content

@@ -1,0 +1,310 @@
+"""A student's steps as a diffusers scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from torch import Tensor
+
+from redif_env.diffusion.grids import GRIDS
+from redif_env.diffusion.noise_schedulers import read_scheduler, scheduler_config
+from redif_env.diffusion.predictions import PLAIN
+from redif_env.diffusion.solvers import SOLVERS, Solver
+from redif_env.diffusion.types import Level, expand
+from redif_env.fitted.initial_maps import LinearStart
+from redif_env.fitted.linear_solver import LinearSolver
+from redif_env.mdp.actions import ACTION_MAPS
+from redif_env.mdp.observations import OBSERVATIONS
+from redif_env.mdp.process import DenoisingMDP
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, look_up, name_of, solver_name
+from redif_env.students.export.steps import Step, steps_of, take_step
+from redif_env.teachers.components import decoder_of, encode_prompts
+from redif_env.teachers.conditions import Conditions, Wanted
+from redif_env.teachers.networks import call_by_name, conditions_of, shape_of
+from redif_env.teachers.teacher import Teacher
+
+REMEDY = "give both as they were saved"
+
+
+class ReDiFScheduler(SchedulerMixin, ConfigMixin):
+    """The learned steps, in the form that any diffusers pipeline takes: ``set_timesteps``, then ``step`` by ``step``.
+
+    On its own a scheduler cannot look at the state, so ``step`` takes the policy's mean action at each step;
+    ``ReDiFPipeline`` lets the policy decide. Like other schedulers it remembers the run it is
+    in: steps are taken in order, from the first.
+
+    Args:
+        trained_betas, num_train_timesteps, prediction_type: the teacher's schedule and what its network predicts, where
+            it is variance-preserving.
+        noise: config of the diffusers scheduler that has them, where it is not.
+        num_steps: steps, and so predictions, a sample.
+        solver, grid, action, observation, min_steps, prices: the decision process, by the names of ``gym.make``.
+        actions: ``(num_steps, A)``, the mean action of each step; None where the policy decides how many there are.
+        learn_guidance: whether the guidance scale is decided.
+        conditions: ``values`` (class labels or prompts), ``weights`` and ``null_label`` of the teacher's conditions.
+        guidance_scale: of classifier-free guidance.
+        teacher: the teacher's name, for messages.
+        own_network: whether the network is the student's own, and not the teacher's.
+        linear_start: whether the way begins with a map of the noise, which the pipeline has and a scheduler cannot.
+    """
+
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        trained_betas: Sequence[float] | None = None,
+        num_train_timesteps: int = 1000,
+        prediction_type: str = "epsilon",
+        num_steps: int = 4,
+        solver: str = DEFAULT_SOLVER,
+        grid: str = DEFAULT_GRID,
+        action: str = "solver",
+        observation: str = "features",
+        min_steps: int | None = None,
+        prices: Sequence[float] | None = None,
+        actions: Sequence[Sequence[float]] | None = None,
+        noise: Mapping[str, Any] | None = None,
+        learn_guidance: bool = False,
+        conditions: Mapping[str, Any] | None = None,
+        guidance_scale: float | None = None,
+        teacher: str = "teacher",
+        own_network: bool = False,
+        linear_start: bool = False,
+    ) -> None:
+        self.reading = read_scheduler(noise or self.config, teacher)
+        self.schedule = self.reading.schedule
+        self.timesteps = torch.empty(0)
+        self._steps: list[Step] = []
+        self._x0s: list[Tensor] = []
+        self._epss: list[Tensor] = []
+
+    @classmethod
+    def of(cls, mdp: DenoisingMDP, actions: Tensor | None) -> ReDiFScheduler:
+        """The scheduler of a decision process, and of the mean action of each of its steps.
+
+        Raises:
+            ValueError: if the process uses a solver, grid, action map or observation that has no name.
+            TypeError: if no diffusers scheduler has its schedule.
+        """
+        noise = scheduler_config(mdp.teacher.reading)
+        preserving = noise["_class_name"] == "DDPMScheduler"
+        settings = (
+            {key: value for key, value in noise.items() if key != "_class_name"} if preserving else {"noise": noise}
+        )
+        return cls(
+            **settings,
+            num_steps=mdp.num_steps,
+            solver=solver_name(mdp.solver),
+            grid=name_of(mdp.grid, GRIDS),
+            action=name_of(mdp.action_map, ACTION_MAPS),
+            observation=name_of(mdp.observation, OBSERVATIONS),
+            min_steps=mdp.min_steps,
+            prices=None if mdp.prices is None else list(mdp.prices),
+            actions=None if actions is None else actions.tolist(),
+            learn_guidance=mdp.learn_guidance,
+            conditions=_described(mdp.teacher.conditions),
+            guidance_scale=mdp.teacher.guidance_scale,
+            teacher=mdp.teacher.name,
+            own_network=mdp.teacher.own_network,
+            linear_start=mdp.start is not None,
+        )
+
+    def decision_process(
+        self,
+        network: ModelMixin,
+        device: torch.device,
+        source: DiffusionPipeline | None = None,
+        start: LinearStart | None = None,
+        linear: LinearSolver | None = None,
+    ) -> DenoisingMDP:
+        """The process on ``device``, with ``network`` called at each step.
+
+        Args:
+            network: the student's.
+            device: where the process runs.
+            source: the stock pipeline that decodes its latents and encodes its prompts, if it needs one.
+            start: what noise is mapped to first, if it was trained so.
+            linear: the steps of its base solver, if that is linear.
+
+        Raises:
+            ValueError: if such a start or such steps are missing, or are too many.
+        """
+        if (self.config.solver == LINEAR) != (linear is not None):
+            raise ValueError(f"linear is {linear}, but the scheduler has solver={self.config.solver!r}: {REMEDY}")
+        if self.config.linear_start != (start is not None):
+            raise ValueError(
+                f"start is {start}, but the scheduler has linear_start={self.config.linear_start}: {REMEDY}"
+            )
+        solver = linear or look_up("solver", self.config.solver, SOLVERS)
+        return replace(self._mdp(self.teacher(network, device, source, self._wanted()), solver), start=start)
+
+    def teacher(
+        self, network: ModelMixin, device: torch.device, source: DiffusionPipeline | None, wanted: Wanted | None
+    ) -> Teacher:
+        """``network`` as a teacher that is asked for what is ``wanted``."""
+        name, config = self.config.teacher, {**network.config, "_class_name": type(network).__name__}
+        shape = shape_of(config, name)
+        described = self.config.conditions or {}
+        conditions = conditions_of(config, name, wanted, described.get("null_label"))
+        if conditions is None:
+            assert source is not None
+            assert wanted is not None
+            conditions = encode_prompts(source, wanted)
+        return Teacher(
+            network,
+            self.schedule.to(device),
+            shape,
+            self.reading.prediction_type,
+            name,
+            preconditioning=self.reading.preconditioning,
+            conditions=conditions,
+            guidance_scale=self.config.guidance_scale,
+            call=call_by_name,
+            decoder=decoder_of(source, shape),
+            source=source,
+            own_network=self.config.own_network,
+        )
+
+    def _wanted(self) -> Wanted | None:
+        described = self.config.conditions
+        if described is None:
+            return None
+        values, weights = described["values"], described["weights"]
+        return list(values) if weights is None else dict(zip(values, weights, strict=True))
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the initial sample."""
+        grid = look_up("grid", self.config.grid, GRIDS)
+        first = grid.half_logsnr(torch.zeros(1, dtype=torch.float64), self.schedule)
+        return float(self.schedule.size(first))
+
+    @property
+    def num_inference_steps(self) -> int:
+        """Network calls a sample."""
+        return int(self.config.num_steps)
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: str | torch.device | None = None) -> None:
+        """Begin a run: ``timesteps`` ``(num_steps,)`` float32 is what the network is to be told.
+
+        Raises:
+            ValueError: if ``num_inference_steps`` is not the number of steps that were learned, or there is no such;
+                or if the student has a linear start or linear steps, which a scheduler cannot hold.
+        """
+        if self.config.solver == LINEAR:
+            raise ValueError(
+                "this student steps with matrices (solver='linear'), which no scheduler holds: use ReDiFPipeline or "
+                "Student"
+            )
+        if self.config.linear_start:
+            raise ValueError(
+                "this student maps its noise first (linear_start=True), which no pipeline does for a scheduler: use "
+                "ReDiFPipeline or Student"
+            )
+        if num_inference_steps not in (None, self.config.num_steps):
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps}, but this student has learned {self.config.num_steps} "
+                f"steps: pass num_inference_steps={self.config.num_steps}"
+            )
+        if not self._steps:  # they are the same for every run
+            process = self._mdp(self._probe(), look_up("solver", self.config.solver, SOLVERS))
+            self._steps = steps_of(process, torch.tensor(self.config.actions or []))
+        self.timesteps = torch.tensor([step.timestep for step in self._steps], device=device)
+        self._x0s, self._epss = [], []
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
+        """What the network is given for ``sample`` ``(B, *S)`` at the next step."""
+        if self.reading.preconditioning == PLAIN:
+            return sample
+        return self.reading.preconditioning.inputs(sample, self._level(sample))
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor | float,
+        sample: Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """The next sample ``(B, *S)``.
+
+        Args:
+            model_output: the network's answer at ``sample``, both ``(B, *S)``.
+            timestep: what it was told; the order of steps is this object's own.
+            generator: unused, the steps are deterministic.
+            return_dict: whether to return an object with ``prev_sample``, or a tuple.
+
+        Raises:
+            ValueError: if no run was begun, or it is over.
+        """
+        if not self._steps:
+            raise ValueError(f"step() was called before set_timesteps({self.config.num_steps}): call that first")
+        if len(self._x0s) == len(self._steps):
+            raise ValueError(
+                f"all {self.config.num_steps} steps were taken: call set_timesteps() to begin the next run"
+            )
+        step = self._steps[len(self._x0s)]
+        x = sample.float() if sample.dtype in (torch.float16, torch.bfloat16) else sample
+        answer = self.reading.preconditioning.read(
+            model_output.to(x.dtype), x, self._level(x), self.reading.prediction_type
+        )
+        self._x0s.insert(0, answer.x0)
+        self._epss.insert(0, answer.eps)
+        reached = take_step(step, x, self._x0s, self._epss).to(sample.dtype)
+        return SchedulerOutput(prev_sample=reached) if return_dict else (reached,)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """``alpha * original_samples + sigma * noise`` at training ``timesteps`` ``(B,)``."""
+        schedule = self.schedule.to(original_samples.device)
+        level = schedule.level(schedule.half_logsnr(timesteps.to(original_samples.device)))
+        alpha, sigma = (expand(scale, noise).to(noise.dtype) for scale in (level.alpha, level.sigma))
+        return alpha * original_samples + sigma * noise
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
+    def _level(self, sample: Tensor) -> Level:
+        """The level of the next step, one row for all samples."""
+        step = self._steps[len(self._x0s)]
+        return Level(*torch.tensor([[step.alpha], [step.sigma]], dtype=torch.float64, device=sample.device))
+
+    def _probe(self) -> Teacher:
+        """A stand-in for the teacher where no network is called: its schedule, and how many conditions it has."""
+        described = self.config.conditions or {"values": ("",)}
+        bare = Conditions(tuple(described["values"]), null={})
+        return Teacher(
+            torch.nn.Identity(), self.schedule, (), conditions=bare, guidance_scale=self.config.guidance_scale
+        )
+
+    def _mdp(self, teacher: Teacher, solver: Solver) -> DenoisingMDP:
+        config = self.config
+        return DenoisingMDP(
+            teacher=teacher,
+            solver=solver,
+            grid=look_up("grid", config.grid, GRIDS),
+            num_steps=config.num_steps,
+            action_map=look_up("action", config.action, ACTION_MAPS),
+            observation=look_up("observation", config.observation, OBSERVATIONS),
+            min_steps=config.min_steps,
+            prices=None if config.prices is None else (config.prices[0], config.prices[1]),
+            learn_guidance=config.learn_guidance,
+        )
+
+
+def _described(conditions: Conditions) -> dict[str, Any] | None:
+    """Conditions as JSON values; None where there are none."""
+    if not conditions.inputs:
+        return None
+    null = (conditions.null or {}).get("class_labels")
+    return {
+        "values": list(conditions.values),
+        "weights": None if conditions.weights is None else conditions.weights.tolist(),
+        "null_label": None if null is None else int(null),
+    }

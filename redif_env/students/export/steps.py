@@ -1,0 +1,155 @@
+"""A student whose actions are fixed, as plain numbers: what each step multiplies, and what the network is told.
+
+One step from ``x`` at a level to the next, in words that need no library::
+
+    x0 = x_weight * x + sum(x0_weights[k] * x0 of k calls ago) + sum(eps_weights[k] * eps of k calls ago)
+    x0 = sum((1 + band_gains[b]) * band b of x0)                  # images only; bands as in redif_env.diffusion.bands
+    x  = alpha_next * x0 + sigma_next / sigma * (x - alpha * x0)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from redif_env.diffusion.bands import split_bands
+from redif_env.diffusion.solvers import initial_state, record
+from redif_env.diffusion.types import Prediction
+from redif_env.fitted.linear_solver import LinearSolver
+from redif_env.mdp.process import DenoisingMDP
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a fixed few-step sampler.
+
+    ``timestep`` is what the network is told, ``level_timestep`` the training timestep of the level that ``x`` is at
+    (they differ where the time told was learned); ``alpha`` and ``sigma`` are that level's scales, ``alpha_next`` and
+    ``sigma_next`` those of the level stepped to. Weights hold the newest prediction first.
+    """
+
+    timestep: float
+    level_timestep: float
+    alpha: float
+    sigma: float
+    alpha_next: float
+    sigma_next: float
+    x_weight: float
+    x0_weights: tuple[float, ...]
+    eps_weights: tuple[float, ...]
+    band_gains: tuple[float, ...]
+
+    @property
+    def noise_ratio(self) -> float:
+        """``sigma / alpha``: what schedulers that think in sigmas call sigma."""
+        return self.sigma / self.alpha if self.alpha else math.inf
+
+
+def steps_of(mdp: DenoisingMDP, actions: Tensor) -> list[Step]:
+    """What fixed ``actions`` ``(num_steps, A)`` do.
+
+    A step is linear in ``x`` and in the past predictions, so its weights are what the decision process makes of unit
+    vectors: the formulas stay where they are.
+
+    Raises:
+        ValueError: if the process decides its number of calls, its base solver is linear, or there is not one action a
+            step.
+    """
+    check_fixed(mdp, actions)
+    schedule, past = mdp.teacher.schedule, mdp.history
+    units = torch.eye(1 + 2 * past, dtype=torch.float64, device=mdp.teacher.device)[:, None]
+    state = initial_state(units[0], schedule, mdp.grid, mdp.num_steps, past)
+    steps = []
+    for action in actions.to(state.x)[:, None]:
+        # The probe's own values do not matter, its level, its step count and the levels of its history do.
+        called = record(state, Prediction(x0=units[0], eps=units[0]))
+        probe = replace(
+            called,
+            x=units[0],
+            x0_history=units[1 : past + 1].transpose(0, 1),
+            eps_history=units[past + 1 :].transpose(0, 1),
+        )
+        decision = mdp.decode(probe, action)
+        weights = decision.x0[0].tolist()
+        level = schedule.level(state.half_logsnr)
+        state = mdp.advance(called, decision)
+        reached = schedule.level(state.half_logsnr)
+        steps.append(
+            Step(
+                timestep=called.timestep.item(),
+                level_timestep=schedule.timestep(called.half_logsnr).item(),
+                alpha=level.alpha.item(),
+                sigma=level.sigma.item(),
+                alpha_next=reached.alpha.item(),
+                sigma_next=reached.sigma.item(),
+                x_weight=weights[0],
+                x0_weights=tuple(weights[1 : past + 1]),
+                eps_weights=tuple(weights[past + 1 :]),
+                band_gains=tuple(mdp.action_map.band_gains(action, probe, mdp.base)[0].tolist()),
+            )
+        )
+    return steps
+
+
+def check_fixed(mdp: DenoisingMDP, actions: Tensor) -> None:
+    """Refuse what has no fixed steps.
+
+    Raises:
+        ValueError: if the process decides its number of calls, its base solver is linear, or there is not one action a
+            step.
+    """
+    if isinstance(mdp.solver, LinearSolver):
+        raise ValueError(
+            "student steps with matrices (solver='linear'), which are more than a number for each prediction: use "
+            "ReDiFPipeline, Student or a traced program"
+        )
+    if mdp.adaptive:
+        raise ValueError(
+            f"student decides its number of calls ({mdp.min_steps} to {mdp.num_steps}), so it has no fixed steps: "
+            "use ReDiFPipeline or Student"
+        )
+    if len(actions) != mdp.num_steps:
+        raise ValueError(f"actions must be {mdp.num_steps}, one a step, got shape {tuple(actions.shape)}")
+
+
+def take_step(step: Step, x: Tensor, x0s: Sequence[Tensor], epss: Sequence[Tensor], bands: bool = True) -> Tensor:
+    """The next sample ``(B, *S)``, by the numbers alone.
+
+    Args:
+        step: the numbers.
+        x: sample ``(B, *S)`` at the step's level.
+        x0s, epss: predictions so far, each ``(B, *S)``, the newest first; there may be fewer than weights, whose others
+            are 0.
+        bands: whether to use the band gains; without them it is what a reader that knows multistep weights would do.
+    """
+    x0 = step.x_weight * x
+    for weights, past in ((step.x0_weights, x0s), (step.eps_weights, epss)):
+        for weight, prediction in zip(weights, past, strict=False):
+            if weight:
+                x0 = x0 + weight * prediction
+    if bands and step.band_gains and x.ndim == 4:
+        gains = torch.tensor(step.band_gains, dtype=x.dtype, device=x.device)
+        x0 = x0 + torch.einsum("k,kbchw->bchw", gains, split_bands(x0, len(gains)))
+    ratio = step.sigma_next / step.sigma
+    return ratio * x + (step.alpha_next - ratio * step.alpha) * x0
+
+
+def run_steps(steps: Sequence[Step], network: torch.nn.Module, noise: Tensor, bands: bool = True) -> Tensor:
+    """Clean samples ``(B, *S)`` of a network that predicts noise, from standard normal ``noise``.
+
+    That of a student with a linear start is what :meth:`redif_env.mdp.process.DenoisingMDP.begun` makes of it.
+    """
+    x = noise
+    x0s: list[Tensor] = []
+    epss: list[Tensor] = []
+    for step in steps:
+        answer = network(x, torch.full((len(x),), step.timestep, device=x.device))
+        eps = getattr(answer, "sample", answer)
+        epss.insert(0, eps)
+        x0s.insert(0, (x - step.sigma * eps) / step.alpha)
+        x = take_step(step, x, x0s, epss, bands)
+    return x

@@ -1,0 +1,167 @@
+"""Networks that can be teachers, by their configs: what they take, what they can be asked for, how they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, Wanted
+
+NETWORKS = (
+    "GaussianMixtureModel",
+    "UNet2DModel",
+    "DiTTransformer2DModel",
+    "UNet2DConditionModel",
+    "SD3Transformer2DModel",
+)
+"""Classes of networks that can be teachers."""
+
+TEXT_NETWORKS = ("UNet2DConditionModel", "SD3Transformer2DModel")
+"""Those of them that take prompts."""
+
+LABELLED_NETWORKS = ("UNet2DModel", "DiTTransformer2DModel")
+"""Those of them that take a sample, a time and at most a class label."""
+
+_MORE_THAN_X = {
+    "UNet3DConditionModel": "it makes videos of several frames, with more inputs than a sample and a prompt",
+    "UNetSpatioTemporalConditionModel": "it makes videos from an image, which it takes besides the sample",
+    "Kandinsky3UNet": "its pipeline chains a prior with it",
+    "PriorTransformer": "it makes embeddings, for another network to go on with",
+    "Transformer2DModel": "it denoises tokens (discrete diffusion), or is an old form of DiTTransformer2DModel",
+    "UVit2DModel": "it denoises tokens (discrete diffusion), which have no alpha and sigma",
+    "FluxTransformer2DModel": "it takes packed latents with their positions and an embedded guidance scale",
+    "StableCascadeUNet": "its pipeline chains several models",
+    "UniDiffuserModel": "its state is an image and a text together",
+}
+"""Why networks of these classes cannot be."""
+
+
+def check_kind(config: Mapping[str, Any], name: str) -> None:
+    """Refuse a network that is called otherwise, or carries more than a sample; the message says why.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    kind = config.get("_class_name")
+    if kind in NETWORKS:
+        return
+    reason = _MORE_THAN_X.get(str(kind), "how it is called, and what it carries besides a sample, is unknown")
+    raise ValueError(f"teacher={name!r} has a {kind}: {reason}. Teachers can be: {', '.join(NETWORKS)}")
+
+
+def shape_of(config: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """Shape S of what the network with this config denoises.
+
+    Raises:
+        ValueError: if it takes or predicts something besides, or does not say its size.
+    """
+    if "sample_shape" in config:
+        return tuple(config["sample_shape"])
+    size, channels = config.get("sample_size"), config["in_channels"]
+    if size is None:
+        raise ValueError(f"teacher={name!r} names no sample_size in its network's config.json: add it")
+    predicted = config.get("out_channels") or channels
+    if predicted not in (channels, 2 * channels):
+        raise ValueError(
+            f"teacher={name!r} predicts {predicted} channels for {channels}: its state is more than the sample that is "
+            "denoised (inpainting, editing, upscaling), which the decision process does not carry"
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return (channels, height, width)
+
+
+def conditions_of(
+    config: Mapping[str, Any], name: str, wanted: Wanted | None, null_label: int | None
+) -> Conditions | None:
+    """What the network with this config can be asked for; None where prompts are to be encoded first.
+
+    Raises:
+        ValueError: if a label is unknown, or a condition is given of a kind that the network does not take, or missing.
+    """
+    kind = config["_class_name"]
+    if kind in TEXT_NETWORKS:
+        if config.get("addition_embed_type") or config.get("class_embed_type"):
+            kinds = {key: config.get(key) for key in ("addition_embed_type", "class_embed_type")}
+            raise ValueError(
+                f"teacher={name!r} needs more than a prompt ({kinds}): sizes or images, which no prompt can say"
+            )
+        if null_label is not None or not wanted or not all(isinstance(value, str) for value in wanted):
+            raise ValueError(
+                f"conditions={wanted!r} cannot be asked of teacher={name!r}, which makes what a text says: give "
+                "prompts, as in conditions=['a photograph of a cat']"
+            )
+        return None
+    classes = config.get("num_embeds_ada_norm") if kind == "DiTTransformer2DModel" else config.get("num_class_embeds")
+    if kind == "UNet2DModel" and config.get("class_embed_type") is not None:
+        raise ValueError(
+            f"teacher={name!r} has class_embed_type={config['class_embed_type']!r}: only class labels can be given"
+        )
+    if not classes:
+        if wanted is not None or null_label is not None:
+            raise ValueError(f"conditions={wanted!r} cannot be asked of teacher={name!r}, which takes none")
+        return UNCONDITIONAL
+    if kind == "DiTTransformer2DModel":
+        null_label = classes  # by its own embedding
+    elif null_label is not None and not 0 <= null_label < classes:
+        raise ValueError(f"null_label must be from 0 to {classes - 1} for teacher={name!r}, got {null_label}")
+    asked: Wanted = [label for label in range(classes) if label != null_label] if wanted is None else wanted
+    outside = [label for label in asked if not (isinstance(label, int) and 0 <= label < classes)]
+    if outside:
+        raise ValueError(
+            f"conditions must be labels from 0 to {classes - 1} for teacher={name!r}, "
+            f"got {', '.join(map(repr, outside))}"
+        )
+    return Conditions.of_labels(asked, null_label)
+
+
+def tokens_of(config: Mapping[str, Any], shape: tuple[int, ...]) -> int | None:
+    """Tokens that a transformer makes of a sample; None for other networks."""
+    patch = config.get("patch_size")
+    return None if patch is None else (shape[-2] // patch) * (shape[-1] // patch)
+
+
+def build_network(config: Mapping[str, Any]) -> nn.Module:
+    """A new diffusers model of a config, with its ``_class_name``; its weights are drawn by torch's default generator.
+
+    Raises:
+        ValueError: if it is of a class that is not called with a sample, a time and perhaps a label.
+    """
+    kind = config.get("_class_name")
+    if kind not in LABELLED_NETWORKS:
+        raise ValueError(
+            f"network has _class_name={kind!r}: a student's own network can be {', '.join(LABELLED_NETWORKS)}"
+        )
+    import diffusers
+
+    settings = {key: value for key, value in config.items() if not key.startswith("_")}
+    network: nn.Module = getattr(diffusers, kind)(**settings)
+    return network
+
+
+def narrowed(config: Mapping[str, Any], width: float, time_embedding_dim: int | None = None) -> dict[str, Any]:
+    """A ``UNet2DModel`` config with ``width`` times the channels, rounded to whole groups of its normalisation.
+
+    ``time_embedding_dim``, if given, are the channels of the time's embedding: a student is asked at few times.
+
+    Raises:
+        ValueError: if ``width`` or ``time_embedding_dim`` is not above 0, or the network is another.
+    """
+    embedding = {} if time_embedding_dim is None else {"time_embedding_dim": time_embedding_dim}
+    asked = {"width": width, **embedding}
+    if not all(value > 0 for value in asked.values()) or config.get("_class_name") != "UNet2DModel":
+        given = ", ".join(f"{name}={value}" for name, value in asked.items())
+        raise ValueError(f"{given} cannot be given a {config.get('_class_name')}: must be above 0, of a UNet2DModel")
+    groups = config["norm_num_groups"]
+    channels = [max(1, round(width * channel / groups)) * groups for channel in config["block_out_channels"]]
+    # The middle's attention needs one head at least.
+    channels[-1] = max(channels[-1], config["attention_head_dim"] or 0)
+    return {**config, "block_out_channels": channels, **embedding}
+
+
+def call_by_name(network: nn.Module, x: Tensor, timestep: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Call a diffusers model. What it predicts besides (a variance) comes last and is left out."""
+    answer = network(x, timestep=timestep, **inputs)
+    output: Tensor = getattr(answer, "sample", answer)
+    return output if output.shape == x.shape else output[:, : x.shape[1]]

@@ -1,0 +1,201 @@
+"""The border to diffusers: what a pipeline folder or hub id holds, and how to write one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from redif_env.diffusion.noise_schedulers import Reading, read_scheduler, scheduler_config
+from redif_env.teachers.components import VAEDecoder, decoder_of, encode_prompts
+from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, Wanted
+from redif_env.teachers.mixtures import GaussianMixture
+from redif_env.teachers.networks import check_kind, conditions_of, shape_of, tokens_of
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+
+_WITH_COMPANIONS = ("LDMPipeline", "DiTPipeline", "StableDiffusionPipeline", "StableDiffusion3Pipeline")
+"""Pipelines that decode latents or encode prompts."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What makes a teacher of a diffusers pipeline."""
+
+    network: nn.Module
+    reading: Reading
+    sample_shape: tuple[int, ...]
+    conditions: Conditions = UNCONDITIONAL
+    decoder: VAEDecoder | None = None
+    source: DiffusionPipeline | None = None
+
+
+def read_pipeline(
+    name_or_path: str | Path,
+    name: str,
+    wanted: Wanted | None = None,
+    null_label: int | None = None,
+    torch_dtype: torch.dtype | None = None,
+    variant: str | None = None,
+) -> Found:
+    """The network of a diffusers folder or hub id, and all that its scheduler and its companions say of it.
+
+    Args:
+        name_or_path: a pipeline (``model_index.json``), or ``unet/`` or ``transformer/`` beside ``scheduler/``, or a
+            model's own folder with ``scheduler/`` or ``scheduler_config.json`` in it.
+        name: what messages call it.
+        wanted: the conditions to ask for; ``null_label``, ``torch_dtype``, ``variant``: as in
+            :meth:`redif_env.teachers.teacher.Teacher.from_pretrained`.
+
+    Raises:
+        ValueError: if nothing is there, the weights are pickled, a condition is missing or unknown, or the model or
+            scheduler is of a kind that cannot be used.
+    """
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    path = str(name_or_path)
+    try:
+        index, part = _layout(path)
+        config = dict(UNet2DModel.load_config(path, subfolder=part))
+        scheduling = DDPMScheduler.load_config(path, subfolder="scheduler" if _has_folder(path, "scheduler") else None)
+    except OSError as error:
+        raise _nothing(name, error) from error
+    check_kind(config, name)
+    # What can be refused is refused before any weight is read.
+    shape = shape_of(config, name)
+    reading = read_scheduler(scheduling, name, tokens_of(config, shape))
+    conditions = conditions_of(config, name, wanted, null_label)
+    try:
+        source = _companions(path, index, torch_dtype, variant)
+        network = getattr(source, part or "") if source else _network(path, part, config, torch_dtype, variant)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _nothing(name, error) from error
+    if conditions is None:
+        assert wanted is not None
+        if source is None:
+            raise ValueError(f"teacher={name!r} is a bare network for text: give the folder of its whole pipeline")
+        conditions = encode_prompts(source, wanted)
+    return Found(network, reading, shape, conditions, decoder_of(source, shape), source)
+
+
+def write_pipeline(network: nn.Module, reading: Reading, folder: Path) -> None:
+    """Write a folder that :func:`read_pipeline` reads: a ``DDPMPipeline`` of a UNet, else a bare model and scheduler.
+
+    Raises:
+        TypeError: if the network is no diffusers model, or the schedule of no kind that diffusers has.
+    """
+    from diffusers import DDPMPipeline
+
+    model, scheduler = as_model(network), as_scheduler(reading)
+    if type(model).__name__ in ("UNet2DModel", "GaussianMixtureModel"):
+        DDPMPipeline(model, scheduler).save_pretrained(str(folder), safe_serialization=True)
+        return
+    model.save_pretrained(str(folder), safe_serialization=True)
+    scheduler.save_pretrained(str(folder / "scheduler"))
+
+
+def as_model(network: nn.Module) -> ModelMixin:
+    """The network as a diffusers model.
+
+    Raises:
+        TypeError: if it is none, and no Gaussian mixture either.
+    """
+    from diffusers import ModelMixin
+
+    if isinstance(network, GaussianMixture):
+        from redif_env.teachers.mixture_model import GaussianMixtureModel
+
+        return GaussianMixtureModel.of(network)
+    if not isinstance(network, ModelMixin):
+        raise TypeError(
+            f"teacher cannot be saved: its network is a {type(network).__name__}, and only diffusers models have a "
+            "folder format"
+        )
+    return network
+
+
+def as_scheduler(reading: Reading) -> SchedulerMixin:
+    """The diffusers scheduler whose config :func:`redif_env.diffusion.noise_schedulers.read_scheduler` reads so.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    import diffusers
+
+    settings = scheduler_config(reading)
+    kind = getattr(diffusers, settings.pop("_class_name"))
+    # Stock sampling should not clip what was not clipped in training; only this one does by default.
+    return kind(**settings, clip_sample=False) if kind is diffusers.DDPMScheduler else kind(**settings)
+
+
+def _layout(path: str) -> tuple[dict[str, Any], str | None]:
+    """The pipeline's index (empty if it has none), and the folder of its network (None if that is its own)."""
+    from diffusers import DiffusionPipeline
+
+    folder = Path(path)
+    if not folder.is_dir() and ("/" not in path or folder.is_absolute()):
+        raise OSError(f"there is no folder {path!r}, and hub ids have the form 'owner/name'")
+    if not folder.is_dir() or (folder / "model_index.json").is_file():
+        index = dict(DiffusionPipeline.load_config(path))
+        return index, "transformer" if "transformer" in index else "unet"
+    for part in ("unet", "transformer"):
+        if (folder / part / "config.json").is_file():
+            return {}, part
+    return {}, None
+
+
+def _has_folder(path: str, part: str) -> bool:
+    """Whether ``part`` is a folder of its own; on the hub, pipelines have no other form."""
+    return not Path(path).is_dir() or (Path(path) / part).is_dir()
+
+
+def _companions(
+    path: str, index: Mapping[str, Any], torch_dtype: torch.dtype | None, variant: str | None
+) -> DiffusionPipeline | None:
+    """The whole pipeline, where its network does not stand alone: with decoder, text encoders, tokenizers."""
+    from diffusers import DiffusionPipeline
+
+    if index.get("_class_name") not in _WITH_COMPANIONS:
+        return None
+    # What was saved as absent must be said to be so; a judge of what may be seen is no part of a sampler.
+    absent = {key: None for key, value in index.items() if isinstance(value, list | tuple) and value[0] is None}
+    spared = absent | ({"safety_checker": None} if "safety_checker" in index else {})
+    pipeline = DiffusionPipeline.from_pretrained(
+        path, use_safetensors=True, low_cpu_mem_usage=False, variant=variant, **spared
+    )
+    # Afterwards, since releases of diffusers disagree on the name of the argument.
+    return pipeline.to(torch_dtype or torch.float32)
+
+
+def _network(
+    path: str, part: str | None, config: Mapping[str, Any], torch_dtype: torch.dtype | None, variant: str | None
+) -> ModelMixin:
+    import diffusers
+
+    from redif_env.teachers.mixture_model import GaussianMixtureModel
+
+    name = config["_class_name"]
+    kind = GaussianMixtureModel if name == GaussianMixtureModel.__name__ else getattr(diffusers, name)
+    exact = torch.float64 if config.get("double") else torch.float32
+    # Stored weights may be half precision; a teacher computes in float32 unless told otherwise. The last option is the
+    # default where accelerate is installed, and a warning where it is not.
+    return kind.from_pretrained(
+        path,
+        subfolder=part,
+        use_safetensors=True,
+        torch_dtype=torch_dtype or exact,
+        variant=variant,
+        low_cpu_mem_usage=False,
+    )
+
+
+def _nothing(name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"teacher={name!r} cannot be loaded: it is no built-in name, and no diffusers folder or reachable hub id with "
+        f"a network (config.json, safetensors) and a scheduler that fit together. diffusers said: {error}"
+    )

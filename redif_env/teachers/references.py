@@ -1,0 +1,175 @@
+"""Reference sets: initial noises with the teacher's endpoints of each, computed once."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from redif_env.diffusion.grids import Grid, TimeGrid
+from redif_env.diffusion.solvers import DPMSolverPP, Solver, sample, trajectory
+from redif_env.diffusion.types import expand
+from redif_env.storage.cache import cached
+from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
+
+if TYPE_CHECKING:
+    from redif_env.fitted.initial_maps import LinearStart
+
+TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 0, 1, 2
+"""Noise seeds of the three disjoint sets: to train on, to choose the best student by, and to report."""
+
+BASE_SIZE = 1024
+"""Noises on which rewards look up what the base solver makes of them."""
+
+PATH_LEVELS = 25
+"""Levels at which a teacher's way is kept, beside its start."""
+
+QUIET_BELOW = 50_000
+"""A reference set that costs fewer network calls than this shows no progress bar."""
+
+
+@dataclass(frozen=True)
+class ReferenceSet:
+    """Initial noises with the teacher's endpoints of each, both ``(N, *S)``.
+
+    ``condition`` ``(N,)`` int64 is what each was asked to show (a row of the teacher's conditions); ``key`` a digest of
+    teacher, noise, condition and step count; ``num_steps`` the predictions that the teacher spent on each.
+    """
+
+    noise: Tensor
+    condition: Tensor
+    endpoints: Tensor
+    key: str
+    num_steps: int = 100
+
+    def __len__(self) -> int:
+        return len(self.noise)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> ReferenceSet:
+        """The same on a device, in a floating point type."""
+        placed = (self.noise.to(device, dtype), self.condition.to(device), self.endpoints.to(device, dtype))
+        return ReferenceSet(*placed, self.key, self.num_steps)
+
+
+def draw_starts(teacher: Teacher, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Standard normal noise ``(size, *S)`` float32 and conditions ``(size,)``, from a generator of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(size, *teacher.sample_shape, generator=generator)
+    return noise, teacher.conditions.draw(size, generator)
+
+
+def reference_set(teacher: Teacher, size: int, seed: int = TRAIN_SEED, num_steps: int = 100) -> ReferenceSet:
+    """The teacher's endpoints of ``size`` noises: from the cache, or computed (with a progress bar) and kept there.
+
+    Args:
+        size: number of pairs, at least 1.
+        seed: of the noises.
+        num_steps: teacher's network calls a sample.
+    """
+    if size < 1:
+        raise ValueError(f"reference size must be at least 1, got {size}")
+    noise, condition = draw_starts(teacher, size, seed)
+    key = reference_key(teacher, noise, condition, num_steps)
+
+    def compute() -> Tensor:
+        with tqdm(total=size, desc="teacher endpoints", disable=size * num_steps < QUIET_BELOW) as bar:
+            return teacher.endpoint(noise, num_steps, condition, progress=bar.update).cpu()
+
+    return ReferenceSet(noise, condition, cached(key, compute), key, num_steps)
+
+
+def reference_key(teacher: Teacher, noise: Tensor, condition: Tensor, num_steps: int) -> str:
+    """Under what the endpoints of ``noise`` and ``condition`` are cached."""
+    # The noise itself is in the key: should torch's generator change, old endpoints no longer belong to it.
+    digest = hashlib.sha256(f"endpoints {teacher.fingerprint} {num_steps}".encode())
+    digest.update(noise.numpy().tobytes())
+    if len(teacher.conditions) > 1:
+        digest.update(condition.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ReferencePaths:
+    """The teacher's ways from the noises of a reference set to their endpoints, at K levels.
+
+    ``angle`` ``(K,)`` float64 falls from noise to 0, clean data: ``atan(sigma / alpha)``, in which ways are smooth;
+    ``x`` ``(N, K, *S)`` are samples there, of the size that variance-preserving schedules have
+    (:meth:`redif_env.diffusion.schedules.Schedule.normalised`).
+    """
+
+    angle: Tensor
+    x: Tensor
+
+    def at(self, pair: Tensor, half_logsnr: Tensor) -> Tensor:
+        """Where the ways of rows ``pair`` ``(B,)`` pass levels ``half_logsnr`` ``(B,)``, ``(B, *S)``: linear."""
+        angle = angle_of(half_logsnr).clamp(max=self.angle[0])
+        after = torch.searchsorted(-self.angle, -angle).clamp(1, len(self.angle) - 1)
+        share = (self.angle[after - 1] - angle) / (self.angle[after - 1] - self.angle[after])
+        before = self.x[pair, after - 1]
+        return torch.lerp(before, self.x[pair, after], expand(share, before).to(before.dtype))
+
+
+def angle_of(half_logsnr: Tensor) -> Tensor:
+    """``atan(sigma / alpha)``: from 0 at clean data to pi / 2 where there is no signal."""
+    return torch.atan(torch.exp(-half_logsnr))
+
+
+def reference_paths(teacher: Teacher, reference: ReferenceSet) -> ReferencePaths:
+    """The ways to a reference set's endpoints: from the cache, or computed (with a progress bar) and kept there."""
+    steps = reference.num_steps
+    # Denser towards clean data, where ways turn within a few hundredths of the angle.
+    shares = 1 - (1 - torch.linspace(0, 1, min(steps, PATH_LEVELS) + 1, dtype=torch.float64)) ** 1.5
+    kept = (steps * shares).round().long().unique().tolist()
+    schedule, grid = teacher.schedule, TimeGrid()
+    positions = torch.tensor(kept, dtype=torch.float64, device=teacher.device) / steps
+    levels = grid.half_logsnr(positions, schedule)
+
+    @torch.inference_mode()
+    def way(noise: Tensor, condition: Tensor) -> Tensor:
+        states = trajectory(teacher, DPMSolverPP(2), grid, noise, steps, condition)
+        passed = [schedule.normalised(state.x, state.half_logsnr) for state in states]
+        first = schedule.normalised(noise * schedule.init_noise_sigma, levels[:1].expand(len(noise)))
+        return torch.stack([[first, *passed][index] for index in kept], dim=1).cpu()
+
+    def compute() -> Tensor:
+        noise, condition = (part.to(teacher.device) for part in (reference.noise, reference.condition))
+        parts = list(zip(noise.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True))
+        quiet = len(noise) * steps < QUIET_BELOW
+        return torch.cat([way(*part) for part in tqdm(parts, desc="teacher's ways", disable=quiet)])
+
+    described = f"ways {reference.key} {kept} {reference.noise.dtype}"
+    x = cached(hashlib.sha256(described.encode()).hexdigest(), compute).to(reference.noise)
+    return ReferencePaths(angle_of(levels), x)
+
+
+def base_samples(
+    teacher: Teacher,
+    reference: ReferenceSet,
+    solver: Solver,
+    grid: Grid,
+    num_steps: int,
+    start: LinearStart | None = None,
+) -> Tensor:
+    """What a solver makes of the reference set's first noises in ``num_steps`` calls; cached like the endpoints.
+
+    From where ``start`` puts them, if it is given. At most ``BASE_SIZE`` samples ``(M, *S)``, on the teacher's device,
+    in the noises' type.
+    """
+    described = f"samples {reference.key} {solver} {grid} {num_steps} {BASE_SIZE}"
+    if start is not None:
+        described += f" {start.key}"
+    noise = reference.noise[:BASE_SIZE].to(teacher.device)
+    condition = reference.condition[:BASE_SIZE].to(teacher.device)
+    if start is not None:
+        noise = start(noise, condition)
+
+    @torch.inference_mode()
+    def compute() -> Tensor:
+        parts = zip(noise.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True)
+        return torch.cat([sample(teacher, solver, grid, part, num_steps, asked) for part, asked in parts])
+
+    return cached(hashlib.sha256(described.encode()).hexdigest(), compute).to(noise)

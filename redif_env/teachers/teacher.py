@@ -1,0 +1,446 @@
+"""Teachers: the frozen many-step models, behind one interface.
+
+A teacher is a network, the schedule it was trained on, what its output means (``prediction_type``, as in diffusers),
+and what it can be asked for. Whatever it was made from, the rest of the library sees ``predict``, ``endpoint``,
+``images`` and ``sample_shape``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from redif_env.diffusion.grids import TimeGrid
+from redif_env.diffusion.noise_schedulers import Reading
+from redif_env.diffusion.predictions import PLAIN, Preconditioning
+from redif_env.diffusion.schedules import FlowSchedule, Schedule, VariancePreservingSchedule
+from redif_env.diffusion.solvers import DPMSolverPP, sample
+from redif_env.diffusion.types import Prediction, PredictionType
+from redif_env.storage.files import ASSETS, write_folder
+from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, Wanted, guide
+from redif_env.teachers.mixtures import GaussianMixture
+from redif_env.teachers.networks import call_by_name
+from redif_env.teachers.pipelines import read_pipeline, write_pipeline
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+ENDPOINT_BATCH = 512
+"""Rows that a teacher's many-step run takes through the network together."""
+DECODED_BATCH = 16
+"""Latents that are decoded together."""
+
+Call = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+"""How a network is called: network, ``x`` ``(B, *S)``, timestep ``(B,)``, inputs of its condition, to ``(B, *S)``."""
+
+
+class Decoder(Protocol):
+    """From latents ``(B, *S)`` to images ``(B, *image_shape)`` in about [-1, 1]."""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]: ...
+
+    def __call__(self, latents: Tensor) -> Tensor: ...
+
+
+def positional(network: nn.Module, x: Tensor, timestep: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """``network(x, timestep, *inputs)``, as a user's own module is called."""
+    answer = network(x, timestep, *inputs.values())
+    output: Tensor = getattr(answer, "sample", answer)
+    return output
+
+
+class Teacher:
+    """A frozen diffusion model.
+
+    Args:
+        network: called as ``network(x, timestep)``, or ``network(x, timestep, condition)`` where there are
+            ``conditions``, with ``(B, *S)`` and ``(B,)``; answers ``(B, *S)`` or an object with ``.sample``, as
+            diffusers' models do. It is frozen and put in evaluation mode.
+        schedule: the noise schedule it was trained on.
+        sample_shape: S.
+        prediction_type: what it predicts.
+        name: for tables and messages.
+        preconditioning: what stands between a sample and the network.
+        conditions: what it can be asked for.
+        guidance_scale: of classifier-free guidance, which asks the network twice a prediction, once without the
+            condition; None or 1 asks once.
+        call: how the network is called, if otherwise.
+        decoder: of latents, for a model of such.
+        source: the diffusers pipeline that it came from.
+        own_network: whether the network is a student's own, in the place of that of the teacher of this name.
+
+    Copies (``copy.deepcopy``) share the teacher: it never changes, and networks are large.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        sample_shape: Sequence[int],
+        prediction_type: PredictionType = PredictionType.EPSILON,
+        name: str = "teacher",
+        *,
+        preconditioning: Preconditioning = PLAIN,
+        conditions: Conditions = UNCONDITIONAL,
+        guidance_scale: float | None = None,
+        call: Call = positional,
+        decoder: Decoder | None = None,
+        source: DiffusionPipeline | None = None,
+        own_network: bool = False,
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.schedule = schedule
+        self.sample_shape = tuple(sample_shape)
+        self.prediction_type = PredictionType(prediction_type)
+        self.name = name
+        self.preconditioning = preconditioning
+        self.conditions = conditions.to(self.device, self.dtype)
+        self.guidance_scale = None if guidance_scale == 1 else guidance_scale
+        self.call = call
+        self.decoder = decoder
+        self.source = source
+        self.own_network = own_network
+        if self.guidance_scale is not None and conditions.null is None:
+            raise ValueError(
+                f"guidance_scale={guidance_scale} needs a prediction without condition, which teacher {name!r} has "
+                "none of: leave it out, or name the null_label that it was trained with"
+            )
+        if self.guidance_scale is not None and not self.guidance_scale > 0:
+            raise ValueError(f"guidance_scale must be above 0, got {guidance_scale}")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        return self
+
+    def __repr__(self) -> str:
+        return f"Teacher({self.name!r}, sample_shape={self.sample_shape}, {self.prediction_type.value})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(_tensors(self.network)).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The network's floating point type."""
+        return next(_tensors(self.network)).dtype
+
+    @property
+    def reading(self) -> Reading:
+        """Schedule, prediction type and preconditioning together: what a scheduler's config says."""
+        return Reading(self.schedule, self.prediction_type, self.preconditioning)
+
+    @property
+    def calls(self) -> int:
+        """Network calls (NFE) a prediction: two with guidance."""
+        return 1 if self.guidance_scale is None else 2
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of what :meth:`images` gives for one sample."""
+        return self.sample_shape if self.decoder is None else self.decoder.image_shape
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides its predictions: the key under which its samples are cached."""
+        digest = hashlib.sha256(f"{self.prediction_type.value} {self.sample_shape} {self.dtype}".encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(_content(tensor))
+        times = torch.linspace(0, 1, 64, dtype=torch.float64, device=self.device)
+        levels = self.schedule.half_logsnr_at(times)
+        digest.update(levels.cpu().numpy().round(9).tobytes())
+        # Sets of older versions are cached under variance-preserving schedules' levels alone.
+        if not isinstance(self.schedule, VariancePreservingSchedule):
+            digest.update(self.schedule.timestep(levels).cpu().numpy().round(9).tobytes())
+        if self.preconditioning != PLAIN:
+            digest.update(repr(self.preconditioning).encode())
+        for name, tensor in sorted(self.conditions.inputs.items()):
+            digest.update(name.encode())
+            digest.update(_content(tensor))
+        if self.guidance_scale is not None:
+            digest.update(str(self.guidance_scale).encode())
+            for name, tensor in sorted((self.conditions.null or {}).items()):
+                digest.update(name.encode())
+                digest.update(_content(tensor))
+        return digest.hexdigest()
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Teacher:
+        """This teacher with its network moved to a device and, if given, a floating point type (in place)."""
+        device = torch.device(device)
+        if dtype is not None and dtype != self.dtype:
+            self.network.to(dtype)
+        self.network.to(device)
+        if isinstance(self.decoder, nn.Module):
+            self.decoder.to(device)
+        self.schedule = self.schedule.to(device)
+        self.conditions = self.conditions.to(device, self.dtype)
+        return self
+
+    def predict(
+        self,
+        x: Tensor,
+        half_logsnr: Tensor,
+        timestep: Tensor,
+        condition: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Prediction:
+        """One prediction for ``x`` ``(B, *S)`` at level ``half_logsnr``, telling the network ``timestep``.
+
+        The time told may differ from the level's own; the answer is read at the level.
+
+        Args:
+            x, half_logsnr, timestep: the sample, its level ``(B,)`` and the time told ``(B,)``.
+            condition: rows ``(B,)`` of ``conditions``; the first if not given.
+            guidance: scale ``(B,)``; the teacher's own if not given, and without effect where it has none.
+        """
+        level = self.schedule.level(half_logsnr)
+        given = self.preconditioning.inputs(x, level).to(self.dtype)
+        told = timestep.to(self.dtype)
+        rows = torch.zeros(len(x), dtype=torch.int64, device=x.device) if condition is None else condition
+        asked = self.conditions.select(rows)
+        if self.guidance_scale is None:
+            output = self.call(self.network, given, told, asked).to(x.dtype)
+        else:
+            scale = torch.full_like(half_logsnr, self.guidance_scale) if guidance is None else guidance
+            without = self.conditions.unconditional(len(x))
+            both = {name: torch.cat([without[name], tensor]) for name, tensor in asked.items()}
+            twice = self.call(self.network, torch.cat([given, given]), torch.cat([told, told]), both).to(x.dtype)
+            free, conditional = twice.chunk(2)
+            output = guide(free, conditional, scale)
+        return self.preconditioning.read(output, x, level, self.prediction_type)
+
+    @torch.inference_mode()
+    def endpoint(
+        self,
+        noise: Tensor,
+        num_steps: int = 100,
+        condition: Tensor | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> Tensor:
+        """What the teacher makes of ``noise`` ``(B, *S)``: DPM-Solver++(2M), uniform time, ``num_steps`` predictions.
+
+        Args:
+            noise: standard normal.
+            num_steps: predictions spent on each sample.
+            condition: rows ``(B,)`` of ``conditions``; the first if not given.
+            progress: called with the number of samples finished, after each batch.
+        """
+        if noise.shape[1:] != self.sample_shape:
+            raise ValueError(f"noise must have shape (batch, {self.sample_shape}), got {tuple(noise.shape)}")
+        rows = torch.zeros(len(noise), dtype=torch.int64) if condition is None else condition
+        ends = []
+        parts = zip(
+            noise.to(self.device).split(ENDPOINT_BATCH), rows.to(self.device).split(ENDPOINT_BATCH), strict=True
+        )
+        for part, wanted in parts:
+            ends.append(sample(self, DPMSolverPP(2), TimeGrid(), part, num_steps, wanted))
+            if progress is not None:
+                progress(len(part))
+        return torch.cat(ends) if ends else noise
+
+    def clip(self, samples: Tensor) -> Tensor:
+        """``samples`` ``(B, *S)`` within the range of the data: [-1, 1], unless they are latents."""
+        return samples.clamp(-1, 1) if self.decoder is None else samples
+
+    @torch.no_grad()
+    def images(self, samples: Tensor) -> Tensor:
+        """What ``samples`` ``(B, *S)`` show, ``(B, *image_shape)`` in [-1, 1]: latents decoded, others clipped."""
+        if self.decoder is None:
+            return self.clip(samples)
+        decoder = self.decoder
+        decoded = [decoder(part).to(samples.dtype) for part in samples.split(DECODED_BATCH)]
+        return torch.cat(decoded).clamp(-1, 1) if decoded else samples.new_zeros(0, *self.image_shape)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        conditions: Wanted | None = None,
+        null_label: int | None = None,
+        guidance_scale: float | None = None,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        name: str | None = None,
+    ) -> Teacher:
+        """The teacher in a diffusers folder or hub id: a pipeline, or a bare model with its scheduler's config.
+
+        Schedule and prediction type are the scheduler's own. Networks: ``UNet2DModel``, unconditional or with class
+        labels; ``DiTTransformer2DModel``; ``UNet2DConditionModel`` of Stable Diffusion; ``SD3Transformer2DModel``.
+
+        Args:
+            name_or_path: folder or hub id.
+            conditions: what to ask for: class labels, all of them if not given, or prompts; with weights if a mapping.
+            null_label: the class that a ``UNet2DModel`` was trained with for none; others know theirs.
+            guidance_scale: of classifier-free guidance; none if not given.
+            torch_dtype: of the network; float32 if not given.
+            variant: of the files, as in diffusers (``"fp16"``).
+            name: for messages; the path if not given.
+
+        Raises:
+            ValueError: if nothing is there, the weights are pickled, a condition is missing or unknown, or the model
+                or scheduler is of a kind that cannot be used; the message says why.
+        """
+        called = name or str(name_or_path)
+        found = read_pipeline(name_or_path, called, conditions, null_label, torch_dtype, variant)
+        return cls(
+            found.network,
+            found.reading.schedule,
+            found.sample_shape,
+            found.reading.prediction_type,
+            called,
+            preconditioning=found.reading.preconditioning,
+            conditions=found.conditions,
+            guidance_scale=guidance_scale,
+            call=call_by_name,
+            decoder=found.decoder,
+            source=found.source,
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a diffusers pipeline folder that :meth:`from_pretrained` and diffusers read.
+
+        Raises:
+            TypeError: if the network is no diffusers model and no Gaussian mixture, or the schedule is of a kind that
+                no diffusers scheduler has.
+        """
+        with write_folder(Path(folder)) as half_written:
+            if self.source is not None:
+                self.source.save_pretrained(str(half_written), safe_serialization=True)
+            else:
+                write_pipeline(self.network, self.reading, half_written)
+
+
+class GaussianMixtureTeacher(Teacher):
+    """The exact teacher: the answers of a Gaussian mixture, in closed form, for any schedule and dimension.
+
+    Args:
+        means: ``(K, *S)``.
+        stds: standard deviations, broadcast against ``means`` (axis-aligned covariances).
+        weights: ``(K,)``, positive; normalised. Equal if not given.
+        schedule: any schedule; linear variance-preserving if not given.
+        prediction_type: in which form it answers; ``flow_prediction`` on flow schedules and ``epsilon`` on others if
+            not given.
+        preconditioning: what it is given.
+    """
+
+    network: GaussianMixture
+
+    def __init__(
+        self,
+        means: Tensor,
+        stds: Tensor | float,
+        weights: Tensor | None = None,
+        schedule: Schedule | None = None,
+        name: str = "gaussian-mixture",
+        *,
+        prediction_type: PredictionType | None = None,
+        preconditioning: Preconditioning = PLAIN,
+    ) -> None:
+        schedule = schedule or VariancePreservingSchedule.from_diffusers()
+        if prediction_type is None:
+            flow = isinstance(schedule, FlowSchedule)
+            prediction_type = PredictionType.FLOW_PREDICTION if flow else PredictionType.EPSILON
+        network = GaussianMixture(means, stds, weights, schedule, prediction_type, preconditioning)
+        super().__init__(network, schedule, means.shape[1:], prediction_type, name, preconditioning=preconditioning)
+
+    @classmethod
+    def ring(cls) -> GaussianMixtureTeacher:
+        """Eight Gaussians of standard deviation 0.05 on a circle of radius 0.8: the toy of many papers."""
+        angles = torch.arange(8, dtype=torch.float64) * (torch.pi / 4)
+        return cls(0.8 * torch.stack([angles.cos(), angles.sin()], dim=1).float(), 0.05, name="gaussian-ring")
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> GaussianMixtureTeacher:
+        super().to(device, dtype)
+        self.network.schedule = self.schedule
+        return self
+
+
+def config_of(teacher: Teacher) -> dict[str, Any]:
+    """The config of a teacher's network, with its ``_class_name``.
+
+    Raises:
+        ValueError: if it is no diffusers model.
+    """
+    config = getattr(teacher.network, "config", None)
+    if config is None:
+        raise ValueError(
+            f"teacher={teacher.name!r} has a {type(teacher.network).__name__}, which is no diffusers model: give the "
+            "student's network a config"
+        )
+    return {**config, "_class_name": type(teacher.network).__name__}
+
+
+def own_teacher(teacher: Teacher, network: nn.Module, reading: Reading) -> Teacher:
+    """A student's own ``network``, read so, in the place of the teacher's: one call a prediction, the same conditions.
+
+    It is never guided: a student learns what the guided teacher makes.
+    """
+    return Teacher(
+        network,
+        reading.schedule,
+        teacher.sample_shape,
+        reading.prediction_type,
+        teacher.name,
+        preconditioning=reading.preconditioning,
+        conditions=teacher.conditions,
+        call=call_by_name,
+        decoder=teacher.decoder,
+        source=teacher.source,
+        own_network=True,
+    )
+
+
+BUILT_IN: dict[str, int | None] = {"digits": None, "digits-classes": 10, "mnist": 10}
+"""Teachers of images that come with the library, and the label that stands for none where they are conditional."""
+
+
+def load_teacher(
+    name_or_path: str | Path,
+    *,
+    conditions: Wanted | None = None,
+    null_label: int | None = None,
+    guidance_scale: float | None = None,
+) -> Teacher:
+    """The teacher of a built-in name, or of a diffusers pipeline on disk or on the hub.
+
+    Args:
+        name_or_path: ``"digits"`` (8x8 images, noise prediction), ``"digits-classes"`` (the same images by class,
+            velocity prediction), ``"mnist"`` (28x28 images by class, flow matching), ``"gaussian-ring"`` (two
+            dimensions, exact), or what :meth:`Teacher.from_pretrained` takes; also what
+            :meth:`Teacher.save_pretrained` wrote, and a student's folder (its network).
+        conditions, null_label, guidance_scale: as in :meth:`Teacher.from_pretrained`.
+
+    Raises:
+        ValueError: if there is no such teacher, or it is of a kind that cannot be used; the message says which.
+    """
+    name = str(name_or_path)
+    if name == "gaussian-ring":
+        if conditions is not None or guidance_scale is not None:
+            raise ValueError(f"conditions={conditions!r} cannot be asked of teacher={name!r}, which takes none")
+        return GaussianMixtureTeacher.ring()
+    built_in = name in BUILT_IN
+    return Teacher.from_pretrained(
+        ASSETS / name if built_in else name,
+        conditions=conditions,
+        null_label=BUILT_IN[name] if built_in else null_label,
+        guidance_scale=guidance_scale,
+        name=name,
+    )
+
+
+def _content(tensor: Tensor) -> bytes:
+    raw = tensor.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
+    return raw.view(torch.uint8).numpy().tobytes()
+
+
+def _tensors(network: nn.Module) -> Any:
+    yield from network.parameters()
+    yield from network.buffers()
+    yield torch.empty(0)
