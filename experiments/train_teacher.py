@@ -57,7 +57,7 @@ class Args:
     """Settings of the training."""
 
     data: str = "digits"
-    """One of "digits", an .npz file, a folder of images or a data set of the hub (load_images of redif_env.storage.data)."""
+    """One of "digits", an .npz file, a folder of images or a data set of the hub (redif_env.storage.data)."""
     size: int | None = None
     """Side in pixels to resize images of a folder or the hub to."""
     kind: Annotated[Kind, tyro.conf.EnumChoicesFromValues] = Kind.EPSILON

@@ -78,7 +78,7 @@ class DistributionAlignment:
         self._remember(finished, self._embed(endpoints))
         return shares
 
-    def embed_samples(self, samples: Tensor) -> Tensor:
+    def _embed(self, samples: Tensor) -> Tensor:
         # A good student's samples lie so near their endpoints that single precision would lose the difference.
         return embed_samples(self.features, samples).double()
 

@@ -21,6 +21,15 @@ from redif_env.teachers.networks import build_network
 from redif_env.teachers.teacher import own_teacher
 
 
+def student_of_agent(agent: BaseAlgorithm, env: VecEnv | None = None) -> Student:
+    """The student of a trained agent, of the environment that it was trained on unless ``env`` is given.
+
+    Raises:
+        ValueError: if there is no environment, it is no ReDiF one, or the policy is of another kind.
+    """
+    return student_of(agent.policy, environment_of(agent, env).mdp)
+
+
 def environment_of(agent: BaseAlgorithm, env: VecEnv | None) -> ReDiFVectorEnv:
     """The ReDiF environment of an agent, whatever is wrapped around it.
 

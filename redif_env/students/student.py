@@ -14,6 +14,7 @@ from redif_env.diffusion.types import State
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
+from redif_env.students.agents import student_of_agent
 from redif_env.students.record import Record
 from redif_env.teachers.references import VALIDATION_SEED, draw_starts
 
@@ -202,9 +203,7 @@ class Student:
         Raises:
             ValueError: if there is no environment, it is no ReDiF one, or the policy is of another kind.
         """
-        from redif_env.sb3.export import environment_of, student_of
-
-        return student_of(agent.policy, environment_of(agent, env).mdp)
+        return student_of_agent(agent, env)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the folder of :meth:`pipeline`: config.json, safetensors, a model card; whole or not at all.

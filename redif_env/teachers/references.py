@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,9 +15,6 @@ from redif_env.diffusion.solvers import DPMSolverPP, Solver, sample, trajectory
 from redif_env.diffusion.types import expand
 from redif_env.storage.cache import cached
 from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
-
-if TYPE_CHECKING:
-    from redif_env.fitted.initial_maps import LinearStart
 
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 0, 1, 2
 """Noise seeds of the three disjoint sets: to train on, to choose the best student by, and to report."""
@@ -30,6 +27,16 @@ PATH_LEVELS = 25
 
 QUIET_BELOW = 50_000
 """A reference set that costs fewer network calls than this shows no progress bar."""
+
+
+class InitialMap(Protocol):
+    """What replaces the first steps: from initial noise ``(B, *S)`` and conditions ``(B,)`` to where steps begin."""
+
+    @property
+    def key(self) -> str:
+        """A digest of all that decides what it does."""
+
+    def __call__(self, noise: Tensor, condition: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,7 @@ def base_samples(
     solver: Solver,
     grid: Grid,
     num_steps: int,
-    start: LinearStart | None = None,
+    start: InitialMap | None = None,
 ) -> Tensor:
     """What a solver makes of the reference set's first noises in ``num_steps`` calls; cached like the endpoints.
 

@@ -1,2 +1,2 @@
-"""Students that are networks of their own: how they are initialised (cloning, pruning, low-rank adapters) and refined by
-gradient. Read ``cloning`` first."""
+"""Students that are networks of their own: how they begin (cloning, pruning, low-rank adapters) and how gradients
+refine them. Read ``cloning`` first."""

@@ -12,7 +12,8 @@ import torch
 import tyro
 
 from agents import evaluate, ppo
-from redif_env import ReDiFVectorEnv, Student, Teacher, evaluation
+from redif_env import ReDiFVectorEnv, Student, Teacher
+from redif_env.judging import evaluation
 from redif_env.judging.baselines import Baseline
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.settings import build_mdp

@@ -29,7 +29,7 @@ from redif_env.envs.wrappers import (
 )
 from redif_env.measures.kernels import EnergyKernel
 from redif_env.rewards.cost import StepCost as StepCostReward
-from tests.test_envs import assert_same
+from tests.envs.test_environments import assert_same
 
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 3}
 MODES = list(AutoresetMode)

@@ -1,4 +1,4 @@
-"""Linear starts: exact where the data are Gaussian, kept with the student, the same in every form it leaves in."""
+"""Linear initial maps: exact where the data are Gaussian, saved with the student, the same in every export."""
 
 import math
 from dataclasses import replace
@@ -11,10 +11,11 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from redif_env import GaussianMixtureTeacher, ReDiFVectorEnv, Student, starts
+from redif_env import GaussianMixtureTeacher, ReDiFVectorEnv, Student
 from redif_env.diffusion.grids import GRIDS
 from redif_env.diffusion.solvers import SOLVERS, sample
 from redif_env.envs.spaces import action_space, observation_space
+from redif_env.fitted import initial_maps
 from redif_env.fitted.initial_maps import LinearStart, fit_start
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.sampling import trajectory
@@ -38,7 +39,7 @@ def make_student(teacher="gaussian-ring"):
 @pytest.fixture(autouse=True)
 def few_ways(monkeypatch):
     """Few for samples of many numbers; the mixtures, which have two, are fitted to as many as ever."""
-    monkeypatch.setattr(starts, "RATIO", 0)
+    monkeypatch.setattr(initial_maps, "RATIO", 0)
 
 
 def test_the_way_of_a_gaussian_is_met_exactly():
@@ -77,7 +78,7 @@ def test_it_is_fitted_once(monkeypatch, tmp_path):
     monkeypatch.setenv("REDIF_CACHE", str(tmp_path))
     teacher = CountedGaussian()
     first, again = (fit_start(teacher, GRIDS["time@8"]) for _ in range(2))
-    assert teacher.asked == starts.SIZE * starts.STEPS
+    assert teacher.asked == initial_maps.SIZE * initial_maps.STEPS
     assert first.key == again.key
     assert first.key != fit_start(teacher, GRIDS["time@4"]).key
 
@@ -140,7 +141,7 @@ def test_a_traced_program_has_it_inside():
 
 
 def test_labels_have_offsets_of_their_own(labelled, tmp_path, monkeypatch):
-    monkeypatch.setattr(starts, "SIZE", 48)
+    monkeypatch.setattr(initial_maps, "SIZE", 48)
     student = make_student(labelled)
     assert student.mdp.start.offset.shape == (3, 192)
     noise = torch.randn(1, 3, 8, 8).expand(3, -1, -1, -1)
@@ -154,7 +155,7 @@ def test_labels_have_offsets_of_their_own(labelled, tmp_path, monkeypatch):
 
 
 def test_a_network_s_student_keeps_it_too(labelled, tmp_path, monkeypatch):
-    monkeypatch.setattr(starts, "SIZE", 48)
+    monkeypatch.setattr(initial_maps, "SIZE", 48)
     mdp = build_mdp(labelled, 3, "noise", "sample", "ipndm2", "time@4", "cpu", "float32", start="linear")
     policy = StudentPolicy(observation_space(mdp), action_space(mdp), lambda _: 0.0, **student_kwargs(mdp))
     student = student_of(policy, mdp)
@@ -191,6 +192,6 @@ def test_what_cannot_begin_so_is_refused(monkeypatch):
         ReDiFVectorEnv(
             1, teacher=ring, start=LinearStart(start.half_logsnr, start.matrix, torch.zeros(2, 2)), grid="time@4"
         )
-    monkeypatch.setattr(starts, "LARGEST", 1)
+    monkeypatch.setattr(initial_maps, "LARGEST", 1)
     with pytest.raises(ValueError, match="at most 1 numbers, and here there are 2: choose start='noise'"):
         fit_start(ring, GRIDS["time@4"])

@@ -10,11 +10,12 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from redif_env import GaussianMixtureTeacher, ReDiFVectorEnv, Student, linear_solver, starts
+from redif_env import GaussianMixtureTeacher, ReDiFVectorEnv, Student
 from redif_env.cli import facts_table, schedule_lines
 from redif_env.diffusion.grids import GRIDS
 from redif_env.diffusion.schedules import FlowSchedule, VarianceExplodingSchedule
 from redif_env.diffusion.solvers import SOLVERS, sample
+from redif_env.fitted import initial_maps, linear_solver
 from redif_env.fitted.initial_maps import fit_start
 from redif_env.fitted.linear_solver import fit_solver, solver_key
 from redif_env.judging.evaluation import Evaluator, fitted_rows
@@ -213,7 +214,7 @@ def test_a_scheduler_alone_cannot_and_says_so(tmp_path):
 
 def test_labels_have_offsets_of_their_own(labelled, monkeypatch, tmp_path):
     """Few ways are fitted to here; what the labels do must survive the files."""
-    for module in (starts, linear_solver):
+    for module in (initial_maps, linear_solver):
         monkeypatch.setattr(module, "SIZE", 48)
         monkeypatch.setattr(module, "RATIO", 0)
     student = make_student(labelled)
