@@ -5,7 +5,7 @@ RUN := .venv/bin/python
 .PHONY: demo test check clean
 
 demo: .venv/ready
-	$(RUN) -m agents.ppo --teacher digits --num-steps 4 --solver linear --grid 'time^1.25@2.5' --start linear --seed 0 \
+	$(RUN) -m agents.ppo --teacher digits --num-steps 4 --solver linear --grid 'time^1.25@2.5' --initial-map linear --seed 0 \
 		--out runs/digits-4 --resume
 
 test: .venv/ready

@@ -41,7 +41,7 @@ class Args:
     action: str = "solver"
     solver: str = DEFAULT_SOLVER
     grid: str = DEFAULT_GRID
-    start: str = "noise"
+    initial_map: str | None = None
     population: int = 64
     """Tables tried in each generation."""
     noises: int = 16
@@ -132,7 +132,7 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
         action=args.action,
         solver=args.solver,
         grid=args.grid,
-        start=args.start,
+        initial_map=args.initial_map,
         reward=dict(args.reward),
         group_size=args.population,
         reference_size=args.reference_size,

@@ -42,7 +42,7 @@ class Args:
     solver: str = DEFAULT_SOLVER
     """Base solver, on whose way the student is to know what to say."""
     grid: str = DEFAULT_GRID
-    start: str = "noise"
+    initial_map: str | None = None
     network: NoiseSettings = field(default_factory=NoiseSettings)
     seed: int = 0
     out: Path = Path("runs/clone")
@@ -71,7 +71,7 @@ def make(args: Args) -> tuple[Student, dict[str, Any]]:
         conditions=wanted(args.conditions),
         null_label=args.null_label,
         guidance_scale=args.guidance_scale,
-        start=args.start,
+        initial_map=args.initial_map,
     )
     set_random_seed(args.seed)
     spaces = observation_space(mdp), action_space(mdp)

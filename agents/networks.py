@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from redif_env.diffusion.noise_schedulers import action_reading
+from redif_env.diffusion.noise_schedulers import action_parameterization
 from redif_env.diffusion.types import PredictionType
 from redif_env.mdp.actions import NoiseMap, SolverMap
 from redif_env.mdp.process import DenoisingMDP
@@ -32,14 +32,14 @@ from redif_env.teachers.teacher import Teacher, config_of
 class NoiseSettings:
     """Settings of action "noise"."""
 
-    start: str | None = None
+    base_student: str | None = None
     """Student (folder or hub id, of --action solver) whose mean steps the network begins from."""
     init: str | None = None
     """Student (folder or hub id, of agents.clone, or of an earlier run) whose network it begins as. No cloning then,
     but for that of clone_updates, if given."""
     copy: bool = False
-    """Begin as a copy of the teacher, which answers in the teacher's form: as the base solver, or the student of start,
-    exactly. No cloning then. Where the noise is predicted, choose a grid that begins late: an error of the first step
+    """Begin as a copy of the teacher, which predicts in its form: exactly as the base solver, or as
+    base_student. No cloning then. Where the noise is predicted, choose a grid that begins late: an error of the first step
     counts sigma / alpha times."""
     config: str | None = None
     """JSON file with the network's diffusers config; the teacher's if not given."""
@@ -86,14 +86,16 @@ def noise_map(settings: NoiseSettings) -> NoiseMap:
     Raises:
         ValueError: if those are of a student that has no fixed number of steps, or whose map is another.
     """
-    if settings.start is None:
+    if settings.base_student is None:
         return NoiseMap()
-    student = Student.from_pretrained(settings.start)
+    student = Student.from_pretrained(settings.base_student)
     if not isinstance(student.mdp.action_map, SolverMap) or student.mdp.learn_guidance:
-        raise ValueError(f"network.start='{settings.start}' was not trained with --action solver alone: choose another")
+        raise ValueError(
+            f"network.base_student='{settings.base_student}' was not trained with --action solver alone: choose another"
+        )
     actions = student.frozen().mean_actions
     assert actions is not None
-    return NoiseMap(start=tuple(map(tuple, actions.tolist())))
+    return NoiseMap(initial_actions=tuple(map(tuple, actions.tolist())))
 
 
 def network_config(settings: NoiseSettings, teacher: Teacher) -> dict[str, Any]:
@@ -127,7 +129,8 @@ def policy_kwargs(settings: NoiseSettings, mdp: DenoisingMDP) -> dict[str, Any]:
     """Of the :class:`~redif_env.sb3.StudentPolicy`."""
     return {
         **student_kwargs(mdp, network_config(settings, mdp.teacher)),
-        "answers_noise": begun_form(settings, mdp) != action_reading(mdp.teacher.reading).prediction_type,
+        "predicts_noise": begun_form(settings, mdp)
+        != action_parameterization(mdp.teacher.parameterization).prediction_type,
         "reduction": settings.reduction,
         "lora_rank": settings.lora_rank,
         "autocast": settings.autocast,
@@ -144,7 +147,11 @@ def begun_form(settings: NoiseSettings, mdp: DenoisingMDP) -> PredictionType:
         raise ValueError(f"network.copy and network.init='{settings.init}' exclude each other: leave one of them out")
     if settings.init is not None:
         return Student.from_pretrained(settings.init).mdp.teacher.prediction_type
-    return mdp.teacher.prediction_type if settings.copy else action_reading(mdp.teacher.reading).prediction_type
+    return (
+        mdp.teacher.prediction_type
+        if settings.copy
+        else action_parameterization(mdp.teacher.parameterization).prediction_type
+    )
 
 
 def warm_start(settings: NoiseSettings, mdp: DenoisingMDP, policy: StudentPolicy, seed: int) -> dict[str, Any]:
@@ -188,7 +195,7 @@ def check_form(settings: NoiseSettings, mdp: DenoisingMDP) -> None:
     Raises:
         ValueError: if it answers in the teacher's form.
     """
-    if begun_form(settings, mdp) != action_reading(mdp.teacher.reading).prediction_type:
+    if begun_form(settings, mdp) != action_parameterization(mdp.teacher.parameterization).prediction_type:
         raise ValueError(
             f"network.clone_updates={settings.clone_updates} and network.refine_updates={settings.refine_updates} are "
             "for clones, and a copy of the teacher answers in another form: leave both or network.copy out, or begin "
@@ -209,7 +216,7 @@ def refine_clone(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module,
         settings.refine_grid or mdp.grid,
         str(mdp.teacher.device),
         "float32",
-        start="noise" if mdp.start is None else "linear",
+        initial_map=None if mdp.initial_map is None else "linear",
     )
     with updates_shown(plan.updates, "refining the clone") as progress:
         refine(mdp, network, plan, finer, progress)

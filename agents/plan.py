@@ -13,7 +13,7 @@ from rich.table import Table
 
 from redif_env.judging.baselines import all_baselines
 from redif_env.judging.evaluation import JUDGED, SCREENED
-from redif_env.storage.cache import kept_file
+from redif_env.storage.cache import cached_file
 from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_key
 from redif_env.teachers.teacher import Teacher
 
@@ -99,7 +99,7 @@ def print_plan(items: list[Item], teacher: Teacher, batch_size: int, sizes: Size
 
 def _reference_calls(teacher: Teacher, size: int, seed: int, num_steps: int) -> int:
     key = reference_key(teacher, *draw_starts(teacher, size, seed), num_steps)
-    return 0 if kept_file(key) else size * num_steps * teacher.calls
+    return 0 if cached_file(key) else size * num_steps * teacher.calls
 
 
 def _minutes(seconds: float) -> str:

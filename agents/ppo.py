@@ -41,7 +41,7 @@ from redif_env.sb3 import (
     PrivilegedBaseline,
     StudentPolicy,
     UnhealthyRunError,
-    check_foresight,
+    check_privileged,
     clip_range_of,
     make_vec_env,
     student_exploration,
@@ -91,7 +91,7 @@ class Args:
     solver: str = DEFAULT_SOLVER
     """Base solver, which the zero action reproduces; "linear": matrices, fitted to the teacher's ways first."""
     grid: str = DEFAULT_GRID
-    start: str = "noise"
+    initial_map: str | None = None
     """Or "linear": the way begins where a linear map, fitted to the teacher's ways, takes the noise, without a network
     call. Needs a grid that begins late, such as "time^1.25@2.5"."""
     hidden: tuple[int, ...] | None = None
@@ -186,7 +186,7 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
         learn_guidance=args.learn_guidance,
         solver=args.solver,
         grid=args.grid,
-        start=args.start,
+        initial_map=args.initial_map,
         reward=dict(args.reward),
         min_steps=args.min_steps,
         prices=args.prices,
@@ -198,7 +198,7 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
     )
     mdp = env.unwrapped.mdp
     if args.privileged_baseline:
-        check_foresight(mdp)
+        check_privileged(mdp)
     return PPO(
         StudentPolicy if network else "MlpPolicy",
         env,
@@ -218,19 +218,19 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
     )
 
 
-def companions_of(args: Args, agent: PPO) -> dict[str, Any]:
+def components_of(args: Args, agent: PPO) -> dict[str, Any]:
     """What is trained with, beside the agent, and goes into its checkpoints."""
     mdp = agent.get_env().unwrapped.mdp
     decay = args.average
-    companions: dict[str, Any] = {
+    components: dict[str, Any] = {
         "held_out": HeldOutCallback(judge_of(args, mdp), mdp, agent.policy, args.held_out_every, decay),
         "stopwatch": Stopwatch(),
     }
     if mdp.adaptive and args.group_size > 1:
-        companions["groups"] = GroupRelativeReturns()
+        components["groups"] = GroupRelativeReturns()
     if args.privileged_baseline:
-        companions["baseline"] = PrivilegedBaseline()
-    return companions
+        components["baseline"] = PrivilegedBaseline()
+    return components
 
 
 def callbacks_of(args: Args, agent: PPO) -> list[BaseCallback]:
@@ -265,9 +265,9 @@ def train(args: Args, action: ActionMap | None = None) -> tuple[Student, dict[st
     begin(args, PROGRAM)
     mdp = agent.get_env().unwrapped.mdp
     steps = args.network_calls // mdp.calls
-    companions = companions_of(args, agent)
-    held_out = companions["held_out"]
-    checkpointer = Checkpointer(args.out / "checkpoints", args.checkpoint_every, companions)
+    components = components_of(args, agent)
+    held_out = components["held_out"]
+    checkpointer = Checkpointer(args.out / "checkpoints", args.checkpoint_every, components)
     resumed = args.resume and checkpointer.resume(agent)
     facts: dict[str, Any] = {}
     if args.action == "noise" and not resumed:
@@ -278,7 +278,7 @@ def train(args: Args, action: ActionMap | None = None) -> tuple[Student, dict[st
             with checkpointer.stopping_on_signals():
                 agent.learn(
                     steps - agent.num_timesteps,
-                    callback=[*callbacks_of(args, agent), checkpointer, *companions.values()],
+                    callback=[*callbacks_of(args, agent), checkpointer, *components.values()],
                     reset_num_timesteps=agent.num_timesteps == 0,
                     progress_bar=True,
                 )
@@ -291,7 +291,7 @@ def train(args: Args, action: ActionMap | None = None) -> tuple[Student, dict[st
             )
         checkpointer.save()
     return held_out.best, {
-        "train_seconds": round(companions["stopwatch"].seconds, 1),
+        "train_seconds": round(components["stopwatch"].seconds, 1),
         "environment_steps": agent.num_timesteps,
         **facts,
     }

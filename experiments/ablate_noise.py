@@ -21,7 +21,7 @@ from rich.table import Table
 from agents import clone, ppo
 from agents.command import prepare_folder, run, teacher_of
 from agents.networks import NoiseSettings
-from experiments.kept import file_name, once, write_json
+from experiments.stored import file_name, once, write_json
 from experiments.tasks import Task, finish_all
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.settings import shared_teacher

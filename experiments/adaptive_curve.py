@@ -23,7 +23,7 @@ from rich.table import Table
 
 from agents import ppo
 from agents.command import DEFAULT_REWARD, prepare_folder, run
-from experiments.kept import write_json
+from experiments.stored import write_json
 from experiments.tasks import Task, finish_all
 from redif_env.storage.files import write_file
 

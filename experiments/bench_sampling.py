@@ -65,7 +65,7 @@ class UniPC(UniPCMultistepScheduler):
 def stock_pipeline(pipeline: ReDiFPipeline) -> DDPMPipeline:
     """diffusers' own pipeline of the same network, with UniPC of order 2, its default."""
     teacher = pipeline.mdp.teacher
-    settings = scheduler_config(teacher.reading)
+    settings = scheduler_config(teacher.parameterization)
     del settings["_class_name"]
     stock = DDPMPipeline(pipeline.unet, UniPC(**settings))
     stock.set_progress_bar_config(disable=True)

@@ -28,14 +28,14 @@ from agents import clone
 from agents.command import prepare_folder, run
 from agents.networks import NoiseSettings
 from experiments.figures import draw_curves, draw_samples, draw_schedules
-from experiments.kept import file_name, once, same_settings, write_json
 from experiments.rivals.base import Base, bases_of
 from experiments.rivals.field import FIELD, Entry, takes_part
 from experiments.rivals.rival import Clock, StudentSampler, Task
 from experiments.rivals.shortlist import nearest
 from experiments.rivals.training_free import STARTED, STARTED_GRIDS
+from experiments.stored import file_name, once, same_settings, write_json
 from redif_env.diffusion.grids import GRIDS
-from redif_env.fitted.initial_maps import fit_start
+from redif_env.fitted.initial_maps import fit_initial_map
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.settings import DEFAULT_GRID, shared_teacher
 from redif_env.storage.files import write_file
@@ -63,7 +63,7 @@ OF_ALL_ROWS = (
     "seconds",
     "solver",
     "grid",
-    "start",
+    "initial_map",
     "reference_size",
     "teacher_steps",
     "clone_updates",
@@ -92,7 +92,7 @@ class Args:
     teacher and NFE the one that validation noises prefer, if not given, of linear steps or iPNDM and their grids."""
     grid: str = DEFAULT_GRID
     """Of a solver that is given."""
-    start: str = "noise"
+    initial_map: str | None = None
     """Or "linear", as in agents.ppo; of a solver that is given."""
     reference_size: int = 4096
     teacher_steps: int = 100
@@ -164,7 +164,7 @@ def evaluator(teacher: str, size: int, seed: int, train_size: int, features: str
 def base_of(args: Args, teacher: str, nfe: int) -> Base:
     """What is given, or else the base that comes nearest to the teacher, chosen once; if quick, the likeliest."""
     if args.solver is not None:
-        return Base(args.solver, args.grid, args.start)
+        return Base(args.solver, args.grid, args.initial_map)
     if args.quick:
         return bases_of(placed(teacher))[0]
 
@@ -284,7 +284,7 @@ def finish_all(args: Args, cells: Sequence[Cell], field: Field) -> list[dict[str
         if any(cell.method.startswith("redif") and cell.teacher == name for cell in networks):
             reference_paths(placed(name), reference)
         for grid in STARTED_GRIDS if set(args.methods) & set(STARTED) else ():
-            fit_start(placed(name), GRIDS[grid])
+            fit_initial_map(placed(name), GRIDS[grid])
         for nfe in sorted({cell.nfe for cell in cells if cell.teacher == name and begins(field[cell.method])}):
             base_of(args, name, nfe).sampler(placed(name), nfe // placed(name).calls)
     floors = [once(args.out / "floor" / f"{file_name(name)}.json", partial(floor, args, name)) for name in args.teacher]
@@ -339,9 +339,10 @@ def check(args: Args, field: Field) -> None:
     unknown = sorted(set(args.methods) - set(field))
     if unknown:
         raise ValueError(f"methods={unknown} are unknown: choose among {', '.join(map(repr, field))}")
-    if args.solver is None and (args.grid, args.start) != (Args.grid, Args.start):
+    if args.solver is None and (args.grid, args.initial_map) != (Args.grid, Args.initial_map):
         raise ValueError(
-            f"grid={args.grid!r} and start={args.start!r} are of a solver that is given: give --solver too, or neither"
+            f"grid={args.grid!r} and initial_map={args.initial_map!r} belong to a solver that is named: "
+            "add --solver, or leave them out"
         )
     networks = [method for method in args.methods if field[method].network]
     for name in args.teacher:

@@ -37,7 +37,7 @@ class Args:
     teacher: str = "digits"
     solver: str = DEFAULT_SOLVER
     grid: str = DEFAULT_GRID
-    start: str = "noise"
+    initial_map: str | None = None
     """Of the base solver that students begin from."""
     network_calls: int | None = None
     """Training budget of each run but those of steps alone; this and the next are by default those of agents.ppo."""
@@ -79,7 +79,7 @@ def by_weights(student: Student, noise: Tensor) -> Tensor:
 def by_stock_scheduler(student: Student, noise: Tensor) -> Tensor:
     """diffusers' DPM-Solver++(3M), the base solver, told the learned timesteps, which it takes as whole numbers."""
     teacher = student.mdp.teacher
-    settings = scheduler_config(teacher.reading)
+    settings = scheduler_config(teacher.parameterization)
     del settings["_class_name"]
     scheduler = DPMSolverMultistepScheduler(**settings, solver_order=3)
     scheduler.set_timesteps(timesteps=[round(step.level_timestep) for step in student.steps()])

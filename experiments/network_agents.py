@@ -28,7 +28,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import obs_as_tensor
 
 from agents.command import prepare_folder, run
-from experiments.kept import write_json
+from experiments.stored import write_json
 from redif_env.sb3 import ReDiFVecEnv, Reduction, StudentPolicy, clip_range_of, make_vec_env, student_kwargs
 from redif_env.students.network.cloning import CloningPlan, clone
 

@@ -28,9 +28,9 @@ from agents import clone, ppo
 from agents.command import prepare_folder, run
 from agents.networks import NoiseSettings
 from agents.recipes import settled
-from experiments.kept import file_name, once, write_json
 from experiments.rivals.regression import regression
 from experiments.rivals.rival import BACKWARD_CALLS, Sampler, StudentSampler, Task
+from experiments.stored import file_name, once, write_json
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.settings import shared_teacher
 from redif_env.students.student import Student
@@ -59,7 +59,7 @@ class Args:
     solver: str = "dpm++3m"
     grid: str = "time^1.5"
     """Of the base solver: without a late start, as when most tables of the docs were made."""
-    start: str = "noise"
+    initial_map: str | None = None
     """As in agents.ppo."""
     seeds: int = 3
     methods: tuple[str, ...] = METHODS
@@ -117,7 +117,7 @@ def cells_of(args: Args) -> list[Cell]:
     kinds = []
     for width, dim, updates, size, rate, *facts in zip(*columns, strict=True):
         network = NoiseSettings(
-            start=args.student,
+            base_student=args.student,
             width=width,
             time_embedding_dim=dim,
             clone_updates=updates,
@@ -168,7 +168,7 @@ class Bench:
             num_steps=self.args.num_steps,
             solver=self.args.solver,
             grid=self.args.grid,
-            start=self.args.start,
+            initial_map=self.args.initial_map,
             network=self.cell.network,
             out=self.cloned.parent,
             resume=True,
@@ -185,7 +185,7 @@ class Bench:
                 num_steps=self.args.num_steps,
                 solver=self.args.solver,
                 grid=self.args.grid,
-                start=self.args.start,
+                initial_map=self.args.initial_map,
                 action="noise",
                 seed=self.cell.seed,
                 network_calls=self.cell.network_calls,

@@ -20,7 +20,7 @@ from rich.table import Table
 from agents import cem, ppo
 from agents.command import prepare_folder, run
 from agents.recipes import settled
-from experiments.kept import once
+from experiments.stored import once
 from experiments.tasks import Task, finish_all
 from redif_env.judging.baselines import Baseline
 from redif_env.judging.evaluation import Evaluator, Row
@@ -33,7 +33,7 @@ class Args:
     solver: str = DEFAULT_SOLVER
     """Base solver that students begin from."""
     grid: str = DEFAULT_GRID
-    start: str = "noise"
+    initial_map: str | None = None
     """Or "linear", as in agents.ppo."""
     network_calls: int | None = None
     """Training budget of each run of PPO; this and the next are by default those of agents.ppo."""
@@ -54,7 +54,7 @@ class Begun(Protocol):
     teacher: str
     solver: str
     grid: str
-    start: str
+    initial_map: str | None
     network_calls: int | None
     learning_rate: float | None
 
@@ -65,7 +65,7 @@ def run_of(args: Begun, nfe: int, seed: int) -> ppo.Args:
         teacher=args.teacher,
         solver=args.solver,
         grid=args.grid,
-        start=args.start,
+        initial_map=args.initial_map,
         num_steps=nfe,
         seed=seed,
         network_calls=args.network_calls,
@@ -103,7 +103,7 @@ def cem_settings(given: ppo.Args, out: Path) -> cem.Args:
         teacher=given.teacher,
         solver=given.solver,
         grid=given.grid,
-        start=given.start,
+        initial_map=given.initial_map,
         num_steps=given.num_steps,
         seed=given.seed,
         network_calls=settled(given).network_calls,
@@ -156,7 +156,7 @@ def print_summary(args: Args, rows: list[dict[str, Any]]) -> None:
 
 def print_sources(args: Args, rows: list[dict[str, Any]]) -> None:
     """Where the distance comes from: samples that ended in another mode, and how far off the others are."""
-    measures = ("strayed", "fd_strayed", "fd_others", "fd_pixels", "recall", "coverage")
+    measures = ("strayed", "fd_switched", "fd_others", "fd_pixels", "recall", "coverage")
     table = Table("sampler", "NFE", *measures, title="samples nearer to another noise's endpoint, and the rest")
     evaluator = Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32))
     for nfe in (*args.nfe, *args.solvers_only):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from agents.callbacks import AnnealedExploration, linear_to_zero
 from agents.command import prepare_folder, run
-from experiments.kept import write_json
+from experiments.stored import write_json
 from redif_env.diffusion.types import Transition
 from redif_env.envs.environments import ReDiFVectorEnv
 from redif_env.envs.wrappers import CallableReward, GroupRelativeReward

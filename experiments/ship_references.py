@@ -17,11 +17,11 @@ import tyro
 
 from redif_env.diffusion.grids import GRIDS
 from redif_env.diffusion.solvers import SOLVERS
-from redif_env.fitted.initial_maps import fit_start
+from redif_env.fitted.initial_maps import fit_initial_map
 from redif_env.fitted.linear_solver import fit_solver, solver_key
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.measures.distances import root_mean_square
-from redif_env.storage.cache import kept_file
+from redif_env.storage.cache import cached_file
 from redif_env.storage.files import ASSETS
 from redif_env.teachers.references import TRAIN_SEED, VALIDATION_SEED, base_samples, reference_set
 from redif_env.teachers.teacher import load_teacher
@@ -42,7 +42,7 @@ def main(args: Args) -> None:
     teacher = load_teacher("digits")
     reference_set(teacher, args.validation_size, VALIDATION_SEED)
     reference = reference_set(teacher, args.train_size, TRAIN_SEED)
-    starts = {grid: fit_start(teacher, GRIDS[grid]) for grid in ("time@4", "time^1.25@2.5")}
+    starts = {grid: fit_initial_map(teacher, GRIDS[grid]) for grid in ("time@4", "time^1.25@2.5")}
     for count in args.num_steps:
         base = base_samples(teacher, reference, SOLVERS[DEFAULT_SOLVER], GRIDS[DEFAULT_GRID], count)
         distance = root_mean_square(base, reference.endpoints[: len(base)]).mean()
@@ -50,7 +50,7 @@ def main(args: Args) -> None:
     del os.environ["REDIF_CACHE"]  # the ways that linear steps are fitted to are too many to ship
     linear = teacher, GRIDS["time^1.25@2.5"], 4, starts["time^1.25@2.5"]
     fit_solver(*linear)
-    kept = kept_file(solver_key(*linear))
+    kept = cached_file(solver_key(*linear))
     if kept is not None and kept.parent != folder:
         shutil.copy(kept, folder)
 

@@ -14,7 +14,7 @@ import torch
 
 from agents import cem, ppo
 from agents.command import teacher_of
-from experiments.kept import once
+from experiments.stored import once
 from redif_env.judging.evaluation import Evaluator, prices_of
 from redif_env.mdp.settings import shared_teacher
 

@@ -12,7 +12,7 @@ from redif_env.diffusion.grids import GRIDS
 from redif_env.diffusion.solvers import sample
 from redif_env.judging.baselines import SOLVER_GRIDS
 from redif_env.judging.evaluation import Sampler
-from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, solver_of, start_of
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, initial_map_of, solver_of
 from redif_env.teachers.teacher import Teacher
 
 LINEAR_GRIDS = ("time^1.25@2.5", "time^1.5@4", "time^1.5@8")
@@ -29,7 +29,7 @@ class Base:
 
     solver: str = DEFAULT_SOLVER
     grid: str = DEFAULT_GRID
-    start: str = "noise"
+    initial_map: str | None = None
 
     @property
     def fixed(self) -> bool:
@@ -39,7 +39,7 @@ class Base:
     def sampler(self, teacher: Teacher, num_steps: int) -> Sampler:
         """Itself as a sampler; what is to be fitted is fitted, or found in the cache."""
         grid = GRIDS[self.grid]
-        start = start_of(self.start, teacher, grid)
+        start = initial_map_of(self.initial_map, teacher, grid)
         solver = solver_of(self.solver, teacher, grid, num_steps, start)
 
         @torch.inference_mode()

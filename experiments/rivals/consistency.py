@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from experiments.rivals.descent import Batch, Descent
-from experiments.rivals.landings import Noised, grid_levels, landing_loss, noised, one_step_student
 from experiments.rivals.regression import distil
 from experiments.rivals.rival import BACKWARD_CALLS, Fitted, Task
+from experiments.rivals.targets import Noised, grid_levels, noised, one_step_student, target_loss
 from redif_env.diffusion.predictions import clean_estimate
 from redif_env.diffusion.schedules import Schedule
 from redif_env.diffusion.types import Prediction, expand
@@ -38,7 +38,7 @@ def consistency(task: Task) -> Fitted:
         start = noised(batch, here, schedule, generator)
         with torch.no_grad():
             target = _landed(own, heun_step(task.teacher, start, further), end, (index + 1) % FINE == 0, schedule)
-        return landing_loss(own, start, target)
+        return target_loss(own, start, target)
 
     calls = 2 * task.teacher.calls + 1 + 1 + BACKWARD_CALLS
     return distil(task, student, Descent(loss, calls, RATE, EMA))

@@ -87,7 +87,7 @@ def _mdp(task: Task) -> DenoisingMDP:
         task.base.grid,
         str(task.teacher.device),
         "float32",
-        start=task.base.start,
+        initial_map=task.base.initial_map,
     )
 
 

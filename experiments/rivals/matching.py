@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.rivals.descent import Batch, Descent, loss_of
-from experiments.rivals.landings import Noised, noised
 from experiments.rivals.regression import distil, stepped
 from experiments.rivals.rival import BACKWARD_CALLS, Fitted, Task
+from experiments.rivals.targets import Noised, noised
 from redif_env.diffusion.predictions import noise_estimate
 from redif_env.diffusion.types import expand
 from redif_env.teachers.teacher import Teacher

@@ -40,7 +40,7 @@ def off_the_shelf(kind: type[BaseAlgorithm], task: Task) -> Fitted:
         num_steps=task.num_steps,
         solver=task.base.solver,
         grid=task.base.grid,
-        start=task.base.start,
+        initial_map=task.base.initial_map,
         reward=dict(DEFAULT_REWARD),
         group_size=GROUP,
         reference_size=len(task.reference),

@@ -93,7 +93,7 @@ def redif_both(task: Task) -> Fitted:
         first = compact(replace(task, seconds=task.seconds * BOTH_SHARE), ppo.Args())
         assert isinstance(first.sampler, StudentSampler)
         first.sampler.student.save_pretrained(Path(folder) / "compact")
-        settings = NoiseSettings(start=str(Path(folder) / "compact"), copy=True)
+        settings = NoiseSettings(base_student=str(Path(folder) / "compact"), copy=True)
         found = _network(task, settings, clock, 1 - BOTH_SHARE)
     return replace(found, network_calls=found.network_calls + first.network_calls)
 
@@ -178,7 +178,7 @@ def _given(task: Task, settings: Any) -> Any:
         teacher=task.teacher.name,
         solver=task.base.solver if settings.solver == DEFAULT_SOLVER else settings.solver,
         grid=task.base.grid,
-        start=task.base.start,
+        initial_map=task.base.initial_map,
         reference_size=len(reference),
         teacher_steps=reference.num_steps,
     )

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from experiments.rivals.descent import Batch, Descent, average
-from experiments.rivals.landings import grid_levels, landing_loss, noised, one_step_student
 from experiments.rivals.regression import distil
 from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, Task
+from experiments.rivals.targets import grid_levels, noised, one_step_student, target_loss
 from redif_env.diffusion.grids import Grid
 from redif_env.teachers.teacher import Teacher
 
@@ -55,6 +55,6 @@ def _halving(task: Task, student: Teacher, teacher: Teacher, grid: Grid, steps: 
         with torch.no_grad():
             middle = start.landed(start.predict(teacher), between, schedule)
             target = middle.landed(middle.predict(teacher), there, schedule)
-        return landing_loss(student, start, target)
+        return target_loss(student, start, target)
 
     return Descent(loss, 2 * teacher.calls + 1 + BACKWARD_CALLS, RATE, EMA)

@@ -10,7 +10,7 @@ from experiments.rivals.rival import Clock, Fitted, Rival, Sampler, Task
 from experiments.rivals.shortlist import nearest
 from experiments.rivals.two_calls import Choice, TwoCallSampler, heun, midpoint
 from redif_env.diffusion.grids import GRIDS
-from redif_env.fitted.initial_maps import fit_start
+from redif_env.fitted.initial_maps import fit_initial_map
 from redif_env.judging.baselines import SOLVER_GRIDS, Baseline
 from redif_env.mdp.settings import LINEAR
 
@@ -67,7 +67,7 @@ def _multistep(method: str, task: Task, grid: str) -> Sampler:
 
 
 def _started(method: str, task: Task, grid: str) -> Sampler:
-    start, bare = fit_start(task.teacher, GRIDS[grid]), _multistep(method, task, grid)
+    start, bare = fit_initial_map(task.teacher, GRIDS[grid]), _multistep(method, task, grid)
     return lambda noise, condition: bare(start(noise, condition), condition)
 
 

@@ -1,4 +1,4 @@
-"""Schedules as diffusers' scheduler configs: reading any of them, and writing one that stands for ours."""
+"""Schedules as diffusers' scheduler configs: how any of them is read, and one written that stands for ours."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _CONSISTENCY = (
 
 
 @dataclass(frozen=True)
-class Reading:
+class Parameterization:
     """What a scheduler's config says of a network."""
 
     schedule: Schedule
@@ -48,19 +48,23 @@ class Reading:
     preconditioning: Preconditioning = PLAIN
 
 
-def action_reading(reading: Reading) -> Reading:
+def action_parameterization(parameterization: Parameterization) -> Parameterization:
     """In what form actions bring predictions, of a teacher whose answers are read so.
 
     Velocity in place of noise where the schedule preserves variance; the teacher's own form elsewhere. Networks of
     students answer in it too, unless they are copies of the teacher.
     """
-    noisy = reading.prediction_type is PredictionType.EPSILON
-    if noisy and isinstance(reading.schedule, VariancePreservingSchedule) and reading.preconditioning == PLAIN:
-        return replace(reading, prediction_type=PredictionType.V_PREDICTION)
-    return reading
+    noisy = parameterization.prediction_type is PredictionType.EPSILON
+    if (
+        noisy
+        and isinstance(parameterization.schedule, VariancePreservingSchedule)
+        and parameterization.preconditioning == PLAIN
+    ):
+        return replace(parameterization, prediction_type=PredictionType.V_PREDICTION)
+    return parameterization
 
 
-def read_scheduler(config: Mapping[str, Any], name: str, tokens: int | None = None) -> Reading:
+def read_scheduler(config: Mapping[str, Any], name: str, tokens: int | None = None) -> Parameterization:
     """Schedule, prediction type and preconditioning that a diffusers scheduler's config describes.
 
     Args:
@@ -86,22 +90,22 @@ def read_scheduler(config: Mapping[str, Any], name: str, tokens: int | None = No
     if kind == "ScoreSdeVeScheduler":
         # Its network is told sigma and answers with the score.
         schedule = VarianceExplodingSchedule(config["sigma_min"], config["sigma_max"], label=NoiseLabel.SIGMA)
-        return Reading(schedule, PredictionType.EPSILON, ScorePreconditioning())
+        return Parameterization(schedule, PredictionType.EPSILON, ScorePreconditioning())
     if kind in _FLOW or config.get("use_flow_sigmas"):
         return _flow(config, name, tokens)
     if config.get("timestep_type") == "continuous":
         return _continuous(config, name)
-    return Reading(_variance_preserving(config, name), _prediction_type(config, name))
+    return Parameterization(_variance_preserving(config, name), _prediction_type(config, name))
 
 
-def scheduler_config(reading: Reading) -> dict[str, Any]:
+def scheduler_config(parameterization: Parameterization) -> dict[str, Any]:
     """The config, with ``_class_name``, that :func:`read_scheduler` makes the same of, bit for bit.
 
     Raises:
         TypeError: if the schedule or the preconditioning is of a kind that no diffusers scheduler has.
     """
-    schedule, preconditioning = reading.schedule, reading.preconditioning
-    kind = reading.prediction_type.value
+    schedule, preconditioning = parameterization.schedule, parameterization.preconditioning
+    kind = parameterization.prediction_type.value
     if isinstance(schedule, VariancePreservingSchedule) and preconditioning == PLAIN:
         return {
             "_class_name": "DDPMScheduler",
@@ -128,20 +132,20 @@ def scheduler_config(reading: Reading) -> dict[str, Any]:
     )
 
 
-def _edm(config: Mapping[str, Any]) -> Reading:
+def _edm(config: Mapping[str, Any]) -> Parameterization:
     schedule = VarianceExplodingSchedule(config["sigma_min"], config["sigma_max"], config.get("rho", 7.0))
     prediction_type = PredictionType(config.get("prediction_type", "epsilon"))
-    return Reading(schedule, prediction_type, EDMPreconditioning(config.get("sigma_data", 0.5)))
+    return Parameterization(schedule, prediction_type, EDMPreconditioning(config.get("sigma_data", 0.5)))
 
 
-def _flow(config: Mapping[str, Any], name: str, tokens: int | None) -> Reading:
+def _flow(config: Mapping[str, Any], name: str, tokens: int | None) -> Parameterization:
     if config.get("invert_sigmas"):
         raise ValueError(f"teacher={name!r} has invert_sigmas: its time runs the other way, which is not supported")
     shift = float(config.get("flow_shift") or config.get("shift") or 1.0)
     if config.get("use_dynamic_shifting") and tokens is not None:
         shift = _dynamic_shift(config, tokens)
     schedule = FlowSchedule(shift, int(config.get("num_train_timesteps", 1000)))
-    return Reading(schedule, PredictionType.FLOW_PREDICTION)
+    return Parameterization(schedule, PredictionType.FLOW_PREDICTION)
 
 
 def _dynamic_shift(config: Mapping[str, Any], tokens: int) -> float:
@@ -152,7 +156,7 @@ def _dynamic_shift(config: Mapping[str, Any], tokens: int) -> float:
     return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
 
 
-def _continuous(config: Mapping[str, Any], name: str) -> Reading:
+def _continuous(config: Mapping[str, Any], name: str) -> Parameterization:
     """EulerDiscreteScheduler's continuous timesteps: EDM, for data of unit variance (Blattmann et al. 2023)."""
     low, high = config.get("sigma_min"), config.get("sigma_max")
     if low is None or high is None:
@@ -163,7 +167,7 @@ def _continuous(config: Mapping[str, Any], name: str) -> Reading:
             f"teacher={name!r} has continuous timesteps with prediction_type={prediction_type.value!r}: "
             "only 'v_prediction' can be read"
         )
-    return Reading(VarianceExplodingSchedule(low, high), prediction_type, EDMPreconditioning(1.0))
+    return Parameterization(VarianceExplodingSchedule(low, high), prediction_type, EDMPreconditioning(1.0))
 
 
 def _variance_preserving(config: Mapping[str, Any], name: str) -> VariancePreservingSchedule:

@@ -20,14 +20,14 @@ from redif_env.diffusion.solvers import Solver
 from redif_env.diffusion.types import State, Transition
 from redif_env.envs.draws import GroupDraws
 from redif_env.envs.spaces import action_space, observation_space
-from redif_env.fitted.initial_maps import LinearStart
+from redif_env.fitted.initial_maps import LinearInitialMap
 from redif_env.mdp.actions import ActionMap
 from redif_env.mdp.observations import Observation, Sample
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
 from redif_env.measures.rendering import Filmstrip
 from redif_env.rewards.names import build_terms
 from redif_env.rewards.reward import Reward, Term, load_memories, memories, restart
-from redif_env.teachers.conditions import Wanted
+from redif_env.teachers.conditions import ConditionsLike
 from redif_env.teachers.references import reference_set
 from redif_env.teachers.teacher import Teacher
 
@@ -47,8 +47,9 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         group_size: sub-environments in groups of this many start each episode from the same noise (those of one
             group are seeded like its first); what a group-relative baseline needs.
         autoreset_mode: ``SAME_STEP`` (default), ``NEXT_STEP`` or ``DISABLED``, as enum or as its value.
-        teacher, num_steps, action, observation, solver, grid, start, reward, min_steps, prices, conditions, null_label,
-            guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, autocast, render_mode: as
+        teacher, num_steps, action, observation, solver, grid, initial_map, reward, min_steps, prices, conditions,
+            null_label, guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, autocast,
+            render_mode: as
             in :class:`ReDiFEnv`.
 
     ``last_transition`` holds all that the last step did, as torch tensors, before any reset: what reward wrappers read.
@@ -70,11 +71,11 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         observation: str | Observation | Sample = "features",
         solver: str | Solver = DEFAULT_SOLVER,
         grid: str | Grid = DEFAULT_GRID,
-        start: str | LinearStart = "noise",
+        initial_map: str | LinearInitialMap | None = None,
         reward: str | Reward | Mapping[str, float] = "endpoint",
         min_steps: int | None = None,
         prices: tuple[float, float] | None = None,
-        conditions: Wanted | None = None,
+        conditions: ConditionsLike | None = None,
         null_label: int | None = None,
         guidance_scale: float | None = None,
         learn_guidance: bool = False,
@@ -108,7 +109,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             null_label=null_label,
             guidance_scale=guidance_scale,
             learn_guidance=learn_guidance,
-            start=start,
+            initial_map=initial_map,
         )
         self.num_envs, self.group_size, self.render_mode = num_envs, group_size, render_mode
         self.autocast = autocast
@@ -187,7 +188,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         for term in self.terms:
             restart(term.reward)
 
-    def foresight(self) -> tuple[Tensor, Tensor]:
+    def privileged_information(self) -> tuple[Tensor, Tensor]:
         """The newest prediction of every episode's clean sample, and the teacher's endpoint: ``(num_envs, *S)`` each.
 
         For baselines that know more than the policy may (:class:`redif_env.sb3.PrivilegedBaseline`). Where actions
@@ -197,7 +198,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             gymnasium.error.ResetNeeded: before the first reset.
         """
         if self._state is None:
-            raise gym.error.ResetNeeded("foresight() was called before reset(): call reset() first")
+            raise gym.error.ResetNeeded("privileged_information() was called before reset(): call reset() first")
         return self._state.x0_history[:, 0], self.reference.endpoints[self._pair]
 
     def state_dict(self) -> dict[str, Any]:
@@ -265,7 +266,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         return self._observe(self._now), np.sum(list(terms.values()), axis=0), terminated, truncated, infos
 
     def _transition(self, action: Tensor, live: Tensor) -> Transition:
-        state = self.mdp.answered(self._now, action)
+        state = self.mdp.with_action_prediction(self._now, action)
         decision = self.mdp.decode(state, action)
         next_state = self.mdp.advance(state, decision)
         terminated = live & (next_state.steps_left == 0)
@@ -288,8 +289,8 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         device = self._pair.device
         pair, dial = (torch.from_numpy(drawn).to(device) for drawn in self._draws.next(rows.cpu().numpy()))
         self._pair = torch.where(rows, pair, self._pair)
-        start = (self.reference.noise[self._pair], self.mdp.price(dial), self.reference.condition[self._pair])
-        initial = self.mdp.initial(*start)
+        drawn = (self.reference.noise[self._pair], self.mdp.price(dial), self.reference.condition[self._pair])
+        initial = self.mdp.initial(*drawn)
         self._state = initial if self._state is None else self._state.merge(rows, initial)
 
     def _predicted(self, state: State, rows: Tensor) -> State:
@@ -482,7 +483,7 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
       polynomial's weights, fitted to the teacher's ways, :mod:`redif_env.fitted.linear_solver`) and its grid (`"time"`,
       `"time^1.5"`, `"time^2"`, `"logsnr"`, `"karras"`, `"ays"`; the first two also with a late start, where
       sigma / alpha is 60, 20, 8 or 4: `"time@60"` ...; and `"time^1.25@2.5"`, for linear steps).
-    - `start="noise"`: what a late start takes for a sample of its level: the initial noise itself, or with `"linear"`
+    - `initial_map=None`: what a late start takes for a sample of its level: the noise itself, or with `"linear"`
       what a linear map, fitted to the teacher's ways, makes of it without a network call
       (:mod:`redif_env.fitted.initial_maps`). Like linear steps it is fitted once and cached; both are shipped for
       `teacher="digits"`, `grid="time^1.25@2.5"` and 4 steps.
@@ -515,11 +516,11 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
         observation: str | Observation | Sample = "features",
         solver: str | Solver = DEFAULT_SOLVER,
         grid: str | Grid = DEFAULT_GRID,
-        start: str | LinearStart = "noise",
+        initial_map: str | LinearInitialMap | None = None,
         reward: str | Reward | Mapping[str, float] = "endpoint",
         min_steps: int | None = None,
         prices: tuple[float, float] | None = None,
-        conditions: Wanted | None = None,
+        conditions: ConditionsLike | None = None,
         null_label: int | None = None,
         guidance_scale: float | None = None,
         learn_guidance: bool = False,
@@ -538,7 +539,7 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
             observation=observation,
             solver=solver,
             grid=grid,
-            start=start,
+            initial_map=initial_map,
             reward=reward,
             min_steps=min_steps,
             prices=prices,

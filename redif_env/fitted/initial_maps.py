@@ -34,7 +34,7 @@ LARGEST = 4096
 
 
 @dataclass(frozen=True, eq=False)
-class LinearStart:
+class LinearInitialMap:
     """From standard normal noise to where the teacher's way from it passes a level.
 
     ``matrix`` ``(D, D)`` acts on flat samples from the right, ``offset`` ``(C, D)`` is added, one row a condition; what
@@ -62,7 +62,7 @@ class LinearStart:
         return digest.hexdigest()
 
 
-def fit_start(teacher: Teacher, grid: Grid) -> LinearStart:
+def fit_initial_map(teacher: Teacher, grid: Grid) -> LinearInitialMap:
     """The linear start at the first level of ``grid``: from the cache, or fitted (with a progress bar) and kept there.
 
     Raises:
@@ -74,8 +74,10 @@ def fit_start(teacher: Teacher, grid: Grid) -> LinearStart:
     noisiest = teacher.schedule.half_logsnr_at(begins + 1).item()
     count = math.prod(teacher.sample_shape)
     if half_logsnr <= noisiest:
-        raise ValueError("start='linear' needs a grid that begins late: choose grid='time@4', or start='noise'")
-    check_fitted(teacher, count, "start='linear'", "start='noise'")
+        raise ValueError(
+            "initial_map='linear' needs a grid that begins late: choose grid='time@4', or initial_map=None"
+        )
+    check_fitted(teacher, count, "initial_map='linear'", "initial_map=None")
     noise, condition = draw_starts(teacher, max(SIZE, RATIO * count), TRAIN_SEED)
 
     def compute() -> Tensor:
@@ -86,7 +88,7 @@ def fit_start(teacher: Teacher, grid: Grid) -> LinearStart:
 
     described = f"linear start {reference_key(teacher, noise, condition, STEPS)} {half_logsnr:.6f}"
     fitted = cached(hashlib.sha256(described.encode()).hexdigest(), compute)
-    return LinearStart(half_logsnr, fitted[:count], fitted[count:])
+    return LinearInitialMap(half_logsnr, fitted[:count], fitted[count:])
 
 
 def check_fitted(teacher: Teacher, numbers: int, given: str, instead: str) -> None:

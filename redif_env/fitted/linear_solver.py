@@ -21,7 +21,7 @@ from tqdm import tqdm
 from redif_env.diffusion.grids import Grid, next_position
 from redif_env.diffusion.solvers import Solver, clean_target, initial_state, predict, step_to
 from redif_env.diffusion.types import Decision, Level, State, expand
-from redif_env.fitted.initial_maps import LinearStart, check_fitted
+from redif_env.fitted.initial_maps import LinearInitialMap, check_fitted
 from redif_env.fitted.regression import least_squares, moment_map
 from redif_env.storage.cache import cached
 from redif_env.teachers.references import (
@@ -96,7 +96,9 @@ class LinearSolver(Solver):
         return f"LinearSolver(num_steps={self.order}, key={self.key[:16]!r})"
 
 
-def fit_solver(teacher: Teacher, grid: Grid, num_steps: int, start: LinearStart | None = None) -> LinearSolver:
+def fit_solver(
+    teacher: Teacher, grid: Grid, num_steps: int, initial_map: LinearInitialMap | None = None
+) -> LinearSolver:
     """The linear steps of ``grid``: from the cache, or fitted (with a progress bar) and kept there.
 
     Step by step on the ways of ``SIZE`` noises of the training set or more: each step's inputs are where the steps
@@ -106,7 +108,7 @@ def fit_solver(teacher: Teacher, grid: Grid, num_steps: int, start: LinearStart 
         teacher: whose ways they are.
         grid: of the steps.
         num_steps: how many.
-        start: where the steps begin; the noise itself if not given.
+        initial_map: where the steps begin; the noise itself if not given.
 
     Raises:
         ValueError: if samples are too large for so many steps, or the teacher takes prompts.
@@ -117,19 +119,19 @@ def fit_solver(teacher: Teacher, grid: Grid, num_steps: int, start: LinearStart 
 
     def compute() -> Tensor:
         reference = reference_set(teacher, _size(teacher, num_steps), num_steps=STEPS)
-        return _fitted(teacher, grid, num_steps, start, reference, reference_paths(teacher, reference)).float()
+        return _fitted(teacher, grid, num_steps, initial_map, reference, reference_paths(teacher, reference)).float()
 
-    fitted = cached(solver_key(teacher, grid, num_steps, start), compute)
+    fitted = cached(solver_key(teacher, grid, num_steps, initial_map), compute)
     matrices = fitted[:, :numbers].reshape(num_steps, num_steps + 1, count, count)
     levels = tuple(_levels(teacher, grid, num_steps).tolist())
     return LinearSolver(levels, matrices, fitted[:, numbers:], _clips(teacher))
 
 
-def solver_key(teacher: Teacher, grid: Grid, num_steps: int, start: LinearStart | None = None) -> str:
-    """Under what :func:`fit_solver` keeps its numbers (:func:`redif_env.storage.cache.kept_file`)."""
+def solver_key(teacher: Teacher, grid: Grid, num_steps: int, initial_map: LinearInitialMap | None = None) -> str:
+    """Under what :func:`fit_solver` keeps its numbers (:func:`redif_env.storage.cache.cached_file`)."""
     noise, condition = draw_starts(teacher, _size(teacher, num_steps), TRAIN_SEED)
     ways = reference_key(teacher, noise, condition, STEPS)
-    begun = "noise" if start is None else start.key
+    begun = "noise" if initial_map is None else initial_map.key
     # Rounded, since machines differ in a logarithm's last digit.
     levels = [f"{level:.6f}" for level in _levels(teacher, grid, num_steps).tolist()]
     described = f"moment-matched linear solver {ways} {levels} {begun}{' clipped' if _clips(teacher) else ''}"
@@ -156,14 +158,14 @@ def _fitted(
     teacher: Teacher,
     grid: Grid,
     num_steps: int,
-    start: LinearStart | None,
+    initial_map: LinearInitialMap | None,
     reference: ReferenceSet,
     paths: ReferencePaths,
 ) -> Tensor:
     """Matrices, one above the other, and offsets below them: ``(num_steps, (num_steps + 1) * D + C, D)``."""
     schedule, condition = teacher.schedule, reference.condition.to(teacher.device)
     noise = reference.noise.to(teacher.device)
-    begun = noise if start is None else start(noise, condition)
+    begun = noise if initial_map is None else initial_map(noise, condition)
     guidance = teacher.guidance_scale or 1.0
     state = initial_state(begun, schedule, grid, num_steps, num_steps, condition, guidance)
     pairs, maps, count = torch.arange(len(noise)), [], math.prod(teacher.sample_shape)

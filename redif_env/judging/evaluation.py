@@ -137,7 +137,7 @@ class Evaluator:
 
         ``kd`` is the kernel distance times 1000; ``swd`` the sliced Wasserstein distance; ``fd_pixels`` the Frechet
         distance of the values themselves; ``strayed`` the share of samples that ended nearer to another noise's
-        endpoint; ``fd_strayed`` the Frechet distance if all others were perfect, ``fd_others`` if those were.
+        endpoint; ``fd_switched`` the Frechet distance if all others were perfect, ``fd_others`` if those were.
         """
         features, endpoints = self.embed(samples), self.endpoint_features
         astray = strayed(features, endpoints)[:, None]
@@ -150,7 +150,7 @@ class Evaluator:
             "swd": sliced_wasserstein(features, endpoints),
             "fd_pixels": frechet_distance(self.teacher.clip(samples).flatten(1), self.endpoints.flatten(1)),
             "strayed": astray.double().mean().item(),
-            "fd_strayed": frechet_distance(torch.where(astray, features, endpoints), endpoints),
+            "fd_switched": frechet_distance(torch.where(astray, features, endpoints), endpoints),
             "fd_others": frechet_distance(torch.where(astray, endpoints, features), endpoints),
         }
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from redif_env.diffusion.bands import split_bands
 from redif_env.diffusion.grids import Grid, next_position
-from redif_env.diffusion.noise_schedulers import Reading, action_reading
+from redif_env.diffusion.noise_schedulers import Parameterization, action_parameterization
 from redif_env.diffusion.predictions import noise_estimate
 from redif_env.diffusion.schedules import Schedule, noise_share
 from redif_env.diffusion.solvers import Solver
@@ -28,11 +28,11 @@ class BaseSolver:
 
     solver: Solver
     grid: Grid
-    reading: Reading
+    parameterization: Parameterization
 
     @property
     def schedule(self) -> Schedule:
-        return self.reading.schedule
+        return self.parameterization.schedule
 
 
 class ActionMap(ABC):
@@ -94,7 +94,7 @@ class SolverMap(ActionMap):
     2   weight of their second difference, +-``max_second``
     3   gain of the combined noise prediction, +-``max_gain`` (in the ``v`` coordinate: the clean estimate moves by
         ``-gain * share * eps``, which stays small at high noise, where ``-gain * (sigma / alpha) * eps`` would not)
-    4   time told to the network at its next call: the level's own, shifted by +-``max_told * share`` in
+    4   time told to the network at its next call: the level's own, shifted by +-``max_timestep_shift * share`` in
         ``half_logsnr``, with the next level's ``share``
     5.. gain of each spatial frequency band of the predicted clean sample, +-``max_band * share`` (images only)
     ==  =======================================================================================================
@@ -108,7 +108,7 @@ class SolverMap(ActionMap):
     max_first: float = 1.0
     max_second: float = 0.5
     max_gain: float = 0.6
-    max_told: float = 1.0
+    max_timestep_shift: float = 1.0
     max_band: float = 1.0
     bands: int = 2
     history = 3
@@ -126,7 +126,7 @@ class SolverMap(ActionMap):
         if state.x.ndim == 4 and self.bands:
             gains = self._gains(action, share).to(x0.dtype)
             x0 = x0 + torch.einsum("bk,kbchw->bchw", gains, split_bands(x0, self.bands))
-        told = half_logsnr + self.max_told * noise_share(half_logsnr) * action[:, 4]
+        told = half_logsnr + self.max_timestep_shift * noise_share(half_logsnr) * action[:, 4]
         return Decision(position, half_logsnr, x0, base.schedule.timestep(told), state.steps_left)
 
     def band_gains(self, action: Tensor, state: State, base: BaseSolver) -> Tensor:
@@ -153,7 +153,7 @@ class NoiseMap(ActionMap):
     """The step size and the whole noise prediction: the paper's own action, ``1 + prod(S)`` numbers.
 
     Number 0 is the step size, as in :class:`SolverMap`. The others, times ``max_output``, are what the student's
-    network says, in the form of ``action_reading``: for variance-preserving teachers
+    network says, in the form of ``action_parameterization``: for variance-preserving teachers
     the velocity, whose errors no level magnifies (those of ``eps`` count ``sigma / alpha`` times in the clean estimate,
     157 times at the start of a linear schedule). It takes the place of the teacher's prediction; the base solver makes
     a step of it and of those before it. So a student that says what the teacher says is the base solver.
@@ -161,13 +161,13 @@ class NoiseMap(ActionMap):
     Args:
         max_output: what 1 stands for; outputs are about normal, of which beyond 4 lies one in 16,000.
         max_shift: as in the :class:`SolverMap`.
-        start: actions of the :class:`SolverMap` to begin from, one a step, as the mean actions of a student that was
-            trained with that map; number 0 is added to theirs. The base solver if not given.
+        initial_actions: actions of the :class:`SolverMap` to begin from, one a step, such as the mean actions of a
+            student that was trained with that map; number 0 is added to theirs. The base solver if not given.
     """
 
     max_output: float = 4.0
     max_shift: float = SolverMap.max_shift
-    start: tuple[tuple[float, ...], ...] | None = None
+    initial_actions: tuple[tuple[float, ...], ...] | None = None
     predicts = True
     history = SolverMap.history
 
@@ -176,14 +176,14 @@ class NoiseMap(ActionMap):
 
     def prediction(self, action: Tensor, state: State, base: BaseSolver) -> Prediction:
         output = (self.max_output * action[:, 1:]).reshape(state.x.shape).to(state.x.dtype)
-        reading = action_reading(base.reading)
-        level = reading.schedule.level(state.half_logsnr)
-        return reading.preconditioning.read(output, state.x, level, reading.prediction_type)
+        parameterization = action_parameterization(base.parameterization)
+        level = parameterization.schedule.level(state.half_logsnr)
+        return parameterization.preconditioning.read(output, state.x, level, parameterization.prediction_type)
 
     def decode(self, action: Tensor, state: State, base: BaseSolver) -> Decision:
-        if self.start is None:
+        if self.initial_actions is None:
             return StepMap(self.max_shift).decode(action[:, :1], state, base)
-        started = torch.tensor(self.start, dtype=action.dtype, device=action.device)
+        started = torch.tensor(self.initial_actions, dtype=action.dtype, device=action.device)
         row = len(started) - state.steps_left.clamp(min=1)
         full = torch.cat([started[row, :1] + action[:, :1], started[row, 1:]], dim=1)
         return SolverMap(self.max_shift).decode(full.clamp(-1, 1), state, base)
@@ -191,13 +191,13 @@ class NoiseMap(ActionMap):
     @property
     def finished(self) -> ActionMap:
         """The map of the finished student, whose network predicts in the teacher's place: how its steps are taken."""
-        return StepMap(self.max_shift) if self.start is None else SolverMap(self.max_shift)
+        return StepMap(self.max_shift) if self.initial_actions is None else SolverMap(self.max_shift)
 
     def table(self, shifts: Tensor) -> Tensor:
         """Actions ``(num_steps, A)`` of the ``finished`` map, for the step sizes of each step, ``(num_steps,)``."""
-        if self.start is None:
+        if self.initial_actions is None:
             return shifts[:, None]
-        started = torch.tensor(self.start, dtype=shifts.dtype, device=shifts.device)
+        started = torch.tensor(self.initial_actions, dtype=shifts.dtype, device=shifts.device)
         return torch.cat([started[:, :1] + shifts[:, None], started[:, 1:]], dim=1).clamp(-1, 1)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from redif_env.diffusion.bands import split_bands
-from redif_env.diffusion.noise_schedulers import Reading
+from redif_env.diffusion.noise_schedulers import Parameterization
 from redif_env.diffusion.types import State, expand
 
 BOUND = 10.0
@@ -115,16 +115,16 @@ class Sample:
     history = 0
     shows_condition = False
 
-    def observe(self, state: State, reading: Reading) -> dict[str, Tensor]:
+    def observe(self, state: State, parameterization: Parameterization) -> dict[str, Tensor]:
         """The dict, of a state of a process whose teacher's network is read so."""
-        level = reading.schedule.level(state.half_logsnr)
+        level = parameterization.schedule.level(state.half_logsnr)
         columns = {
             "timestep": state.timestep,
             "level": state.half_logsnr.clamp(-BOUND, BOUND),
             "nfe_left": state.steps_left,
             "condition": state.condition,
         }
-        seen = {"sample": reading.preconditioning.inputs(state.x, level).float()}
+        seen = {"sample": parameterization.preconditioning.inputs(state.x, level).float()}
         return seen | {name: values[:, None].float() for name, values in columns.items()}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from redif_env.diffusion.grids import Grid
 from redif_env.diffusion.solvers import Solver, initial_state, predict, record, step_to
 from redif_env.diffusion.types import Decision, State
-from redif_env.fitted.initial_maps import LinearStart
+from redif_env.fitted.initial_maps import LinearInitialMap
 from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.mdp.actions import ActionMap, BaseSolver
 from redif_env.mdp.observations import Observation, Sample
@@ -45,7 +45,7 @@ class DenoisingMDP:
             sees as one more number, the last: 0 at the smallest, 1 at the largest, linear in the logarithm.
         learn_guidance: whether the guidance scale of each network call but the first is a decision: actions get one
             more number, after those of the action map. The scale's excess over 1 is multiplied by ``4 ** number``.
-        start: what noise is mapped to, as a sample of the grid's first level; itself if not given.
+        initial_map: what noise is mapped to, as a sample of the grid's first level; itself if not given.
     """
 
     teacher: Teacher
@@ -57,7 +57,7 @@ class DenoisingMDP:
     min_steps: int | None = None
     prices: tuple[float, float] | None = None
     learn_guidance: bool = False
-    start: LinearStart | None = None
+    initial_map: LinearInitialMap | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -77,7 +77,7 @@ class DenoisingMDP:
                 f"{len(self.teacher.conditions)}: choose 'features'"
             )
 
-        self._check_start()
+        self._check_initial_map()
         self._check_solver()
 
     def _check_solver(self) -> None:
@@ -104,22 +104,22 @@ class DenoisingMDP:
                 f"{len(self.teacher.conditions)}: fit one to this teacher (redif_env.fitted.linear_solver.fit_solver)"
             )
 
-    def _check_start(self) -> None:
-        """Refuse a start that was fitted for another way."""
-        if self.start is None:
+    def _check_initial_map(self) -> None:
+        """Refuse an initial map that was fitted to another teacher or grid."""
+        if self.initial_map is None:
             return
         first = self.grid.half_logsnr(
             torch.zeros(1, dtype=torch.float64), self.teacher.schedule.to(torch.device("cpu"))
         )
-        if abs(first.item() - self.start.half_logsnr) > 1e-6:
+        if abs(first.item() - self.initial_map.half_logsnr) > 1e-6:
             raise ValueError(
-                f"start ends at half_logsnr={self.start.half_logsnr:.4f}, but the grid begins at {first.item():.4f}: "
-                "fit one to this grid (redif_env.fitted.initial_maps.fit_start)"
+                f"initial_map ends at half_logsnr={self.initial_map.half_logsnr:.4f}, but the grid begins at "
+                f"{first.item():.4f}: fit one to this grid (fit_initial_map)"
             )
-        if len(self.start.offset) != len(self.teacher.conditions):
+        if len(self.initial_map.offset) != len(self.teacher.conditions):
             raise ValueError(
-                f"start knows {len(self.start.offset)} conditions, but teacher {self.teacher.name!r} has "
-                f"{len(self.teacher.conditions)}: fit one to this teacher (redif_env.fitted.initial_maps.fit_start)"
+                f"initial_map knows {len(self.initial_map.offset)} conditions, but teacher {self.teacher.name!r} has "
+                f"{len(self.teacher.conditions)}: fit one to this teacher (fit_initial_map)"
             )
 
     def _check_predictions(self) -> None:
@@ -141,7 +141,7 @@ class DenoisingMDP:
 
     @property
     def base(self) -> BaseSolver:
-        return BaseSolver(self.solver, self.grid, self.teacher.reading)
+        return BaseSolver(self.solver, self.grid, self.teacher.parameterization)
 
     @property
     def adaptive(self) -> bool:
@@ -181,16 +181,16 @@ class DenoisingMDP:
         ``price`` ``(B,)`` is what a call costs, ``condition`` ``(B,)`` the rows of the teacher's conditions.
         """
         teacher, scale = self.teacher, self.teacher.guidance_scale or 1.0
-        noise = self.begun(noise, condition)
+        noise = self.initial_sample(noise, condition)
         state = initial_state(noise, teacher.schedule, self.grid, self.num_steps, self.history, condition, scale)
         return state if price is None else replace(state, price=price.to(state.price))
 
-    def begun(self, noise: Tensor, condition: Tensor | None = None) -> Tensor:
-        """What is taken for samples of the grid's first level: ``noise`` ``(B, *S)``, or what the start makes of it."""
-        if self.start is None:
+    def initial_sample(self, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Samples of the grid's first level: ``noise`` ``(B, *S)`` itself, or what the initial map makes of it."""
+        if self.initial_map is None:
             return noise
         rows = torch.zeros(len(noise), dtype=torch.int64, device=noise.device) if condition is None else condition
-        return self.start(noise, rows)
+        return self.initial_map(noise, rows)
 
     def predict(self, state: State, rows: Tensor) -> State:
         """The teacher's prediction on the given rows (``(B,)`` bool) alone; the others stay as they are.
@@ -209,7 +209,7 @@ class DenoisingMDP:
         place[chosen] = torch.arange(len(chosen), device=rows.device)
         return state.merge(rows, answered.rows(place))
 
-    def answered(self, state: State, action: Tensor) -> State:
+    def with_action_prediction(self, state: State, action: Tensor) -> State:
         """``state`` with the prediction that ``action`` ``(B, A)`` brings; itself where the teacher predicts."""
         if not self.action_map.predicts:
             return state
@@ -232,7 +232,7 @@ class DenoisingMDP:
     def observe(self, state: State) -> Tensor | dict[str, Tensor]:
         """Observations: ``(B, F)`` float32, or a dict of such as ``Sample`` names them."""
         if isinstance(self.observation, Sample):
-            return self.observation.observe(state, self.teacher.reading)
+            return self.observation.observe(state, self.teacher.parameterization)
         normalised = replace(state, x=self.teacher.schedule.normalised(state.x, state.half_logsnr))
         seen = self.observation.observe(normalised, self.num_steps)
         if self.observation.shows_condition:

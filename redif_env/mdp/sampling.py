@@ -34,7 +34,7 @@ def trajectory(
     while bool(unfinished.any()):
         state = mdp.predict(state, unfinished)
         action = policy(mdp.observe(state))
-        answered = mdp.answered(state, action)
+        answered = mdp.with_action_prediction(state, action)
         stepped = mdp.advance(answered, mdp.decode(answered, action))
         state = state.merge(unfinished, stepped)
         unfinished = state.steps_left > 0

@@ -11,12 +11,12 @@ import torch
 
 from redif_env.diffusion.grids import GRIDS, Grid
 from redif_env.diffusion.solvers import SOLVERS, Solver
-from redif_env.fitted.initial_maps import LinearStart, fit_start
+from redif_env.fitted.initial_maps import LinearInitialMap, fit_initial_map
 from redif_env.fitted.linear_solver import LinearSolver, fit_solver
 from redif_env.mdp.actions import ACTION_MAPS, ActionMap
 from redif_env.mdp.observations import OBSERVATIONS, Observation, Sample
 from redif_env.mdp.process import DenoisingMDP
-from redif_env.teachers.conditions import Wanted
+from redif_env.teachers.conditions import ConditionsLike
 from redif_env.teachers.teacher import Teacher, load_teacher
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ def shared_teacher(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    conditions: Wanted | None = None,
+    conditions: ConditionsLike | None = None,
     null_label: int | None = None,
     guidance_scale: float | None = None,
 ) -> Teacher:
@@ -102,23 +102,25 @@ def _shared_teacher(
     null_label: int | None,
     guidance_scale: float | None,
 ) -> Teacher:
-    conditions: Wanted | None = dict(wanted) if wanted is not None and weighted else wanted
+    conditions: ConditionsLike | None = dict(wanted) if wanted is not None and weighted else wanted
     teacher = load_teacher(name_or_path, conditions=conditions, null_label=null_label, guidance_scale=guidance_scale)
     return teacher.to(device, dtype)
 
 
-def start_of(start: str | LinearStart, teacher: Teacher, grid: Grid) -> LinearStart | None:
-    """The start that a name stands for, fitted if it is "linear"; None for "noise", which is left as it is.
+def initial_map_of(initial_map: str | LinearInitialMap | None, teacher: Teacher, grid: Grid) -> LinearInitialMap | None:
+    """The initial map that a name stands for: fitted if it is "linear".
 
     Raises:
-        ValueError: if the name is unknown, or no linear start can be fitted.
+        ValueError: if the name is unknown, or no linear map can be fitted.
     """
-    if isinstance(start, LinearStart):
-        return start
-    return fit_start(teacher, grid) if look_up("start", start, {"noise": False, LINEAR: True}) else None
+    if initial_map is None or isinstance(initial_map, LinearInitialMap):
+        return initial_map
+    return look_up("initial_map", initial_map, {LINEAR: fit_initial_map})(teacher, grid)
 
 
-def solver_of(solver: str | Solver, teacher: Teacher, grid: Grid, num_steps: int, start: LinearStart | None) -> Solver:
+def solver_of(
+    solver: str | Solver, teacher: Teacher, grid: Grid, num_steps: int, initial_map: LinearInitialMap | None
+) -> Solver:
     """The solver that a name stands for; fitted to the grid, the steps and the start if it is "linear".
 
     Raises:
@@ -126,7 +128,7 @@ def solver_of(solver: str | Solver, teacher: Teacher, grid: Grid, num_steps: int
     """
     if isinstance(solver, Solver):
         return solver
-    return look_up("solver", solver, {**SOLVERS, LINEAR: None}) or fit_solver(teacher, grid, num_steps, start)
+    return look_up("solver", solver, {**SOLVERS, LINEAR: None}) or fit_solver(teacher, grid, num_steps, initial_map)
 
 
 def solver_name(solver: Solver) -> str:
@@ -150,11 +152,11 @@ def build_mdp(
     *,
     min_steps: int | None = None,
     prices: tuple[float, float] | None = None,
-    conditions: Wanted | None = None,
+    conditions: ConditionsLike | None = None,
     null_label: int | None = None,
     guidance_scale: float | None = None,
     learn_guidance: bool = False,
-    start: str | LinearStart = "noise",
+    initial_map: str | LinearInitialMap | None = None,
 ) -> DenoisingMDP:
     """The decision process that the arguments of ``gym.make("ReDiF-v0")`` describe."""
     placed, floating = parse_device(device), parse_dtype(dtype)
@@ -175,7 +177,7 @@ def build_mdp(
             guidance_scale=guidance_scale,
         )
     steps_on = look_up("grid", grid, GRIDS) if isinstance(grid, str) else grid
-    begins = start_of(start, model, steps_on)
+    begins = initial_map_of(initial_map, model, steps_on)
     return DenoisingMDP(
         teacher=model,
         solver=solver_of(solver, model, steps_on, num_steps, begins),
@@ -186,5 +188,5 @@ def build_mdp(
         min_steps=min_steps,
         prices=None if prices is None else (float(prices[0]), float(prices[1])),
         learn_guidance=learn_guidance,
-        start=begins,
+        initial_map=begins,
     )

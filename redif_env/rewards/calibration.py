@@ -11,7 +11,7 @@ from redif_env.teachers.references import ReferenceSet, base_samples
 
 def base_pairs(mdp: DenoisingMDP, reference: ReferenceSet) -> tuple[Tensor, Tensor]:
     """Samples of the base solver and the teacher's endpoints of the same noises, ``(M, *S)`` each."""
-    base = base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, mdp.num_steps, mdp.start)
+    base = base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, mdp.num_steps, mdp.initial_map)
     return base, reference.endpoints[: len(base)].to(base)
 
 

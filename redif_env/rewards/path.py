@@ -49,7 +49,7 @@ class PathAlignment:
         noise, asked = (part[:BASE_SIZE].to(mdp.teacher.device) for part in (reference.noise, reference.condition))
         pair = torch.arange(len(noise), device=noise.device)
         with torch.no_grad():
-            begun = mdp.begun(noise, asked)
+            begun = mdp.initial_sample(noise, asked)
             steps = trajectory(mdp.teacher, mdp.solver, mdp.grid, begun, mdp.num_steps, asked)
             scale = sum(float(bare.strayed(state, pair).double().mean()) for state in steps)
         return replace(bare, scale=scale)

@@ -45,15 +45,15 @@ class Checkpointer(BaseCallback):
     Args:
         folder: holds one folder a checkpoint, named by the environment steps made.
         every: environment steps between two.
-        companions: what else to save, by name.
+        components: what else to save, by name.
         keep: how many to keep.
     """
 
-    def __init__(self, folder: Path, every: int, companions: Mapping[str, Stateful], keep: int = 2) -> None:
+    def __init__(self, folder: Path, every: int, components: Mapping[str, Stateful], keep: int = 2) -> None:
         super().__init__()
         if every < 1 or keep < 1:
             raise ValueError(f"every and keep must be at least 1, got {every} and {keep}")
-        self.folder, self.every, self.companions, self.keep = folder, every, companions, keep
+        self.folder, self.every, self.components, self.keep = folder, every, components, keep
         self.stopped_by: signal.Signals | None = None
         self._last = 0
         self._stopping = False
@@ -62,7 +62,7 @@ class Checkpointer(BaseCallback):
         """Save the run as it stands, and delete all but the newest ``keep`` checkpoints."""
         state = {
             "agent": agent_state(self.model),
-            "companions": {name: companion.state_dict() for name, companion in self.companions.items()},
+            "components": {name: component.state_dict() for name, component in self.components.items()},
         }
         try:
             add_state(self.folder, self.model.num_timesteps, state, self.keep)
@@ -72,7 +72,7 @@ class Checkpointer(BaseCallback):
         self._last = self.model.num_timesteps
 
     def resume(self, agent: OnPolicyAlgorithm) -> bool:
-        """Continue ``agent`` and the companions from the newest checkpoint that is whole; a damaged one is a warning.
+        """Continue ``agent`` and the components from the newest checkpoint that is whole; a damaged one is a warning.
 
         Returns:
             Whether there was one.
@@ -83,8 +83,8 @@ class Checkpointer(BaseCallback):
         state = newest_state(self.folder)
         if state is None:
             return False
-        for name, companion in self.companions.items():
-            companion.load_state_dict(state["companions"][name])
+        for name, component in self.components.items():
+            component.load_state_dict(state["components"][name])
         # Last, since it sets the random states, and making a module draws from them.
         load_agent_state(agent, state["agent"])
         self._last = agent.num_timesteps

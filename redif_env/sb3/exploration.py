@@ -44,7 +44,7 @@ def landing_gains(mdp: DenoisingMDP) -> Tensor:
     strayed[:, 0] = 0  # the step size
     gains = []
     for _ in range(mdp.num_steps):
-        ends = [mdp.answered(state, action) for action in (strayed, zero)]
+        ends = [mdp.with_action_prediction(state, action) for action in (strayed, zero)]
         moved, state = (mdp.advance(end, mdp.decode(end, zero)) for end in ends)
         apart = schedule.normalised(moved.x, moved.half_logsnr) - schedule.normalised(state.x, state.half_logsnr)
         gains.append(apart.norm() / strayed.norm())

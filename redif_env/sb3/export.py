@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from redif_env.diffusion.noise_schedulers import action_reading
+from redif_env.diffusion.noise_schedulers import action_parameterization
 from redif_env.envs.environments import ReDiFEnv, ReDiFVectorEnv
 from redif_env.mdp.actions import NoiseMap
 from redif_env.mdp.observations import Features
@@ -66,8 +66,12 @@ def student_of(policy: BasePolicy, mdp: DenoisingMDP) -> Student:
     network = build_network(policy.settings["network"])
     network.load_state_dict(policy.plain_weights())
     table = action_map.table(policy.shift.detach().cpu().clamp(-1, 1))
-    reading = mdp.teacher.reading if policy.settings["answers_noise"] else action_reading(mdp.teacher.reading)
-    own = own_teacher(mdp.teacher, network, reading).to(mdp.teacher.device, mdp.teacher.dtype)
+    parameterization = (
+        mdp.teacher.parameterization
+        if policy.settings["predicts_noise"]
+        else action_parameterization(mdp.teacher.parameterization)
+    )
+    own = own_teacher(mdp.teacher, network, parameterization).to(mdp.teacher.device, mdp.teacher.dtype)
     process = replace(mdp, teacher=own, action_map=action_map.finished, observation=Features())
     return Student(process, Policy.from_table(table, process.observation_size))
 

@@ -70,7 +70,7 @@ class PrivilegedBaseline(BaseCallback):
         core = self.training_env.unwrapped
         mdp, self._core = core.mdp, core
         self._num_steps = mdp.num_steps
-        check_foresight(mdp)
+        check_privileged(mdp)
         if self.model.n_steps % mdp.num_steps:
             raise ValueError(
                 f"agent has n_steps={self.model.n_steps}, which are no whole episodes of num_steps={mdp.num_steps}: "
@@ -90,7 +90,7 @@ class PrivilegedBaseline(BaseCallback):
         return True
 
     def _note(self) -> None:
-        self._found.append(self._distance(*self._core.foresight()).double().cpu().numpy())
+        self._found.append(self._distance(*self._core.privileged_information()).double().cpu().numpy())
 
     def _on_rollout_end(self) -> None:
         assert isinstance(self.model, OnPolicyAlgorithm)
@@ -114,7 +114,7 @@ def default_distance(teacher: Teacher) -> Distance:
     return feature_distance(teacher) if teacher.decoder is None else root_mean_square
 
 
-def check_foresight(mdp: DenoisingMDP) -> None:
+def check_privileged(mdp: DenoisingMDP) -> None:
     """Refuse what a :class:`PrivilegedBaseline` cannot be used for.
 
     Raises:

@@ -67,8 +67,8 @@ class StudentPolicy(ActorCriticPolicy):
         PPO(StudentPolicy, env, policy_kwargs=student_kwargs(env.unwrapped.mdp), ...)
 
     The network's output over ``max_output`` is the mean of a Gaussian; it is read in the form of
-    ``action_reading``, in which no level magnifies errors. (A copy of a teacher that
-    predicts noise ``answers_noise``, which is put into that form.) The step size's mean is one learned number a step:
+    ``action_parameterization``, in which no level magnifies errors. (A copy of a teacher that
+    predicts noise ``predicts_noise``, which is put into that form.) The step size's mean is one learned number a step:
     the finished student is then a fixed few-step sampler, which every export holds.
     The value is read from the network's middle features; its gradient stops there, and never moves the student. The
     standard deviations are not learned but set: ``log_std`` ``(num_steps, 2)``, first to last step, of the step size
@@ -82,7 +82,7 @@ class StudentPolicy(ActorCriticPolicy):
         observation_space, action_space, lr_schedule: given by the agent.
         network: config of a diffusers model that is called as ``model(sample, timestep[, class_labels])``, with its
             ``_class_name``; plain values, so that agents are saved without pickles of code.
-        answers_noise: the network predicts the noise, on a variance-preserving schedule, and not the velocity that
+        predicts_noise: the network predicts the noise, on a variance-preserving schedule, and not the velocity that
             actions bring there.
         labels: the class label of each row of the teacher's conditions; none where it takes none.
         reduction: of the log-probability and the entropy over the numbers of an action.
@@ -106,7 +106,7 @@ class StudentPolicy(ActorCriticPolicy):
         lr_schedule: Schedule,
         *,
         network: Mapping[str, Any],
-        answers_noise: bool = False,
+        predicts_noise: bool = False,
         labels: list[int] | None = None,
         reduction: Reduction | str = Reduction.MEAN,
         exploration: tuple[float, float] = (0.1, 0.1),
@@ -122,7 +122,7 @@ class StudentPolicy(ActorCriticPolicy):
         self.num_steps = _checked(observation_space, action_space, use_sde)
         self.settings: dict[str, Any] = {
             "network": dict(network),
-            "answers_noise": answers_noise,
+            "predicts_noise": predicts_noise,
             "labels": labels,
             "reduction": Reduction(reduction),
             "exploration": tuple(exploration),
@@ -201,7 +201,7 @@ class StudentPolicy(ActorCriticPolicy):
 
     def _spoken(self, obs: dict[str, Tensor], output: Tensor) -> Tensor:
         """The network's output in the form of actions."""
-        if not self.settings["answers_noise"]:
+        if not self.settings["predicts_noise"]:
             return output
         return velocity(obs["sample"], output, preserving_level(obs["level"][:, 0]))
 

@@ -16,12 +16,12 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from redif_env.envs.environments import ReDiFVectorEnv, info_of
 from redif_env.envs.wrappers import GroupRelativeReward, VectorRewardTerm
-from redif_env.fitted.initial_maps import LinearStart
+from redif_env.fitted.initial_maps import LinearInitialMap
 from redif_env.mdp.actions import ActionMap
 from redif_env.mdp.observations import Observation, Sample
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.rewards.reward import Term, load_memories, memories
-from redif_env.teachers.conditions import Wanted
+from redif_env.teachers.conditions import ConditionsLike
 from redif_env.teachers.teacher import Teacher
 
 
@@ -167,11 +167,11 @@ def make_vec_env(
     observation: str | Observation | Sample = "features",
     solver: str = DEFAULT_SOLVER,
     grid: str = DEFAULT_GRID,
-    start: str | LinearStart = "noise",
+    initial_map: str | LinearInitialMap | None = None,
     reward: str | Mapping[str, float] = "endpoint",
     min_steps: int | None = None,
     prices: tuple[float, float] | None = None,
-    conditions: Wanted | None = None,
+    conditions: ConditionsLike | None = None,
     null_label: int | None = None,
     guidance_scale: float | None = None,
     learn_guidance: bool = False,
@@ -190,8 +190,9 @@ def make_vec_env(
         group_size: from 2 on, rewards are relative to their group's mean
             (``GroupRelativeReward``); with adaptive step counts, only if the agent learns with
             the callback :class:`~redif_env.sb3.GroupRelativeReturns`.
-        teacher, num_steps, action, observation, solver, grid, start, reward, min_steps, prices, conditions, null_label,
-            guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, autocast, render_mode: as in
+        teacher, num_steps, action, observation, solver, grid, initial_map, reward, min_steps, prices, conditions,
+            null_label, guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, autocast,
+            render_mode: as in
             :class:`~redif_env.envs.environments.ReDiFEnv`.
     """
     env = ReDiFVectorEnv(
@@ -202,7 +203,7 @@ def make_vec_env(
         observation=observation,
         solver=solver,
         grid=grid,
-        start=start,
+        initial_map=initial_map,
         reward=reward,
         min_steps=min_steps,
         prices=prices,

@@ -22,7 +22,7 @@ def cached(key: str, compute: Callable[[], Tensor]) -> Tensor:
     Raises:
         CorruptFileError: if a kept file is not what was written.
     """
-    kept = kept_file(key)
+    kept = cached_file(key)
     if kept is not None:
         return read_tensor(kept)
     tensor = compute()
@@ -32,7 +32,7 @@ def cached(key: str, compute: Callable[[], Tensor]) -> Tensor:
     return tensor
 
 
-def kept_file(key: str) -> Path | None:
+def cached_file(key: str) -> Path | None:
     """Where the tensor of ``key`` is kept, if it is."""
     for folder in (ASSETS / "cache", cache_folder()):
         path = folder / f"{key}.safetensors"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from redif_env.teachers.conditions import Conditions, Wanted, spread
+from redif_env.teachers.conditions import Conditions, ConditionsLike, spread
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
 
-COMPANIONS = (
+COMPONENTS = (
     "vae",
     "text_encoder",
     "tokenizer",
@@ -54,18 +54,18 @@ def decoder_of(source: DiffusionPipeline | None, latent_shape: tuple[int, ...]) 
     return None if vae is None else VAEDecoder(vae, latent_shape)
 
 
-def companions_of(source: DiffusionPipeline | None) -> dict[str, Any]:
+def components_of(source: DiffusionPipeline | None) -> dict[str, Any]:
     """What of a pipeline goes with its network: decoder, text encoders, tokenizers; those that it has."""
     if source is None:
         return {}
-    found = {name: getattr(source, name, None) for name in COMPANIONS}
+    found = {name: getattr(source, name, None) for name in COMPONENTS}
     found["vae"] = found["vae"] or getattr(source, "vqvae", None)
     return {name: part for name, part in found.items() if part is not None}
 
 
-def stock_pipeline(network: ModelMixin, companions: Mapping[str, Any]) -> DiffusionPipeline | None:
-    """The diffusers pipeline of a network and its companions, to decode and encode with; None if there are none."""
-    given = {name: part for name, part in companions.items() if part is not None}
+def stock_pipeline(network: ModelMixin, components: Mapping[str, Any]) -> DiffusionPipeline | None:
+    """The diffusers pipeline of a network and its components, to decode and encode with; None if there are none."""
+    given = {name: part for name, part in components.items() if part is not None}
     if not given:
         return None
     # Only now: these load transformers.
@@ -84,14 +84,14 @@ def stock_pipeline(network: ModelMixin, companions: Mapping[str, Any]) -> Diffus
         bare = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         return StableDiffusionPipeline(unet=network, scheduler=ddim, **given, **bare)
     if kind == "SD3Transformer2DModel":
-        every = {name: companions.get(name) for name in COMPANIONS}
+        every = {name: components.get(name) for name in COMPONENTS}
         return StableDiffusion3Pipeline(transformer=network, scheduler=FlowMatchEulerDiscreteScheduler(), **every)
     if kind == "DiTTransformer2DModel":
         return DiTPipeline(network, given["vae"], ddim)
     return LDMPipeline(given["vae"], network, ddim)
 
 
-def encode_prompts(source: DiffusionPipeline, wanted: Wanted) -> Conditions:
+def encode_prompts(source: DiffusionPipeline, wanted: ConditionsLike) -> Conditions:
     """Prompts as a text pipeline's own encoders see them; the empty prompt stands for none."""
     prompts = [str(value) for value in wanted]
     with torch.no_grad():

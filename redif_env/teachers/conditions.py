@@ -10,7 +10,7 @@ from torch import Tensor
 
 from redif_env.diffusion.types import expand
 
-Wanted = Sequence[int] | Sequence[str] | Mapping[int, float] | Mapping[str, float]
+ConditionsLike = Sequence[int] | Sequence[str] | Mapping[int, float] | Mapping[str, float]
 """Class labels or prompts, each as likely as the others, or with how often each is to be asked for."""
 
 
@@ -49,7 +49,9 @@ class Conditions:
         return len(self.values)
 
     @classmethod
-    def of_labels(cls, wanted: Wanted, null_label: int | None = None, argument: str = "class_labels") -> Conditions:
+    def of_labels(
+        cls, wanted: ConditionsLike, null_label: int | None = None, argument: str = "class_labels"
+    ) -> Conditions:
         """Class labels.
 
         Args:
@@ -131,7 +133,7 @@ def guide(free: Tensor, asked: Tensor, scale: Tensor) -> Tensor:
     return free + expand(scale, free).to(free.dtype) * (asked - free)
 
 
-def spread(wanted: Wanted) -> tuple[tuple[int | str, ...], Tensor | None]:
+def spread(wanted: ConditionsLike) -> tuple[tuple[int | str, ...], Tensor | None]:
     """The values and, if given, their weights."""
     if isinstance(wanted, Mapping):
         return tuple(wanted), torch.tensor([float(weight) for weight in wanted.values()])

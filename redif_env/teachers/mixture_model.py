@@ -11,7 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
-from redif_env.diffusion.noise_schedulers import Reading, read_scheduler, scheduler_config
+from redif_env.diffusion.noise_schedulers import Parameterization, read_scheduler, scheduler_config
 from redif_env.teachers.mixtures import GaussianMixture
 
 
@@ -39,9 +39,14 @@ class GaussianMixtureModel(ModelMixin, ConfigMixin):
         super().__init__()
         dtype = torch.float64 if double else torch.float32
         means = torch.zeros(num_components, *sample_shape, dtype=dtype)
-        reading = read_scheduler(noise, "gaussian-mixture")
+        parameterization = read_scheduler(noise, "gaussian-mixture")
         self.mixture = GaussianMixture(
-            means, 1.0, None, reading.schedule, reading.prediction_type, reading.preconditioning
+            means,
+            1.0,
+            None,
+            parameterization.schedule,
+            parameterization.prediction_type,
+            parameterization.preconditioning,
         )
 
     def forward(self, sample: Tensor, timestep: Tensor | float, return_dict: bool = True) -> UNet2DOutput | tuple:
@@ -57,7 +62,7 @@ class GaussianMixtureModel(ModelMixin, ConfigMixin):
         Raises:
             TypeError: if no diffusers scheduler has its schedule.
         """
-        noise = scheduler_config(Reading(mixture.schedule, mixture.prediction_type, mixture.preconditioning))
+        noise = scheduler_config(Parameterization(mixture.schedule, mixture.prediction_type, mixture.preconditioning))
         shape, double = tuple(mixture.means.shape[1:]), mixture.means.dtype == torch.float64
         image = (shape[-1], shape[0]) if len(shape) == 3 else ()
         model = cls(len(mixture.means), shape, noise, double, *image)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, Wanted
+from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, ConditionsLike
 
 NETWORKS = (
     "GaussianMixtureModel",
@@ -73,7 +73,7 @@ def shape_of(config: Mapping[str, Any], name: str) -> tuple[int, ...]:
 
 
 def conditions_of(
-    config: Mapping[str, Any], name: str, wanted: Wanted | None, null_label: int | None
+    config: Mapping[str, Any], name: str, wanted: ConditionsLike | None, null_label: int | None
 ) -> Conditions | None:
     """What the network with this config can be asked for; None where prompts are to be encoded first.
 
@@ -106,7 +106,7 @@ def conditions_of(
         null_label = classes  # by its own embedding
     elif null_label is not None and not 0 <= null_label < classes:
         raise ValueError(f"null_label must be from 0 to {classes - 1} for teacher={name!r}, got {null_label}")
-    asked: Wanted = [label for label in range(classes) if label != null_label] if wanted is None else wanted
+    asked: ConditionsLike = [label for label in range(classes) if label != null_label] if wanted is None else wanted
     outside = [label for label in asked if not (isinstance(label, int) and 0 <= label < classes)]
     if outside:
         raise ValueError(

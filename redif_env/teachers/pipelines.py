@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from redif_env.diffusion.noise_schedulers import Reading, read_scheduler, scheduler_config
+from redif_env.diffusion.noise_schedulers import Parameterization, read_scheduler, scheduler_config
 from redif_env.teachers.components import VAEDecoder, decoder_of, encode_prompts
-from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, Wanted
+from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, ConditionsLike
 from redif_env.teachers.mixtures import GaussianMixture
 from redif_env.teachers.networks import check_kind, conditions_of, shape_of, tokens_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
-_WITH_COMPANIONS = ("LDMPipeline", "DiTPipeline", "StableDiffusionPipeline", "StableDiffusion3Pipeline")
+_WITH_COMPONENTS = ("LDMPipeline", "DiTPipeline", "StableDiffusionPipeline", "StableDiffusion3Pipeline")
 """Pipelines that decode latents or encode prompts."""
 
 
@@ -28,7 +28,7 @@ class Found:
     """What makes a teacher of a diffusers pipeline."""
 
     network: nn.Module
-    reading: Reading
+    parameterization: Parameterization
     sample_shape: tuple[int, ...]
     conditions: Conditions = UNCONDITIONAL
     decoder: VAEDecoder | None = None
@@ -38,12 +38,12 @@ class Found:
 def read_pipeline(
     name_or_path: str | Path,
     name: str,
-    wanted: Wanted | None = None,
+    wanted: ConditionsLike | None = None,
     null_label: int | None = None,
     torch_dtype: torch.dtype | None = None,
     variant: str | None = None,
 ) -> Found:
-    """The network of a diffusers folder or hub id, and all that its scheduler and its companions say of it.
+    """The network of a diffusers folder or hub id, and all that its scheduler and its components say of it.
 
     Args:
         name_or_path: a pipeline (``model_index.json``), or ``unet/`` or ``transformer/`` beside ``scheduler/``, or a
@@ -68,10 +68,10 @@ def read_pipeline(
     check_kind(config, name)
     # What can be refused is refused before any weight is read.
     shape = shape_of(config, name)
-    reading = read_scheduler(scheduling, name, tokens_of(config, shape))
+    parameterization = read_scheduler(scheduling, name, tokens_of(config, shape))
     conditions = conditions_of(config, name, wanted, null_label)
     try:
-        source = _companions(path, index, torch_dtype, variant)
+        source = _components(path, index, torch_dtype, variant)
         network = getattr(source, part or "") if source else _network(path, part, config, torch_dtype, variant)
     except (OSError, ValueError, RuntimeError) as error:
         raise _nothing(name, error) from error
@@ -80,10 +80,10 @@ def read_pipeline(
         if source is None:
             raise ValueError(f"teacher={name!r} is a bare network for text: give the folder of its whole pipeline")
         conditions = encode_prompts(source, wanted)
-    return Found(network, reading, shape, conditions, decoder_of(source, shape), source)
+    return Found(network, parameterization, shape, conditions, decoder_of(source, shape), source)
 
 
-def write_pipeline(network: nn.Module, reading: Reading, folder: Path) -> None:
+def write_pipeline(network: nn.Module, parameterization: Parameterization, folder: Path) -> None:
     """Write a folder that :func:`read_pipeline` reads: a ``DDPMPipeline`` of a UNet, else a bare model and scheduler.
 
     Raises:
@@ -91,7 +91,7 @@ def write_pipeline(network: nn.Module, reading: Reading, folder: Path) -> None:
     """
     from diffusers import DDPMPipeline
 
-    model, scheduler = as_model(network), as_scheduler(reading)
+    model, scheduler = as_model(network), as_scheduler(parameterization)
     if type(model).__name__ in ("UNet2DModel", "GaussianMixtureModel"):
         DDPMPipeline(model, scheduler).save_pretrained(str(folder), safe_serialization=True)
         return
@@ -119,7 +119,7 @@ def as_model(network: nn.Module) -> ModelMixin:
     return network
 
 
-def as_scheduler(reading: Reading) -> SchedulerMixin:
+def as_scheduler(parameterization: Parameterization) -> SchedulerMixin:
     """The diffusers scheduler whose config :func:`redif_env.diffusion.noise_schedulers.read_scheduler` reads so.
 
     Raises:
@@ -127,7 +127,7 @@ def as_scheduler(reading: Reading) -> SchedulerMixin:
     """
     import diffusers
 
-    settings = scheduler_config(reading)
+    settings = scheduler_config(parameterization)
     kind = getattr(diffusers, settings.pop("_class_name"))
     # Stock sampling should not clip what was not clipped in training; only this one does by default.
     return kind(**settings, clip_sample=False) if kind is diffusers.DDPMScheduler else kind(**settings)
@@ -154,13 +154,13 @@ def _has_folder(path: str, part: str) -> bool:
     return not Path(path).is_dir() or (Path(path) / part).is_dir()
 
 
-def _companions(
+def _components(
     path: str, index: Mapping[str, Any], torch_dtype: torch.dtype | None, variant: str | None
 ) -> DiffusionPipeline | None:
     """The whole pipeline, where its network does not stand alone: with decoder, text encoders, tokenizers."""
     from diffusers import DiffusionPipeline
 
-    if index.get("_class_name") not in _WITH_COMPANIONS:
+    if index.get("_class_name") not in _WITH_COMPONENTS:
         return None
     # What was saved as absent must be said to be so; a judge of what may be seen is no part of a sampler.
     absent = {key: None for key, value in index.items() if isinstance(value, list | tuple) and value[0] is None}

@@ -159,20 +159,20 @@ def base_samples(
     solver: Solver,
     grid: Grid,
     num_steps: int,
-    start: InitialMap | None = None,
+    initial_map: InitialMap | None = None,
 ) -> Tensor:
     """What a solver makes of the reference set's first noises in ``num_steps`` calls; cached like the endpoints.
 
-    From where ``start`` puts them, if it is given. At most ``BASE_SIZE`` samples ``(M, *S)``, on the teacher's device,
-    in the noises' type.
+    From where ``initial_map`` puts them, if it is given. At most ``BASE_SIZE`` samples ``(M, *S)``, on the teacher's
+    device, in the noises' type.
     """
     described = f"samples {reference.key} {solver} {grid} {num_steps} {BASE_SIZE}"
-    if start is not None:
-        described += f" {start.key}"
+    if initial_map is not None:
+        described += f" {initial_map.key}"
     noise = reference.noise[:BASE_SIZE].to(teacher.device)
     condition = reference.condition[:BASE_SIZE].to(teacher.device)
-    if start is not None:
-        noise = start(noise, condition)
+    if initial_map is not None:
+        noise = initial_map(noise, condition)
 
     @torch.inference_mode()
     def compute() -> Tensor:

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from redif_env.diffusion.grids import TimeGrid
-from redif_env.diffusion.noise_schedulers import Reading
+from redif_env.diffusion.noise_schedulers import Parameterization
 from redif_env.diffusion.predictions import PLAIN, Preconditioning
 from redif_env.diffusion.schedules import FlowSchedule, Schedule, VariancePreservingSchedule
 from redif_env.diffusion.solvers import DPMSolverPP, sample
 from redif_env.diffusion.types import Prediction, PredictionType
 from redif_env.storage.files import ASSETS, write_folder
-from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, Wanted, guide
+from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, ConditionsLike, guide
 from redif_env.teachers.mixtures import GaussianMixture
 from redif_env.teachers.networks import call_by_name
 from redif_env.teachers.pipelines import read_pipeline, write_pipeline
@@ -131,9 +131,9 @@ class Teacher:
         return next(_tensors(self.network)).dtype
 
     @property
-    def reading(self) -> Reading:
+    def parameterization(self) -> Parameterization:
         """Schedule, prediction type and preconditioning together: what a scheduler's config says."""
-        return Reading(self.schedule, self.prediction_type, self.preconditioning)
+        return Parameterization(self.schedule, self.prediction_type, self.preconditioning)
 
     @property
     def calls(self) -> int:
@@ -262,7 +262,7 @@ class Teacher:
         cls,
         name_or_path: str | Path,
         *,
-        conditions: Wanted | None = None,
+        conditions: ConditionsLike | None = None,
         null_label: int | None = None,
         guidance_scale: float | None = None,
         torch_dtype: torch.dtype | None = None,
@@ -291,11 +291,11 @@ class Teacher:
         found = read_pipeline(name_or_path, called, conditions, null_label, torch_dtype, variant)
         return cls(
             found.network,
-            found.reading.schedule,
+            found.parameterization.schedule,
             found.sample_shape,
-            found.reading.prediction_type,
+            found.parameterization.prediction_type,
             called,
-            preconditioning=found.reading.preconditioning,
+            preconditioning=found.parameterization.preconditioning,
             conditions=found.conditions,
             guidance_scale=guidance_scale,
             call=call_by_name,
@@ -314,7 +314,7 @@ class Teacher:
             if self.source is not None:
                 self.source.save_pretrained(str(half_written), safe_serialization=True)
             else:
-                write_pipeline(self.network, self.reading, half_written)
+                write_pipeline(self.network, self.parameterization, half_written)
 
 
 class GaussianMixtureTeacher(Teacher):
@@ -377,18 +377,18 @@ def config_of(teacher: Teacher) -> dict[str, Any]:
     return {**config, "_class_name": type(teacher.network).__name__}
 
 
-def own_teacher(teacher: Teacher, network: nn.Module, reading: Reading) -> Teacher:
+def own_teacher(teacher: Teacher, network: nn.Module, parameterization: Parameterization) -> Teacher:
     """A student's own ``network``, read so, in the place of the teacher's: one call a prediction, the same conditions.
 
     It is never guided: a student learns what the guided teacher makes.
     """
     return Teacher(
         network,
-        reading.schedule,
+        parameterization.schedule,
         teacher.sample_shape,
-        reading.prediction_type,
+        parameterization.prediction_type,
         teacher.name,
-        preconditioning=reading.preconditioning,
+        preconditioning=parameterization.preconditioning,
         conditions=teacher.conditions,
         call=call_by_name,
         decoder=teacher.decoder,
@@ -404,7 +404,7 @@ BUILT_IN: dict[str, int | None] = {"digits": None, "digits-classes": 10, "mnist"
 def load_teacher(
     name_or_path: str | Path,
     *,
-    conditions: Wanted | None = None,
+    conditions: ConditionsLike | None = None,
     null_label: int | None = None,
     guidance_scale: float | None = None,
 ) -> Teacher:

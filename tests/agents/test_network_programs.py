@@ -191,16 +191,16 @@ def test_a_network_begins_from_a_trained_policy_s_steps(settings, tmp_path):
     )
     student, _ = ppo.train(compact)
     student.save_pretrained(tmp_path / "compact" / "student")
-    start = NoiseSettings(start=str(tmp_path / "compact" / "student"), clone_updates=2)
+    start = NoiseSettings(base_student=str(tmp_path / "compact" / "student"), clone_updates=2)
     action_map = noise_map(start)
-    torch.testing.assert_close(torch.tensor(action_map.start), student.frozen().mean_actions)
+    torch.testing.assert_close(torch.tensor(action_map.initial_actions), student.frozen().mean_actions)
     both, _ = ppo.train(replace(settings, network=start, network_calls=24))
     assert both.mdp.action_map == action_map.finished
     both.save_pretrained(tmp_path / "both")
     own, _ = ppo.train(replace(settings, out=tmp_path / "own", network_calls=24))
     own.save_pretrained(tmp_path / "own" / "student")
     with pytest.raises(ValueError, match="was not trained with --action solver alone"):
-        noise_map(NoiseSettings(start=str(tmp_path / "own" / "student")))
+        noise_map(NoiseSettings(base_student=str(tmp_path / "own" / "student")))
 
 
 def test_a_copy_begins_exactly_where_the_steps_end(settings, tmp_path):
@@ -211,7 +211,7 @@ def test_a_copy_begins_exactly_where_the_steps_end(settings, tmp_path):
     )
     student, _ = ppo.train(compact)
     student.save_pretrained(tmp_path / "compact" / "student")
-    copied = NoiseSettings(start=str(tmp_path / "compact" / "student"), copy=True)
+    copied = NoiseSettings(base_student=str(tmp_path / "compact" / "student"), copy=True)
     both, _ = clone.make(clone.Args(teacher=settings.teacher, num_steps=3, network=copied, out=tmp_path / "copy"))
     noise = torch.randn(4, *both.sample_shape, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(
@@ -219,9 +219,9 @@ def test_a_copy_begins_exactly_where_the_steps_end(settings, tmp_path):
     )
     assert both.mdp.teacher.own_network
     both.save_pretrained(tmp_path / "both")
-    again = NoiseSettings(start=copied.start, init=str(tmp_path / "both"))
+    again = NoiseSettings(base_student=copied.base_student, init=str(tmp_path / "both"))
     agent = ppo.build(replace(settings, network=again))
-    assert agent.policy.settings["answers_noise"]
+    assert agent.policy.settings["predicts_noise"]
     ppo.warm_start(again, agent.get_env().unwrapped.mdp, agent.policy, 0)
     assert same(agent.policy.plain_weights(), weights(both))
     agent.learn(48)

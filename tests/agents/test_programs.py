@@ -343,7 +343,7 @@ def test_an_adaptive_student_is_trained_exported_and_judged(tmp_path):
 def test_a_late_start_is_judged_at_every_length(capsys):
     """The exact teacher's four calls gain from it, forty lose nothing worth mentioning; a linear start gains more."""
     settings = late_start.Args(teacher="gaussian-ring", solvers=("dpm++3m",), sigma_max=(8.0,), nfe=(4, 40))
-    late_start.main(replace(settings, starts=("noise", "linear")))
+    late_start.main(replace(settings, initial_maps=("noise", "linear")))
     rows = (line.split("│")[4:6] for line in capsys.readouterr().out.splitlines() if "dpm++3m" in line)
     own, late, linear = ([float(cell.split("/")[1]) for cell in cells] for cells in rows)
     (few, many), (few_late, many_late), (few_linear, _) = own, late, linear

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from redif_env.diffusion.grids import GRIDS, Grid
-from redif_env.diffusion.noise_schedulers import Reading, read_scheduler, scheduler_config
+from redif_env.diffusion.noise_schedulers import Parameterization, read_scheduler, scheduler_config
 from redif_env.diffusion.predictions import PLAIN, EDMPreconditioning, ScorePreconditioning, write_output
 from redif_env.diffusion.schedules import (
     FlowSchedule,
@@ -24,19 +24,19 @@ VP = VariancePreservingSchedule.from_diffusers()
 ZERO = VariancePreservingSchedule.from_diffusers(beta_schedule="scaled_linear", rescale_betas_zero_snr=True)
 VE = VarianceExplodingSchedule(0.01, 50.0)
 READINGS = {
-    "vp-epsilon": Reading(VP, PredictionType.EPSILON),
-    "vp-sample": Reading(VP, PredictionType.SAMPLE),
-    "vp-v": Reading(VP, PredictionType.V_PREDICTION),
-    "zero-snr-v": Reading(ZERO, PredictionType.V_PREDICTION),
-    "edm-epsilon": Reading(VE, PredictionType.EPSILON, EDMPreconditioning(0.5)),
-    "edm-v": Reading(VE, PredictionType.V_PREDICTION, EDMPreconditioning(0.7)),
-    "ve-score": Reading(
+    "vp-epsilon": Parameterization(VP, PredictionType.EPSILON),
+    "vp-sample": Parameterization(VP, PredictionType.SAMPLE),
+    "vp-v": Parameterization(VP, PredictionType.V_PREDICTION),
+    "zero-snr-v": Parameterization(ZERO, PredictionType.V_PREDICTION),
+    "edm-epsilon": Parameterization(VE, PredictionType.EPSILON, EDMPreconditioning(0.5)),
+    "edm-v": Parameterization(VE, PredictionType.V_PREDICTION, EDMPreconditioning(0.7)),
+    "ve-score": Parameterization(
         VarianceExplodingSchedule(0.01, 50.0, label=NoiseLabel.SIGMA), PredictionType.EPSILON, ScorePreconditioning()
     ),
-    "flow": Reading(FlowSchedule(), PredictionType.FLOW_PREDICTION),
-    "flow-shift": Reading(FlowSchedule(3.0), PredictionType.FLOW_PREDICTION),
+    "flow": Parameterization(FlowSchedule(), PredictionType.FLOW_PREDICTION),
+    "flow-shift": Parameterization(FlowSchedule(3.0), PredictionType.FLOW_PREDICTION),
 }
-each_reading = pytest.mark.parametrize("reading", READINGS.values(), ids=READINGS)
+each_parameterization = pytest.mark.parametrize("parameterization", READINGS.values(), ids=READINGS)
 
 
 def config_of(scheduler):
@@ -49,7 +49,7 @@ def levels_of(schedule, count=9):
     return schedule.half_logsnr_at(torch.linspace(0.001, 1, count, dtype=torch.float64))
 
 
-def mixture(reading):
+def mixture(parameterization):
     """Three Gaussians in two dimensions, double precision."""
     means = torch.tensor([[0.6, 0.2], [-0.5, 0.4], [0.1, -0.7]]).double()
     stds = torch.tensor([[0.2, 0.1], [0.1, 0.3], [0.2, 0.2]]).double()
@@ -57,9 +57,9 @@ def mixture(reading):
         means,
         stds,
         torch.tensor([0.5, 0.2, 0.3]).double(),
-        reading.schedule,
-        prediction_type=reading.prediction_type,
-        preconditioning=reading.preconditioning,
+        parameterization.schedule,
+        prediction_type=parameterization.prediction_type,
+        preconditioning=parameterization.preconditioning,
     )
 
 
@@ -103,8 +103,8 @@ def test_edm_is_diffusers():
     """Sigmas, initial scale, the time told, inputs and outputs of its preconditioning, both prediction types."""
     for kind in (PredictionType.EPSILON, PredictionType.V_PREDICTION):
         scheduler = diffusers.EDMEulerScheduler(prediction_type=kind.value, sigma_data=0.6)
-        reading = read_scheduler(config_of(scheduler), "edm")
-        schedule = reading.schedule
+        parameterization = read_scheduler(config_of(scheduler), "edm")
+        schedule = parameterization.schedule
         scheduler.set_timesteps(5)
         sigmas = scheduler.sigmas[:-1].double()
         assert schedule.init_noise_sigma == pytest.approx(float(scheduler.init_noise_sigma))
@@ -113,8 +113,8 @@ def test_edm_is_diffusers():
         torch.testing.assert_close(schedule.timestep(half_logsnr), scheduler.timesteps.double(), rtol=0, atol=1e-5)
         x, output = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         level = schedule.level(half_logsnr)
-        given = reading.preconditioning.inputs(x, level)
-        read = reading.preconditioning.read(output, x, level, kind)
+        given = parameterization.preconditioning.inputs(x, level)
+        read = parameterization.preconditioning.read(output, x, level, kind)
         for row, sigma in enumerate(sigmas):
             torch.testing.assert_close(given[row], scheduler.precondition_inputs(x[row], sigma), rtol=1e-6, atol=1e-9)
             expected = scheduler.precondition_outputs(x[row], output[row], sigma)
@@ -125,15 +125,15 @@ def test_continuous_timesteps_are_euler_s():
     """Stable Video Diffusion's EulerDiscreteScheduler is EDM for data of unit variance."""
     settings = {"timestep_type": "continuous", "sigma_min": 0.002, "sigma_max": 700.0, "use_karras_sigmas": True}
     scheduler = diffusers.EulerDiscreteScheduler(prediction_type="v_prediction", **settings)
-    reading = read_scheduler(config_of(scheduler), "svd")
+    parameterization = read_scheduler(config_of(scheduler), "svd")
     scheduler.set_timesteps(4)
     x, output = torch.randn(2, 1, 3, generator=torch.Generator().manual_seed(0))
-    half_logsnr = reading.schedule.half_logsnr(scheduler.timesteps[:1])
-    level = reading.schedule.level(half_logsnr)
-    given = reading.preconditioning.inputs(x, level)
+    half_logsnr = parameterization.schedule.half_logsnr(scheduler.timesteps[:1])
+    level = parameterization.schedule.level(half_logsnr)
+    given = parameterization.preconditioning.inputs(x, level)
     torch.testing.assert_close(given, scheduler.scale_model_input(x, scheduler.timesteps[0]), rtol=1e-4, atol=1e-6)
     expected = scheduler.step(output, scheduler.timesteps[0], x).pred_original_sample
-    x0 = reading.preconditioning.read(output, x, level, reading.prediction_type).x0
+    x0 = parameterization.preconditioning.read(output, x, level, parameterization.prediction_type).x0
     torch.testing.assert_close(x0, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -161,9 +161,9 @@ def test_dynamic_shift_is_the_pipelines_own():
     assert read_scheduler(config, "flow", tokens=1024).schedule.shift == pytest.approx(expected)
 
 
-@each_reading
-def test_levels_and_timesteps_are_inverse(reading):
-    schedule = reading.schedule
+@each_parameterization
+def test_levels_and_timesteps_are_inverse(parameterization):
+    schedule = parameterization.schedule
     half_logsnr = levels_of(schedule)
     torch.testing.assert_close(schedule.half_logsnr(schedule.timestep(half_logsnr)), half_logsnr, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(schedule.half_logsnr_at(schedule.time(half_logsnr)), half_logsnr, rtol=1e-9, atol=1e-9)
@@ -178,14 +178,14 @@ def test_levels_and_timesteps_are_inverse(reading):
     torch.testing.assert_close(schedule.normalised(x, half_logsnr), x / size)
 
 
-@each_reading
-def test_predictions_are_read_as_they_are_written(reading):
+@each_parameterization
+def test_predictions_are_read_as_they_are_written(parameterization):
     """x0 and eps go through every form that a network may answer in, and come back; inputs too."""
-    half_logsnr = levels_of(reading.schedule)[:-1]
-    level = reading.schedule.level(half_logsnr)
+    half_logsnr = levels_of(parameterization.schedule)[:-1]
+    level = parameterization.schedule.level(half_logsnr)
     x0, eps = torch.randn(2, 8, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = level.alpha[:, None, None] * x0 + level.sigma[:, None, None] * eps
-    parts, kind = reading.preconditioning, reading.prediction_type
+    parts, kind = parameterization.preconditioning, parameterization.prediction_type
     read = parts.read(parts.write(Prediction(x0, eps), level, kind), x, level, kind)
     torch.testing.assert_close(read.x0, x0, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(read.eps, eps, rtol=1e-6, atol=1e-6)
@@ -208,26 +208,29 @@ def test_flow_is_read_at_pure_noise():
     assert (read.x0.item(), read.eps.item()) == (1.0, 1.5)
 
 
-@each_reading
-def test_a_config_comes_back_bit_for_bit(reading):
-    again = read_scheduler(scheduler_config(reading), "again")
+@each_parameterization
+def test_a_config_comes_back_bit_for_bit(parameterization):
+    again = read_scheduler(scheduler_config(parameterization), "again")
     time = torch.linspace(0, 1, 50, dtype=torch.float64)
-    assert torch.equal(again.schedule.half_logsnr_at(time), reading.schedule.half_logsnr_at(time))
-    assert type(again.schedule) is type(reading.schedule)
-    assert (again.prediction_type, again.preconditioning) == (reading.prediction_type, reading.preconditioning)
+    assert torch.equal(again.schedule.half_logsnr_at(time), parameterization.schedule.half_logsnr_at(time))
+    assert type(again.schedule) is type(parameterization.schedule)
+    assert (again.prediction_type, again.preconditioning) == (
+        parameterization.prediction_type,
+        parameterization.preconditioning,
+    )
 
 
-@each_reading
-def test_the_exact_teacher_is_exact_on_every_schedule(reading):
+@each_parameterization
+def test_the_exact_teacher_is_exact_on_every_schedule(parameterization):
     """What it answers, read back, is the conditional mean: eps is -sigma times the score of the log density."""
-    teacher = mixture(reading)
-    half_logsnr = levels_of(reading.schedule)[:-1]
-    level = reading.schedule.level(half_logsnr)
+    teacher = mixture(parameterization)
+    half_logsnr = levels_of(parameterization.schedule)[:-1]
+    level = parameterization.schedule.level(half_logsnr)
     x = torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x = (x * (level.alpha**2 + level.sigma**2).sqrt()[:, None]).requires_grad_()
     (score,) = torch.autograd.grad(teacher.network.log_prob(x, half_logsnr).sum(), x)
     x = x.detach()
-    answer = teacher.predict(x, half_logsnr, reading.schedule.timestep(half_logsnr))
+    answer = teacher.predict(x, half_logsnr, parameterization.schedule.timestep(half_logsnr))
     sigma, alpha = level.sigma[:, None], level.alpha[:, None]
     torch.testing.assert_close(answer.eps, -sigma * score, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(alpha * answer.x0, x + sigma**2 * score, rtol=1e-5, atol=1e-6)
@@ -317,13 +320,13 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize(("reading", "make", "solver"), RUNS.values(), ids=RUNS)
-def test_solvers_are_diffusers_on_the_exact_teacher(reading, make, solver, tmp_path):
+@pytest.mark.parametrize(("parameterization", "make", "solver"), RUNS.values(), ids=RUNS)
+def test_solvers_are_diffusers_on_the_exact_teacher(parameterization, make, solver, tmp_path):
     """The mixture saved as a diffusers model, sampled by diffusers' scheduler and by us: the same numbers.
 
     Its config says all that we need to know: the teacher is read from the folder.
     """
-    exact, scheduler = mixture(reading), make()
+    exact, scheduler = mixture(parameterization), make()
     GaussianMixtureModel.of(exact.network).save_pretrained(tmp_path / "unet")
     scheduler.save_pretrained(tmp_path / "scheduler")
     teacher = Teacher.from_pretrained(tmp_path)
@@ -347,11 +350,11 @@ def test_flow_through_a_diffusers_pipeline(tmp_path):
     torch.testing.assert_close(found.clamp(-1, 1), expected, rtol=0, atol=1e-4)
 
 
-@each_reading
+@each_parameterization
 @pytest.mark.parametrize("solver", ["dpm++2m", "dpm++3m", "ipndm2", "ipndm4"])
-def test_every_solver_converges_on_every_schedule(reading, solver):
+def test_every_solver_converges_on_every_schedule(parameterization, solver):
     """More steps, nearer the 400-step endpoint; at 48 the error is small."""
-    teacher = mixture(reading)
+    teacher = mixture(parameterization)
     noise = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     # A step of order 1 lands on clean data, so runs differ by what the cleanest level leaves: compare like with like.
     exact = sample(teacher, DPMSolverPP(2), GRIDS["time^1.5"], noise, 400)
@@ -363,11 +366,11 @@ def test_every_solver_converges_on_every_schedule(reading, solver):
     assert errors[2] < 0.03
 
 
-@each_reading
+@each_parameterization
 @pytest.mark.parametrize("grid", GRIDS)
-def test_every_grid_runs_on_every_schedule(reading, grid):
+def test_every_grid_runs_on_every_schedule(parameterization, grid):
     """Steps only go towards clean data, and samples stay finite, from pure noise on."""
-    teacher = mixture(reading)
+    teacher = mixture(parameterization)
     noise = torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     states = list(trajectory(teacher, DPMSolverPP(3), GRIDS[grid], noise, 7))
     levels = torch.stack([state.half_logsnr for state in states])
@@ -407,4 +410,4 @@ def test_bad_parameters_are_refused():
     with pytest.raises(ValueError, match="sigma_data must be above 0"):
         EDMPreconditioning(0.0)
     with pytest.raises(TypeError, match="no diffusers scheduler has a FlowSchedule with epsilon"):
-        scheduler_config(Reading(FlowSchedule(), PredictionType.EPSILON))
+        scheduler_config(Parameterization(FlowSchedule(), PredictionType.EPSILON))

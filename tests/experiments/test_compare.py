@@ -21,17 +21,17 @@ from experiments.rivals.descent import Batch, loss_of
 from experiments.rivals.field import FIELD, Entry, takes_part
 from experiments.rivals.gits import FINE, cheapest_path, gits, step_costs
 from experiments.rivals.gradient import Table, gradient_policy, gradient_table
-from experiments.rivals.landings import Noised, clean_target, grid_levels, landing_loss, noised
 from experiments.rivals.matching import FakeScore, matching, score_difference
 from experiments.rivals.progressive import progressive
 from experiments.rivals.regression import regression
 from experiments.rivals.rival import Clock, StudentSampler, Task
 from experiments.rivals.shortlist import JUDGED, SCREENED, nearest
+from experiments.rivals.targets import Noised, clean_target, grid_levels, noised, target_loss
 from experiments.rivals.training_free import STARTED, STARTED_GRIDS, TRAINING_FREE, ddim
 from experiments.rivals.two_calls import TwoCallSampler, heun, midpoint
 from redif_env import Student
 from redif_env.diffusion.grids import GRIDS
-from redif_env.diffusion.noise_schedulers import action_reading
+from redif_env.diffusion.noise_schedulers import action_parameterization
 from redif_env.diffusion.schedules import FlowSchedule, VariancePreservingSchedule
 from redif_env.diffusion.solvers import SOLVERS, ddim_step, sample
 from redif_env.diffusion.types import PredictionType
@@ -111,7 +111,7 @@ def test_solvers_from_a_linear_start_are_students_that_decide_nothing():
     name, grid = found.described.split()
     assert name == "ipndm2"
     assert grid in STARTED_GRIDS
-    mdp = build_mdp("gaussian-ring", 4, "solver", "features", name, grid, "cpu", "float32", start="linear")
+    mdp = build_mdp("gaussian-ring", 4, "solver", "features", name, grid, "cpu", "float32", initial_map="linear")
     *_, last = trajectory(mdp, lambda seen: torch.zeros(len(seen), mdp.action_size), task.chooser.noise)
     torch.testing.assert_close(found.sampler(task.chooser.noise, task.chooser.condition), last.x)
 
@@ -121,12 +121,12 @@ def test_solvers_from_a_linear_start_are_students_that_decide_nothing():
 def test_a_linear_start_is_given_to_all_who_learn_from_it(method, monkeypatch):
     for name in ("affordable", "in_time"):
         monkeypatch.setattr(ours, name, lambda *_: 2000)
-    task = replace(task_of(3, calls=4000), base=Base(grid="time@4", start="linear"))
+    task = replace(task_of(3, calls=4000), base=Base(grid="time@4", initial_map="linear"))
     student = FIELD[method].rival(task).sampler.student
     expected = build_mdp(
-        "gaussian-ring", 3, "solver", "features", task.base.solver, "time@4", "cpu", "float32", start="linear"
+        "gaussian-ring", 3, "solver", "features", task.base.solver, "time@4", "cpu", "float32", initial_map="linear"
     )
-    assert student.mdp.start.key == expected.start.key
+    assert student.mdp.initial_map.key == expected.initial_map.key
 
 
 def test_the_base_is_the_one_that_validation_noises_prefer(tmp_path, ring, monkeypatch):
@@ -154,7 +154,9 @@ def test_linear_steps_are_no_base_of_large_samples():
 
 def test_a_base_makes_what_a_student_makes_that_decides_nothing(ring):
     task, base = task_of(), linear_base("time^1.5@4")
-    mdp = build_mdp(ring, 3, "solver", "features", base.solver, base.grid, "cpu", "float32", start=base.start)
+    mdp = build_mdp(
+        ring, 3, "solver", "features", base.solver, base.grid, "cpu", "float32", initial_map=base.initial_map
+    )
     *_, last = trajectory(mdp, lambda seen: torch.zeros(len(seen), mdp.action_size), task.chooser.noise)
     made = base.sampler(ring, 3)(task.chooser.noise, task.chooser.condition)
     torch.testing.assert_close(made, last.x)
@@ -203,8 +205,8 @@ def test_amed_begins_as_dpm_solver_2_and_gets_nearer():
     task = task_of(4, calls=75_000)
     module = Intermediate((2,), 2, task.teacher.schedule)
     noise, rows = task.chooser.noise, task.chooser.condition
-    begun, known = (TwoCallSampler(task.teacher, GRIDS["karras"], 4, choose) for choose in (module, midpoint))
-    torch.testing.assert_close(begun(noise, rows), known(noise, rows))
+    untrained, known = (TwoCallSampler(task.teacher, GRIDS["karras"], 4, choose) for choose in (module, midpoint))
+    torch.testing.assert_close(untrained(noise, rows), known(noise, rows))
     base = TRAINING_FREE["dpm2"](task)
     found = amed(task)
     assert task.chooser.distance(found.sampler) < 0.8 * task.chooser.distance(base.sampler)
@@ -353,13 +355,13 @@ def tiny_task(num_steps=2, updates=8):
 def warm(monkeypatch):
     """Tasks whose warm start is a copy of the teacher."""
 
-    def begun(task):
+    def warm(task):
         network = copy.deepcopy(task.teacher.network)
-        own = own_teacher(task.teacher, network, action_reading(task.teacher.reading))
+        own = own_teacher(task.teacher, network, action_parameterization(task.teacher.parameterization))
         mdp = build_mdp(own, task.nfe, "step", "features", "dpm++3m", "time^1.5", "cpu", "float32")
         return Student(mdp, Policy.from_table(torch.zeros(task.nfe, 1), mdp.observation_size))
 
-    monkeypatch.setattr(Task, "warm_student", begun)
+    monkeypatch.setattr(Task, "warm_student", warm)
 
 
 def test_regression_moves_the_network_and_leaves_the_teacher(warm):
@@ -407,9 +409,9 @@ def test_landing_where_the_network_lands_costs_nothing():
     here = noised(batch, start, schedule, torch.Generator().manual_seed(0))
     with torch.no_grad():
         target = here.landed(here.predict(student), end, schedule)
-        assert landing_loss(student, here, target).item() < 1e-9
+        assert target_loss(student, here, target).item() < 1e-9
         moved = Noised(target.x + 0.1, end, target.condition)
-        assert landing_loss(student, here, moved).item() > 1e-4
+        assert target_loss(student, here, moved).item() > 1e-4
 
 
 def test_the_teacher_s_fine_step_is_heun_s():
@@ -485,7 +487,7 @@ def test_an_adaptive_student_is_held_to_the_calls_of_the_table(monkeypatch):
     monkeypatch.setattr(ours, "affordable", lambda *_: 2000)
     task = replace(task_of(3), base=linear_base("time^1.5@4"))
     found = ours.redif_adaptive(task)
-    assert found.sampler.student.mdp.start is None  # linear steps are fitted to one number of them
+    assert found.sampler.student.mdp.initial_map is None  # linear steps are fitted to one number of them
     last = found.sampler.student.trajectory(task.chooser.noise, found.sampler.price)[-1]
     assert found.spent == pytest.approx(last.nfe.double().mean().item())
     assert found.spent <= 3 or found.sampler.price == pytest.approx(ours.PRICES[1])
@@ -553,7 +555,7 @@ def test_the_program_keeps_and_prints(tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
     with pytest.raises(ValueError, match=r"made with other settings: seconds=1.0 \(was 0.5\): choose another folder"):
         compare.main(replace(args, seconds=1.0))
-    with pytest.raises(ValueError, match="grid='time@8' and start='noise' are of a solver that is given"):
+    with pytest.raises(ValueError, match="grid='time@8' and initial_map=None belong to a solver that is named"):
         compare.main(replace(args, grid="time@8"))
     with pytest.raises(ValueError, match="methods=\\['magic'\\] are unknown"):
         compare.main(compare.Args(methods=("magic",), out=tmp_path))
@@ -576,7 +578,7 @@ def test_what_is_ablated_is_changed(change, monkeypatch):
     default = build_mdp("gaussian-ring", 3, "solver", "features", "dpm++3m", "logsnr", "cpu", "float32")
     differs = {
         "step size alone": {"action_map": StepMap()},
-        "no told time": {"action_map": SolverMap(max_told=0.0)},
+        "no told time": {"action_map": SolverMap(max_timestep_shift=0.0)},
         "base ipndm2": {"solver": SOLVERS["ipndm2"]},
     }.get(change, {})
     assert replace(student.mdp, teacher=default.teacher) == replace(default, **differs)

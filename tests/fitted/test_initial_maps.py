@@ -16,7 +16,7 @@ from redif_env.diffusion.grids import GRIDS
 from redif_env.diffusion.solvers import SOLVERS, sample
 from redif_env.envs.spaces import action_space, observation_space
 from redif_env.fitted import initial_maps
-from redif_env.fitted.initial_maps import LinearStart, fit_start
+from redif_env.fitted.initial_maps import LinearInitialMap, fit_initial_map
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.sampling import trajectory
 from redif_env.mdp.settings import build_mdp
@@ -26,7 +26,7 @@ from redif_env.students.export import ReDiFPipeline, ReDiFScheduler
 from redif_env.teachers.references import base_samples, reference_paths, reference_set
 from tests.models import CountedGaussian
 
-LINEAR = {"grid": "time@4", "start": "linear"}
+LINEAR = {"grid": "time@4", "initial_map": "linear"}
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 3} | LINEAR
 
 
@@ -47,7 +47,7 @@ def test_the_way_of_a_gaussian_is_met_exactly():
     mean, std = torch.tensor([[0.3, -0.2]], dtype=torch.float64), 0.4
     teacher = GaussianMixtureTeacher(mean, std)
     schedule = teacher.schedule
-    start = fit_start(teacher, GRIDS["time@4"])
+    start = fit_initial_map(teacher, GRIDS["time@4"])
     assert start.half_logsnr == pytest.approx(-math.log(4))
     first = schedule.level(GRIDS["time"].half_logsnr(torch.zeros(1, dtype=torch.float64), schedule))
     there = schedule.level(torch.tensor([start.half_logsnr], dtype=torch.float64))
@@ -66,7 +66,7 @@ def test_the_way_of_a_gaussian_is_met_exactly():
 def test_a_mixture_s_ways_are_met_better_than_by_the_noise_itself():
     """On noises that were not fitted to, against the ways that path rewards keep."""
     teacher = GaussianMixtureTeacher.ring()
-    start = fit_start(teacher, GRIDS["time@4"])
+    start = fit_initial_map(teacher, GRIDS["time@4"])
     reference = reference_set(teacher, 256, seed=1, num_steps=100)
     levels = torch.full((256,), start.half_logsnr, dtype=torch.float64)
     there = reference_paths(teacher, reference).at(torch.arange(256), levels)
@@ -77,22 +77,24 @@ def test_a_mixture_s_ways_are_met_better_than_by_the_noise_itself():
 def test_it_is_fitted_once(monkeypatch, tmp_path):
     monkeypatch.setenv("REDIF_CACHE", str(tmp_path))
     teacher = CountedGaussian()
-    first, again = (fit_start(teacher, GRIDS["time@8"]) for _ in range(2))
+    first, again = (fit_initial_map(teacher, GRIDS["time@8"]) for _ in range(2))
     assert teacher.asked == initial_maps.SIZE * initial_maps.STEPS
     assert first.key == again.key
-    assert first.key != fit_start(teacher, GRIDS["time@4"]).key
+    assert first.key != fit_initial_map(teacher, GRIDS["time@4"]).key
 
 
 def test_zero_actions_are_the_base_solver_from_there():
-    mdp = build_mdp("gaussian-ring", 4, "solver", "features", "ipndm2", "time@4", "cpu", "float32", start="linear")
+    mdp = build_mdp(
+        "gaussian-ring", 4, "solver", "features", "ipndm2", "time@4", "cpu", "float32", initial_map="linear"
+    )
     reference = reference_set(mdp.teacher, 64, num_steps=20)
-    begun = mdp.begun(reference.noise, reference.condition)
+    begun = mdp.initial_sample(reference.noise, reference.condition)
     assert not torch.equal(begun, reference.noise)
     expected = sample(mdp.teacher, SOLVERS["ipndm2"], GRIDS["time@4"], begun, 4)
     zero = lambda observation: torch.zeros(len(observation), mdp.action_size)  # noqa: E731
     *_, last = trajectory(mdp, zero, reference.noise)
     torch.testing.assert_close(last.x, expected)
-    kept = base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, 4, mdp.start)
+    kept = base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, 4, mdp.initial_map)
     torch.testing.assert_close(kept, expected)
     assert not torch.allclose(base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, 4), expected)
 
@@ -106,7 +108,7 @@ def test_environments_begin_there_and_are_equal():
     (observation, info), (expected, _) = ours.reset(seed=5), theirs.reset(seed=5)
     np.testing.assert_array_equal(observation, expected)
     core = ours.unwrapped
-    begun = core.mdp.begun(core.reference.noise[info["pair"]])
+    begun = core.mdp.initial_sample(core.reference.noise[info["pair"]])
     assert torch.equal(core._state.x, begun)
     theirs.action_space.seed(0)
     for _ in range(5):
@@ -121,12 +123,12 @@ def test_the_student_takes_it_along(tmp_path):
     expected = student(noise=noise)
     student.save_pretrained(tmp_path / "student")
     loaded = Student.from_pretrained(tmp_path / "student")
-    assert loaded.mdp.start.key == student.mdp.start.key
+    assert loaded.mdp.initial_map.key == student.mdp.initial_map.key
     assert torch.equal(loaded(noise=noise), expected)
     pipeline = ReDiFPipeline.from_pretrained(tmp_path / "student")
     assert torch.equal(pipeline(latents=noise, output_type="latent").images, expected)
     # Without it the samples are others, so it is used.
-    bare = Student(replace(student.mdp, start=None), student.policy)
+    bare = Student(replace(student.mdp, initial_map=None), student.policy)
     assert not torch.allclose(bare(noise=noise), expected, atol=1e-3)
     assert "linear map" in (tmp_path / "student" / "README.md").read_text()
     assert not (tmp_path / "student" / "start" / "diffusion_pytorch_model.bin").exists()
@@ -143,11 +145,13 @@ def test_a_traced_program_has_it_inside():
 def test_labels_have_offsets_of_their_own(labelled, tmp_path, monkeypatch):
     monkeypatch.setattr(initial_maps, "SIZE", 48)
     student = make_student(labelled)
-    assert student.mdp.start.offset.shape == (3, 192)
+    assert student.mdp.initial_map.offset.shape == (3, 192)
     noise = torch.randn(1, 3, 8, 8).expand(3, -1, -1, -1)
-    begun = student.mdp.begun(noise, torch.arange(3))
+    begun = student.mdp.initial_sample(noise, torch.arange(3))
     moved = (begun - begun[:1]).flatten(1)
-    torch.testing.assert_close(moved, student.mdp.start.offset - student.mdp.start.offset[:1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        moved, student.mdp.initial_map.offset - student.mdp.initial_map.offset[:1], rtol=0, atol=1e-5
+    )
     student.save_pretrained(tmp_path / "student")
     pipeline = ReDiFPipeline.from_pretrained(tmp_path / "student")
     made = pipeline(latents=noise, class_labels=[2, 0, 1], output_type="latent").images
@@ -156,14 +160,14 @@ def test_labels_have_offsets_of_their_own(labelled, tmp_path, monkeypatch):
 
 def test_a_network_s_student_keeps_it_too(labelled, tmp_path, monkeypatch):
     monkeypatch.setattr(initial_maps, "SIZE", 48)
-    mdp = build_mdp(labelled, 3, "noise", "sample", "ipndm2", "time@4", "cpu", "float32", start="linear")
+    mdp = build_mdp(labelled, 3, "noise", "sample", "ipndm2", "time@4", "cpu", "float32", initial_map="linear")
     policy = StudentPolicy(observation_space(mdp), action_space(mdp), lambda _: 0.0, **student_kwargs(mdp))
     student = student_of(policy, mdp)
-    assert student.mdp.start is mdp.start
+    assert student.mdp.initial_map is mdp.initial_map
     noise, asked = torch.randn(2, 3, 8, 8), [1, 2]
     student.save_pretrained(tmp_path / "student")
     loaded = Student.from_pretrained(tmp_path / "student")
-    assert loaded.mdp.start.key == mdp.start.key
+    assert loaded.mdp.initial_map.key == mdp.initial_map.key
     assert torch.equal(loaded(noise=noise, condition=asked), student(noise=noise, condition=asked))
 
 
@@ -174,24 +178,27 @@ def test_a_scheduler_alone_cannot_and_says_so(tmp_path):
     with pytest.raises(ValueError, match="maps its noise first"):
         scheduler.set_timesteps(3)
     pipeline = student.pipeline()
-    pipeline.register_modules(start=None)
-    with pytest.raises(ValueError, match="linear_start=True"):
+    pipeline.register_modules(initial_map=None)
+    with pytest.raises(ValueError, match="linear_initial_map=True"):
         pipeline(batch_size=1, output_type="latent")
 
 
 def test_what_cannot_begin_so_is_refused(monkeypatch):
     ring = GaussianMixtureTeacher.ring()
     with pytest.raises(ValueError, match="begins late: choose grid='time@4'"):
-        ReDiFVectorEnv(1, teacher=ring, start="linear", grid="time")
-    with pytest.raises(ValueError, match="start='bent' is unknown"):
-        ReDiFVectorEnv(1, teacher=ring, start="bent")
-    start = fit_start(ring, GRIDS["time@4"])
+        ReDiFVectorEnv(1, teacher=ring, initial_map="linear", grid="time")
+    with pytest.raises(ValueError, match="initial_map='bent' is unknown"):
+        ReDiFVectorEnv(1, teacher=ring, initial_map="bent")
+    start = fit_initial_map(ring, GRIDS["time@4"])
     with pytest.raises(ValueError, match="fit one to this grid"):
-        ReDiFVectorEnv(1, teacher=ring, start=start, grid="time@8")
+        ReDiFVectorEnv(1, teacher=ring, initial_map=start, grid="time@8")
     with pytest.raises(ValueError, match="knows 2 conditions, but teacher 'gaussian-ring' has 1"):
         ReDiFVectorEnv(
-            1, teacher=ring, start=LinearStart(start.half_logsnr, start.matrix, torch.zeros(2, 2)), grid="time@4"
+            1,
+            teacher=ring,
+            initial_map=LinearInitialMap(start.half_logsnr, start.matrix, torch.zeros(2, 2)),
+            grid="time@4",
         )
     monkeypatch.setattr(initial_maps, "LARGEST", 1)
-    with pytest.raises(ValueError, match="at most 1 numbers, and here there are 2: choose start='noise'"):
-        fit_start(ring, GRIDS["time@4"])
+    with pytest.raises(ValueError, match="at most 1 numbers, and here there are 2: choose initial_map=None"):
+        fit_initial_map(ring, GRIDS["time@4"])

@@ -16,20 +16,20 @@ from redif_env.diffusion.grids import GRIDS
 from redif_env.diffusion.schedules import FlowSchedule, VarianceExplodingSchedule
 from redif_env.diffusion.solvers import SOLVERS, sample
 from redif_env.fitted import initial_maps, linear_solver
-from redif_env.fitted.initial_maps import fit_start
+from redif_env.fitted.initial_maps import fit_initial_map
 from redif_env.fitted.linear_solver import fit_solver, solver_key
 from redif_env.judging.evaluation import Evaluator, fitted_rows
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.sampling import trajectory
 from redif_env.mdp.settings import build_mdp
-from redif_env.storage.cache import kept_file
+from redif_env.storage.cache import cached_file
 from redif_env.storage.files import ASSETS
 from redif_env.students.export import ReDiFPipeline, ReDiFScheduler
 from redif_env.teachers.references import VALIDATION_SEED, base_samples, reference_set
 from redif_env.teachers.teacher import load_teacher
 from tests.models import CountedGaussian
 
-LINEAR = {"grid": "time@4", "start": "linear", "solver": "linear"}
+LINEAR = {"grid": "time@4", "initial_map": "linear", "solver": "linear"}
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 3} | LINEAR
 
 
@@ -64,7 +64,7 @@ def test_two_steps_carry_a_gaussian_where_a_hundred_do(schedule, grid):
 def test_a_mixture_s_endpoints_are_met_better_than_by_any_polynomial():
     """On noises that were not fitted to."""
     teacher, grid = GaussianMixtureTeacher.ring(), GRIDS["time@4"]
-    start = fit_start(teacher, grid)
+    start = fit_initial_map(teacher, grid)
     other = reference_set(teacher, 512, seed=5)
     begun = start(other.noise, other.condition)
 
@@ -115,7 +115,7 @@ def test_it_is_fitted_once(monkeypatch, tmp_path):
     others = (
         (GRIDS["time@4"], 2, None),
         (GRIDS["time@8"], 3, None),
-        (GRIDS["time@8"], 2, fit_start(teacher, GRIDS["time@8"])),
+        (GRIDS["time@8"], 2, fit_initial_map(teacher, GRIDS["time@8"])),
     )
     assert len({first.key, *(fit_solver(teacher, *other).key for other in others)}) == 4
 
@@ -124,8 +124,8 @@ def test_those_of_the_readme_are_shipped_and_land_near(monkeypatch):
     """On validation noises, at less than half of a polynomial's error from there."""
     monkeypatch.setattr(linear_solver, "SIZE", 4096)
     teacher, grid = load_teacher("digits"), GRIDS["time^1.25@2.5"]
-    start = fit_start(teacher, grid)
-    kept = kept_file(solver_key(teacher, grid, 4, start))
+    start = fit_initial_map(teacher, grid)
+    kept = cached_file(solver_key(teacher, grid, 4, start))
     assert kept is not None
     assert kept.parent == ASSETS / "cache"
     held_out = reference_set(teacher, 512, VALIDATION_SEED)
@@ -139,16 +139,18 @@ def test_those_of_the_readme_are_shipped_and_land_near(monkeypatch):
 
 
 def test_zero_actions_are_the_base_solver():
-    mdp = build_mdp("gaussian-ring", 4, "solver", "features", "linear", "time@4", "cpu", "float32", start="linear")
+    mdp = build_mdp(
+        "gaussian-ring", 4, "solver", "features", "linear", "time@4", "cpu", "float32", initial_map="linear"
+    )
     reference = reference_set(mdp.teacher, 64, num_steps=20)
-    expected = sample(mdp.teacher, mdp.solver, mdp.grid, mdp.begun(reference.noise, reference.condition), 4)
+    expected = sample(mdp.teacher, mdp.solver, mdp.grid, mdp.initial_sample(reference.noise, reference.condition), 4)
     zero = lambda observation: torch.zeros(len(observation), mdp.action_size)  # noqa: E731
     *_, last = trajectory(mdp, zero, reference.noise)
     torch.testing.assert_close(last.x, expected)
-    kept = base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, 4, mdp.start)
+    kept = base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, 4, mdp.initial_map)
     torch.testing.assert_close(kept, expected)
     other = replace(mdp.solver, offset=mdp.solver.offset + 0.1)
-    assert not torch.allclose(base_samples(mdp.teacher, reference, other, mdp.grid, 4, mdp.start), expected)
+    assert not torch.allclose(base_samples(mdp.teacher, reference, other, mdp.grid, 4, mdp.initial_map), expected)
 
 
 def test_the_judge_shows_what_they_reach_alone():
@@ -156,7 +158,7 @@ def test_the_judge_shows_what_they_reach_alone():
     evaluator = Evaluator(student.mdp.teacher, 64, teacher_steps=20, train_size=64)
     (row,) = fitted_rows(evaluator, student)
     mdp = student.mdp
-    alone = sample(mdp.teacher, mdp.solver, mdp.grid, mdp.begun(evaluator.noise, evaluator.condition), 3)
+    alone = sample(mdp.teacher, mdp.solver, mdp.grid, mdp.initial_sample(evaluator.noise, evaluator.condition), 3)
     assert (row.method, row.grid, row.nfe) == ("linear steps", "time@4", 3)
     assert row.mse_teacher == pytest.approx(
         float((mdp.teacher.clip(alone) - evaluator.endpoints).square().mean()), rel=1e-4

@@ -78,8 +78,8 @@ def test_noise_numbers_by_hand(ring, calls):
 
 
 def test_told_time_by_hand(ring):
-    """Number 4 moves only what the network is told: the next level's half_logsnr, shifted by max_told * sigma."""
-    mdp, _, base, told = decision_after(ring, 1, SolverMap(max_told=0.5), [0.0, 0.0, 0.0, 0.0, -1.0])
+    """Number 4 moves the conditioning timestep alone, by max_timestep_shift * sigma in half_logsnr."""
+    mdp, _, base, told = decision_after(ring, 1, SolverMap(max_timestep_shift=0.5), [0.0, 0.0, 0.0, 0.0, -1.0])
     assert torch.equal(base.position, told.position)
     assert torch.equal(base.x0, told.x0)
     schedule = mdp.teacher.schedule
@@ -127,7 +127,7 @@ def test_states_of_different_age_decode_as_they_would_alone(ring):
     initial = mdp.initial(noise)
     both = initial.merge(torch.tensor([True, False]), young.rows(torch.tensor([0, 0])))
     both = both.merge(torch.tensor([False, True]), old.rows(torch.tensor([0, 0])))
-    base = BaseSolver(mdp.solver, mdp.grid, ring.reading)
+    base = BaseSolver(mdp.solver, mdp.grid, ring.parameterization)
     together = mdp.action_map.decode(action.expand(2, 5), both, base).x0
     apart = torch.cat([mdp.action_map.decode(action, one, base).x0 for one in (young, old)])
     assert torch.equal(together, apart)

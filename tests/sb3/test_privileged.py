@@ -10,8 +10,8 @@ import torch
 from stable_baselines3 import A2C, PPO
 
 from agents import ppo
-from experiments.foretold import explained, foretold
 from experiments.nfe_curve import SETTINGS
+from experiments.predicted_error import explained, foretold
 from redif_env import ReDiFVectorEnv, Student
 from redif_env.envs.groups import relative
 from redif_env.mdp.policies import Policy
@@ -53,11 +53,11 @@ def trained(spy, rollouts, kind=PPO, episodes=1, **settings):
 def test_foresight_is_the_newest_prediction_and_the_endpoint():
     env = ReDiFVectorEnv(4, **TINY, num_steps=2)
     with pytest.raises(gym.error.ResetNeeded, match="call reset"):
-        env.foresight()
+        env.privileged_information()
     env.reset(seed=0)
     for _ in range(3):  # on into the next episode
         _, _, _, _, info = env.step(np.zeros(env.action_space.shape, np.float32))
-        predicted, endpoint = env.foresight()
+        predicted, endpoint = env.privileged_information()
         state = env._now
         asked = env.mdp.teacher.predict(state.x, state.half_logsnr, state.timestep).x0
         torch.testing.assert_close(predicted, asked)

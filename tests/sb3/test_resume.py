@@ -34,12 +34,12 @@ def make_agent(kind=PPO, adaptive=False):
 def make_callbacks(agent, folder, adaptive=False):
     mdp = agent.get_env().unwrapped.mdp
     held_out = HeldOutCallback(Evaluator(GaussianMixtureTeacher.ring(), size=16), mdp, agent.policy, every=2)
-    companions = {"held_out": held_out, "stopwatch": Stopwatch()}
+    components = {"held_out": held_out, "stopwatch": Stopwatch()}
     if adaptive:
-        companions["groups"] = GroupRelativeReturns()
+        components["groups"] = GroupRelativeReturns()
     else:
-        companions["baseline"] = PrivilegedBaseline()
-    return Checkpointer(folder, 48, companions, keep=100), [AnnealedExploration(0.3, 0.1), *companions.values()]
+        components["baseline"] = PrivilegedBaseline()
+    return Checkpointer(folder, 48, components, keep=100), [AnnealedExploration(0.3, 0.1), *components.values()]
 
 
 def train(agent, checkpointer, callbacks, total=240):

@@ -19,7 +19,7 @@ from torch.distributions import Normal, kl_divergence
 
 from redif_env import ReDiFEnv, ReDiFVectorEnv, Student
 from redif_env.diffusion.grids import GRIDS
-from redif_env.diffusion.noise_schedulers import action_reading
+from redif_env.diffusion.noise_schedulers import action_parameterization
 from redif_env.diffusion.predictions import EDMPreconditioning
 from redif_env.diffusion.schedules import FlowSchedule, VarianceExplodingSchedule, VariancePreservingSchedule
 from redif_env.diffusion.solvers import SOLVERS, predict, sample
@@ -92,10 +92,12 @@ TEACHERS = {
 
 def said_by(teacher, state, action_map):
     """The action of a student that says what ``teacher`` says, at the base solver's step."""
-    reading = action_reading(teacher.reading)
+    parameterization = action_parameterization(teacher.parameterization)
     told = predict(teacher, state)
     said = Prediction(told.x0_history[:, 0], told.eps_history[:, 0])
-    output = reading.preconditioning.write(said, reading.schedule.level(state.half_logsnr), reading.prediction_type)
+    output = parameterization.preconditioning.write(
+        said, parameterization.schedule.level(state.half_logsnr), parameterization.prediction_type
+    )
     return torch.cat([torch.zeros(len(output), 1), output.flatten(1) / action_map.max_output], dim=1)
 
 
@@ -110,7 +112,7 @@ def test_saying_what_the_teacher_says_is_the_base_solver(kind, solver):
     for step in range(4):
         assert mdp.predict(state, torch.ones(6, dtype=torch.bool)) is state
         action = said_by(teacher, state, mdp.action_map)
-        state = mdp.answered(state, action)
+        state = mdp.with_action_prediction(state, action)
         assert state.nfe.tolist() == [step + 1] * 6
         state = mdp.advance(state, mdp.decode(state, action))
     wanted = sample(teacher, SOLVERS[solver], GRIDS["time^1.5"], noise, 4)
@@ -135,7 +137,7 @@ def test_a_copy_of_the_teacher_is_the_base_solver():
     env = make_vec_env(4, grid="time@20", **SMALL, **NOISE)
     mdp = env.unwrapped.mdp
     assert mdp.teacher.prediction_type is PredictionType.EPSILON
-    agent = make_agent(env, answers_noise=True)
+    agent = make_agent(env, predicts_noise=True)
     agent.policy.unet.load_state_dict(mdp.teacher.network.state_dict())
     noise = torch.randn(5, *mdp.teacher.sample_shape, generator=torch.Generator().manual_seed(1))
     student = Student.from_agent(agent)
@@ -145,7 +147,7 @@ def test_a_copy_of_the_teacher_is_the_base_solver():
     for _ in range(3):
         seen = mdp.observe(state)
         action = agent.policy(seen, deterministic=True)[0]
-        state = mdp.answered(state, action)
+        state = mdp.with_action_prediction(state, action)
         state = mdp.advance(state, mdp.decode(state, action))
     torch.testing.assert_close(state.x, wanted, rtol=1e-4, atol=1e-4)
 
@@ -158,13 +160,13 @@ def test_a_start_is_the_solver_map_s_steps():
     noise = torch.randn(4, 5, generator=generator, dtype=torch.float64)
     grid, solver = GRIDS["time"], SOLVERS["dpm++2m"]
     compact = DenoisingMDP(teacher, solver, grid, 3, SolverMap(), Features())
-    own = DenoisingMDP(teacher, solver, grid, 3, NoiseMap(start=tuple(map(tuple, table.tolist()))), Sample())
+    own = DenoisingMDP(teacher, solver, grid, 3, NoiseMap(initial_actions=tuple(map(tuple, table.tolist()))), Sample())
     one, other = compact.initial(noise), own.initial(noise)
     for step in range(3):
         one = predict(teacher, one)
         one = compact.advance(one, compact.decode(one, table[step].expand(4, 5)))
         action = said_by(teacher, other, own.action_map)
-        other = own.answered(other, action)
+        other = own.with_action_prediction(other, action)
         other = own.advance(other, own.decode(other, action))
     torch.testing.assert_close(other.x, one.x, rtol=1e-4, atol=1e-4)
     assert isinstance(own.action_map.finished, SolverMap)
@@ -555,7 +557,10 @@ def test_cloning_finds_the_exact_velocity():
     clone(mdp, network, CloningPlan(600, rollouts=128, learning_rate=0.05, decay=0.9), losses.append)
     assert losses[-1] < 1e-4 < losses[0]
     noise = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
-    student, base = own_teacher(teacher, network, action_reading(teacher.reading)), (SOLVERS["dpm++2m"], GRIDS["time"])
+    student, base = (
+        own_teacher(teacher, network, action_parameterization(teacher.parameterization)),
+        (SOLVERS["dpm++2m"], GRIDS["time"]),
+    )
     torch.testing.assert_close(sample(student, *base, noise, 3), sample(teacher, *base, noise, 3), rtol=0, atol=0.03)
 
 
@@ -580,7 +585,7 @@ def finer(mdp):
 def test_refinement_lands_where_the_solver_does():
     """The steps that it goes back through are those of the base solver, with the student's predictions."""
     mdp, network = gaussian_student()
-    student = own_teacher(mdp.teacher, network, action_reading(mdp.teacher.reading))
+    student = own_teacher(mdp.teacher, network, action_parameterization(mdp.teacher.parameterization))
     noise = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
     samples = landed(mdp, student, noise, torch.zeros(8, dtype=torch.int64))
     torch.testing.assert_close(samples, sample(student, SOLVERS["dpm++2m"], GRIDS["time"], noise, 3))
@@ -594,7 +599,9 @@ def test_refinement_finds_the_gaussian():
 
     @torch.no_grad()
     def missed():
-        student = own_teacher(mdp.teacher, copy.deepcopy(network), action_reading(mdp.teacher.reading))
+        student = own_teacher(
+            mdp.teacher, copy.deepcopy(network), action_parameterization(mdp.teacher.parameterization)
+        )
         samples = landed(mdp, student, noise, condition)
         return (
             float((samples.mean(dim=0) - ends.mean(dim=0)).norm()),
@@ -631,7 +638,7 @@ def test_states_are_visited_with_the_student_s_own_errors():
     """Half of the noises are stepped with what the student says; the answers remain the teacher's."""
     teacher = TEACHERS["vp epsilon"]()
     mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 2, NoiseMap(), Sample())
-    wrong = own_teacher(teacher, Line([0.0], 5).double(), action_reading(teacher.reading))
+    wrong = own_teacher(teacher, Line([0.0], 5).double(), action_parameterization(teacher.parameterization))
     alone, steered = (
         rollout(mdp, student, 64, torch.ones(2), torch.Generator().manual_seed(0)) for student in (None, wrong)
     )
@@ -640,9 +647,12 @@ def test_states_are_visited_with_the_student_s_own_errors():
     assert 0.25 < strayed.double().mean() < 0.75
     level = teacher.schedule.level(teacher.schedule.half_logsnr(steered.timestep))
     said = teacher.predict(steered.inputs, teacher.schedule.half_logsnr(steered.timestep), steered.timestep)
-    reading = action_reading(teacher.reading)
+    parameterization = action_parameterization(teacher.parameterization)
     torch.testing.assert_close(
-        steered.output, reading.preconditioning.write(said, level, reading.prediction_type), rtol=1e-6, atol=1e-6
+        steered.output,
+        parameterization.preconditioning.write(said, level, parameterization.prediction_type),
+        rtol=1e-6,
+        atol=1e-6,
     )
 
 
@@ -670,7 +680,7 @@ def test_errors_of_cloning_weigh_as_they_are_told():
     """Errors of 1, 2 and 0 at the three steps, weights of 0.5, 1.5 and 1."""
     mdp, network = gaussian_student()
     lesson = rollout(mdp, None, 4, torch.tensor([0.5, 1.5, 1.0]), torch.Generator().manual_seed(0))
-    student = own_teacher(mdp.teacher, network, action_reading(mdp.teacher.reading))
+    student = own_teacher(mdp.teacher, network, action_parameterization(mdp.teacher.parameterization))
     with torch.no_grad():
         said = student.call(network, lesson.inputs, lesson.timestep, student.conditions.select(lesson.condition))
         off = torch.tensor([1.0, 2.0, 0.0]).repeat_interleave(4)[:, None]
@@ -680,7 +690,7 @@ def test_errors_of_cloning_weigh_as_they_are_told():
 
 def test_the_form_of_a_student():
     """Velocity for noise where the variance is preserved; the rest as the teacher has it."""
-    forms = {kind: action_reading(make().reading).prediction_type for kind, make in TEACHERS.items()}
+    forms = {kind: action_parameterization(make().parameterization).prediction_type for kind, make in TEACHERS.items()}
     assert forms == {
         "vp epsilon": PredictionType.V_PREDICTION,
         "vp v": PredictionType.V_PREDICTION,

@@ -278,13 +278,13 @@ def test_zero_actions_are_the_base_solver(ring, solver):
 @pytest.mark.parametrize("scheduler", [DDPMScheduler, FlowMatchEulerDiscreteScheduler, EDMEulerScheduler])
 def test_the_scheduler_begins_where_its_grid_does(scheduler, grid):
     """Noise times ``init_noise_sigma``, as stock pipelines have it, is the first state; late starts included."""
-    reading = read_scheduler({**scheduler().config, "_class_name": scheduler.__name__}, "theirs")
+    parameterization = read_scheduler({**scheduler().config, "_class_name": scheduler.__name__}, "theirs")
     teacher = GaussianMixtureTeacher(
         torch.zeros(1, 2),
         0.5,
-        schedule=reading.schedule,
-        prediction_type=reading.prediction_type,
-        preconditioning=reading.preconditioning,
+        schedule=parameterization.schedule,
+        prediction_type=parameterization.prediction_type,
+        preconditioning=parameterization.preconditioning,
     )
     mdp = build_mdp(teacher, 3, "solver", "features", "ddim", grid, "cpu", "float32")
     ours = ReDiFScheduler.of(mdp, torch.zeros(3, mdp.action_size))

@@ -18,7 +18,7 @@ pipeline = ReDiFPipeline.from_pretrained("path/or/hub-id")  # pip install redif-
 images = pipeline(batch_size=4).images
 ```"""
 
-START = ", and it begins where a linear map, fitted to the teacher's ways, takes the noise"
+INITIAL_MAP = ", and it begins where a linear map, fitted to the teacher's ways, takes the noise"
 
 
 def model_card(mdp: DenoisingMDP, record: Record) -> str:
@@ -43,7 +43,8 @@ def model_card(mdp: DenoisingMDP, record: Record) -> str:
         f"# {calls}-step student of {mdp.teacher.name}\n",
         f"A few-step sampler trained by reinforcement learning (ReDiF): the network {network} called {calls} "
         f"times a sample (NFE), and {decided}. Its base solver is "
-        f"`{solver_name(mdp.solver)}`{START if mdp.start else ''}. Samples have shape {decoded}.{_asked(mdp)}\n",
+        f"`{solver_name(mdp.solver)}`{INITIAL_MAP if mdp.initial_map else ''}. "
+        f"Samples have shape {decoded}.{_asked(mdp)}\n",
         f"## Use\n\n{USAGE}\n",
         f"## Quality\n\n{_quality(record)}\n",
         f"## Training\n\n{_table(record.training, 'setting') or 'Not recorded.'}\n",

@@ -26,16 +26,16 @@ from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
 from redif_env.storage.files import CorruptFileError, read_sealed, write_folder, write_sealed
 from redif_env.students.export.card import model_card
+from redif_env.students.export.initial_map import InitialMapModel
 from redif_env.students.export.linear_solver import LinearSolverModel
 from redif_env.students.export.policy import PolicyModel
 from redif_env.students.export.scheduler import ReDiFScheduler
-from redif_env.students.export.start import StartModel
 from redif_env.students.export.steps import steps_of
 from redif_env.students.record import Record
-from redif_env.teachers.components import COMPANIONS, companions_of, stock_pipeline
+from redif_env.teachers.components import COMPONENTS, components_of, stock_pipeline
 from redif_env.teachers.pipelines import as_model
 
-FORMAT = 2
+FORMAT = 3
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 STEPS_FILE = "steps.json"
@@ -43,9 +43,9 @@ OWN_ENTRIES = {
     "unet",
     "scheduler",
     "policy",
-    "start",
+    "initial_map",
     "linear",
-    *COMPANIONS,
+    *COMPONENTS,
     "model_index.json",
     CONFIG_FILE,
     CARD_FILE,
@@ -61,7 +61,7 @@ class ReDiFPipeline(DiffusionPipeline):
         unet: the network that is called at each step, of whatever class.
         scheduler: the learned steps.
         policy: decides each step by what it sees; without it, the scheduler's mean actions are taken.
-        start: what initial noise is mapped to first, of a student that was trained with a linear start.
+        initial_map: what initial noise is mapped to first, of a student that was trained with a linear start.
         linear: the steps of the base solver, of a student that was trained with linear ones.
         vae: of a student that makes latents.
         text_encoder, tokenizer, text_encoder_2, tokenizer_2, text_encoder_3, tokenizer_3: of one that takes prompts.
@@ -70,7 +70,7 @@ class ReDiFPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->vae"
-    _optional_components = ["policy", "start", "linear", *COMPANIONS]
+    _optional_components = ["policy", "initial_map", "linear", *COMPONENTS]
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
@@ -78,7 +78,7 @@ class ReDiFPipeline(DiffusionPipeline):
         unet: ModelMixin,
         scheduler: ReDiFScheduler,
         policy: PolicyModel | None = None,
-        start: StartModel | None = None,
+        initial_map: InitialMapModel | None = None,
         linear: LinearSolverModel | None = None,
         vae: ModelMixin | None = None,
         text_encoder: Any = None,
@@ -95,7 +95,7 @@ class ReDiFPipeline(DiffusionPipeline):
             unet=unet,
             scheduler=scheduler,
             policy=policy,
-            start=start,
+            initial_map=initial_map,
             linear=linear,
             vae=vae,
             text_encoder=text_encoder,
@@ -126,9 +126,9 @@ class ReDiFPipeline(DiffusionPipeline):
             as_model(mdp.teacher.network),
             ReDiFScheduler.of(mdp, actions),
             None if policy is None else PolicyModel.of(policy),
-            None if mdp.start is None else StartModel.of(mdp.start),
+            None if mdp.initial_map is None else InitialMapModel.of(mdp.initial_map),
             LinearSolverModel.of(mdp.solver) if isinstance(mdp.solver, LinearSolver) else None,
-            **companions_of(mdp.teacher.source),
+            **components_of(mdp.teacher.source),
         )
         pipeline.record = record
         return pipeline
@@ -308,11 +308,11 @@ class ReDiFPipeline(DiffusionPipeline):
 
     def _parts(self, device: torch.device) -> tuple[DenoisingMDP, Policy]:
         """The process and the policy, put together once for each set of components and device."""
-        key = (id(self.unet), id(self.scheduler), id(self.policy), id(self.start), id(self.linear), device)
+        key = (id(self.unet), id(self.scheduler), id(self.policy), id(self.initial_map), id(self.linear), device)
         if self._built is None or self._built[0] != key:
-            start = None if self.start is None else self.start.start
+            initial_map = None if self.initial_map is None else self.initial_map.initial_map
             linear = None if self.linear is None else self.linear.solver
-            mdp = self.scheduler.decision_process(self.unet, device, self._source(), start, linear)
+            mdp = self.scheduler.decision_process(self.unet, device, self._source(), initial_map, linear)
             if self.policy is not None:
                 policy = self.policy.policy
             else:
@@ -323,7 +323,7 @@ class ReDiFPipeline(DiffusionPipeline):
 
     def _source(self) -> DiffusionPipeline | None:
         """The stock pipeline that decodes latents and encodes prompts, of this one's own parts."""
-        return stock_pipeline(self.unet, {name: getattr(self, name) for name in COMPANIONS})
+        return stock_pipeline(self.unet, {name: getattr(self, name) for name in COMPONENTS})
 
     def _asked(
         self,

@@ -17,7 +17,7 @@ from redif_env.diffusion.noise_schedulers import read_scheduler, scheduler_confi
 from redif_env.diffusion.predictions import PLAIN
 from redif_env.diffusion.solvers import SOLVERS, Solver
 from redif_env.diffusion.types import Level, expand
-from redif_env.fitted.initial_maps import LinearStart
+from redif_env.fitted.initial_maps import LinearInitialMap
 from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.mdp.actions import ACTION_MAPS
 from redif_env.mdp.observations import OBSERVATIONS
@@ -25,7 +25,7 @@ from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, look_up, name_of, solver_name
 from redif_env.students.export.steps import Step, steps_of, take_step
 from redif_env.teachers.components import decoder_of, encode_prompts
-from redif_env.teachers.conditions import Conditions, Wanted
+from redif_env.teachers.conditions import Conditions, ConditionsLike
 from redif_env.teachers.networks import call_by_name, conditions_of, shape_of
 from redif_env.teachers.teacher import Teacher
 
@@ -51,7 +51,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         guidance_scale: of classifier-free guidance.
         teacher: the teacher's name, for messages.
         own_network: whether the network is the student's own, and not the teacher's.
-        linear_start: whether the way begins with a map of the noise, which the pipeline has and a scheduler cannot.
+        linear_initial_map: whether an initial map replaces the first steps; a pipeline holds it, a scheduler cannot.
     """
 
     order = 1
@@ -76,10 +76,10 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         guidance_scale: float | None = None,
         teacher: str = "teacher",
         own_network: bool = False,
-        linear_start: bool = False,
+        linear_initial_map: bool = False,
     ) -> None:
-        self.reading = read_scheduler(noise or self.config, teacher)
-        self.schedule = self.reading.schedule
+        self.parameterization = read_scheduler(noise or self.config, teacher)
+        self.schedule = self.parameterization.schedule
         self.timesteps = torch.empty(0)
         self._steps: list[Step] = []
         self._x0s: list[Tensor] = []
@@ -93,7 +93,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             ValueError: if the process uses a solver, grid, action map or observation that has no name.
             TypeError: if no diffusers scheduler has its schedule.
         """
-        noise = scheduler_config(mdp.teacher.reading)
+        noise = scheduler_config(mdp.teacher.parameterization)
         preserving = noise["_class_name"] == "DDPMScheduler"
         settings = (
             {key: value for key, value in noise.items() if key != "_class_name"} if preserving else {"noise": noise}
@@ -113,7 +113,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             guidance_scale=mdp.teacher.guidance_scale,
             teacher=mdp.teacher.name,
             own_network=mdp.teacher.own_network,
-            linear_start=mdp.start is not None,
+            linear_initial_map=mdp.initial_map is not None,
         )
 
     def decision_process(
@@ -121,7 +121,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         network: ModelMixin,
         device: torch.device,
         source: DiffusionPipeline | None = None,
-        start: LinearStart | None = None,
+        initial_map: LinearInitialMap | None = None,
         linear: LinearSolver | None = None,
     ) -> DenoisingMDP:
         """The process on ``device``, with ``network`` called at each step.
@@ -130,7 +130,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             network: the student's.
             device: where the process runs.
             source: the stock pipeline that decodes its latents and encodes its prompts, if it needs one.
-            start: what noise is mapped to first, if it was trained so.
+            initial_map: what noise is mapped to first, if it was trained so.
             linear: the steps of its base solver, if that is linear.
 
         Raises:
@@ -138,15 +138,18 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         """
         if (self.config.solver == LINEAR) != (linear is not None):
             raise ValueError(f"linear is {linear}, but the scheduler has solver={self.config.solver!r}: {REMEDY}")
-        if self.config.linear_start != (start is not None):
+        if self.config.linear_initial_map != (initial_map is not None):
             raise ValueError(
-                f"start is {start}, but the scheduler has linear_start={self.config.linear_start}: {REMEDY}"
+                f"initial_map is {initial_map}, but the scheduler has "
+                f"linear_initial_map={self.config.linear_initial_map}: {REMEDY}"
             )
         solver = linear or look_up("solver", self.config.solver, SOLVERS)
-        return replace(self._mdp(self.teacher(network, device, source, self._wanted()), solver), start=start)
+        return replace(
+            self._mdp(self.teacher(network, device, source, self._wanted()), solver), initial_map=initial_map
+        )
 
     def teacher(
-        self, network: ModelMixin, device: torch.device, source: DiffusionPipeline | None, wanted: Wanted | None
+        self, network: ModelMixin, device: torch.device, source: DiffusionPipeline | None, wanted: ConditionsLike | None
     ) -> Teacher:
         """``network`` as a teacher that is asked for what is ``wanted``."""
         name, config = self.config.teacher, {**network.config, "_class_name": type(network).__name__}
@@ -161,9 +164,9 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             network,
             self.schedule.to(device),
             shape,
-            self.reading.prediction_type,
+            self.parameterization.prediction_type,
             name,
-            preconditioning=self.reading.preconditioning,
+            preconditioning=self.parameterization.preconditioning,
             conditions=conditions,
             guidance_scale=self.config.guidance_scale,
             call=call_by_name,
@@ -172,7 +175,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             own_network=self.config.own_network,
         )
 
-    def _wanted(self) -> Wanted | None:
+    def _wanted(self) -> ConditionsLike | None:
         described = self.config.conditions
         if described is None:
             return None
@@ -203,10 +206,10 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
                 "this student steps with matrices (solver='linear'), which no scheduler holds: use ReDiFPipeline or "
                 "Student"
             )
-        if self.config.linear_start:
+        if self.config.linear_initial_map:
             raise ValueError(
-                "this student maps its noise first (linear_start=True), which no pipeline does for a scheduler: use "
-                "ReDiFPipeline or Student"
+                "this student maps its noise first (linear_initial_map=True), which no pipeline does for a scheduler: "
+                "use ReDiFPipeline or Student"
             )
         if num_inference_steps not in (None, self.config.num_steps):
             raise ValueError(
@@ -221,9 +224,9 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
         """What the network is given for ``sample`` ``(B, *S)`` at the next step."""
-        if self.reading.preconditioning == PLAIN:
+        if self.parameterization.preconditioning == PLAIN:
             return sample
-        return self.reading.preconditioning.inputs(sample, self._level(sample))
+        return self.parameterization.preconditioning.inputs(sample, self._level(sample))
 
     def step(
         self,
@@ -252,8 +255,8 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             )
         step = self._steps[len(self._x0s)]
         x = sample.float() if sample.dtype in (torch.float16, torch.bfloat16) else sample
-        answer = self.reading.preconditioning.read(
-            model_output.to(x.dtype), x, self._level(x), self.reading.prediction_type
+        answer = self.parameterization.preconditioning.read(
+            model_output.to(x.dtype), x, self._level(x), self.parameterization.prediction_type
         )
         self._x0s.insert(0, answer.x0)
         self._epss.insert(0, answer.eps)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from redif_env.diffusion.noise_schedulers import action_reading
+from redif_env.diffusion.noise_schedulers import action_parameterization
 from redif_env.diffusion.solvers import predict
 from redif_env.diffusion.types import Prediction
 from redif_env.mdp.process import DenoisingMDP
@@ -64,7 +64,7 @@ def clone(mdp: DenoisingMDP, network: nn.Module, plan: CloningPlan, progress: Ca
     The states are those of the solver that the action map begins from (DAgger: Ross et al. 2011): at first stepped with
     the teacher's predictions, then half of them with the student's own, so that it knows what to say where its own
     errors lead. The loss is the squared error of the network's output, in the form of actions
-    (:func:`redif_env.diffusion.noise_schedulers.action_reading`). Only parameters that require a gradient are moved.
+    (``noise_schedulers.action_parameterization``). Only parameters that require a gradient are moved.
 
     Args:
         mdp: with the teacher, the base solver and a :class:`~redif_env.mdp.actions.NoiseMap`.
@@ -84,7 +84,7 @@ def clone(mdp: DenoisingMDP, network: nn.Module, plan: CloningPlan, progress: Ca
 def learner(mdp: DenoisingMDP, network: nn.Module) -> tuple[Teacher, list[nn.Parameter]]:
     """A student whose ``network`` is to be trained, as clones answer, and those of its parameters that are moved."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    student = own_teacher(mdp.teacher, network, action_reading(mdp.teacher.reading))
+    student = own_teacher(mdp.teacher, network, action_parameterization(mdp.teacher.parameterization))
     for parameter in trained:  # a teacher's are frozen
         parameter.requires_grad_(True)
     return student, trained
@@ -155,7 +155,7 @@ def rollout(
 
     With a ``student``, half of the noises are stepped with its predictions. ``weights`` ``(num_steps,)`` are of errors.
     """
-    teacher, reading = mdp.teacher, action_reading(mdp.teacher.reading)
+    teacher, parameterization = mdp.teacher, action_parameterization(mdp.teacher.parameterization)
     noise = torch.randn(count, *teacher.sample_shape, generator=generator).to(teacher.device)
     condition = teacher.conditions.draw(count, generator).to(teacher.device)
     steered = (torch.rand(count, generator=generator) < STEERED).to(teacher.device)
@@ -163,10 +163,10 @@ def rollout(
     start = torch.zeros(count, mdp.action_size, device=teacher.device)
     for weight in weights:
         told = predict(teacher, state)
-        level = reading.schedule.level(state.half_logsnr)
+        level = parameterization.schedule.level(state.half_logsnr)
         said = Prediction(told.x0_history[:, 0], told.eps_history[:, 0])
-        output = reading.preconditioning.write(said, level, reading.prediction_type)
-        inputs = reading.preconditioning.inputs(state.x, level)
+        output = parameterization.preconditioning.write(said, level, parameterization.prediction_type)
+        inputs = parameterization.preconditioning.inputs(state.x, level)
         found.append(Lesson(inputs, state.timestep, condition, output, weight.expand(count)))
         if student is not None:
             told = told.merge(steered, replace(predict(student, state), nfe=told.nfe))

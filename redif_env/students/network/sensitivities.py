@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from redif_env.diffusion.noise_schedulers import action_reading
+from redif_env.diffusion.noise_schedulers import action_parameterization
 from redif_env.diffusion.solvers import predict, record
 from redif_env.diffusion.types import Prediction, State
 from redif_env.mdp.process import DenoisingMDP
@@ -21,7 +21,7 @@ def sensitivities(mdp: DenoisingMDP) -> Tensor:
 
     ``(num_steps,)``, means over ``STARTS`` noises and directions: of a root mean square, most would come from the few
     ways that part for good. All other predictions are the teacher's. The output is in the form of actions
-    (:func:`redif_env.diffusion.noise_schedulers.action_reading`); the changes are small, so that these are slopes.
+    (``noise_schedulers.action_parameterization``); the changes are small, so that these are slopes.
     """
     teacher, generator = mdp.teacher, torch.Generator().manual_seed(0)
     noise = torch.randn(STARTS, *teacher.sample_shape, generator=generator).to(teacher.device)
@@ -57,8 +57,8 @@ def _stepped(mdp: DenoisingMDP, told: State) -> State:
 
 def _answer(mdp: DenoisingMDP, told: State, strayed: Tensor) -> Prediction:
     """The newest prediction, were the network's output ``strayed`` off."""
-    reading = action_reading(mdp.teacher.reading)
-    level = reading.schedule.level(told.half_logsnr)
+    parameterization = action_parameterization(mdp.teacher.parameterization)
+    level = parameterization.schedule.level(told.half_logsnr)
     said = Prediction(told.x0_history[:, 0], told.eps_history[:, 0])
-    output = reading.preconditioning.write(said, level, reading.prediction_type) + strayed
-    return reading.preconditioning.read(output, told.x, level, reading.prediction_type)
+    output = parameterization.preconditioning.write(said, level, parameterization.prediction_type) + strayed
+    return parameterization.preconditioning.read(output, told.x, level, parameterization.prediction_type)

@@ -54,7 +54,7 @@ def grid_levels(grid: Grid, schedule: Schedule, index: Tensor, steps: int) -> Te
     return grid.half_logsnr(index.double() / steps, schedule)
 
 
-def landing_loss(student: Teacher, start: Noised, target: Noised) -> Tensor:
+def target_loss(student: Teacher, start: Noised, target: Noised) -> Tensor:
     """Squared error of the network's output to the one whose step from ``start`` lands on ``target``."""
     schedule, shown = student.schedule, student.preconditioning
     level, next_level = schedule.level(start.half_logsnr), schedule.level(target.half_logsnr)

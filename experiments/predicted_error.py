@@ -1,7 +1,7 @@
 """How much of what siblings' returns differ by was decided before each step: what a privileged baseline takes.
 
     python -m agents.ppo --num-steps 4 --out runs/digits-4
-    python -m experiments.foretold --student runs/digits-4/student
+    python -m experiments.predicted_error --student runs/digits-4/student
 
 Siblings start from the same noise and differ by their exploration alone. The share is that of the variance of their
 returns (reward "feature", less their mean) which the distance of the newest prediction to the endpoint explains.
@@ -58,7 +58,7 @@ def foretold(student: Student, std: float, noises: int, group_size: int, seed: i
     observations, _ = env.reset(seed=seed)
     distances = []
     for _ in range(student.num_steps):
-        distances.append(distance(*env.foresight()).double().numpy())
+        distances.append(distance(*env.privileged_information()).double().numpy())
         actions = student.policy(torch.as_tensor(observations))
         actions = actions + std * torch.randn(actions.shape, generator=generator)
         observations, rewards, *_ = env.step(actions.numpy())

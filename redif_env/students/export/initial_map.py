@@ -7,11 +7,11 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from redif_env.fitted.initial_maps import LinearStart
+from redif_env.fitted.initial_maps import LinearInitialMap
 
 
-class StartModel(ModelMixin, ConfigMixin):
-    """:class:`~redif_env.fitted.initial_maps.LinearStart` with diffusers' saving and loading.
+class InitialMapModel(ModelMixin, ConfigMixin):
+    """:class:`~redif_env.fitted.initial_maps.LinearInitialMap` with diffusers' saving and loading.
 
     Args:
         half_logsnr: the level that it leads to.
@@ -26,17 +26,17 @@ class StartModel(ModelMixin, ConfigMixin):
         self.offset = nn.Parameter(torch.zeros(conditions, size), requires_grad=False)
 
     @property
-    def start(self) -> LinearStart:
+    def initial_map(self) -> LinearInitialMap:
         """What is held."""
-        return LinearStart(self.config.half_logsnr, self.matrix.detach(), self.offset.detach())
+        return LinearInitialMap(self.config.half_logsnr, self.matrix.detach(), self.offset.detach())
 
     def forward(self, noise: Tensor, condition: Tensor) -> Tensor:
         """Where the way from ``noise`` ``(B, *S)`` is taken to have come to, for rows ``condition`` ``(B,)``."""
-        return self.start(noise, condition)
+        return self.initial_map(noise, condition)
 
     @classmethod
-    def of(cls, start: LinearStart) -> StartModel:
+    def of(cls, initial_map: LinearInitialMap) -> InitialMapModel:
         """The model of a start, with its own copy of the numbers."""
-        model = cls(start.half_logsnr, len(start.matrix), len(start.offset))
-        model.load_state_dict({"matrix": start.matrix, "offset": start.offset})
-        return model.to(start.matrix.device).eval()
+        model = cls(initial_map.half_logsnr, len(initial_map.matrix), len(initial_map.offset))
+        model.load_state_dict({"matrix": initial_map.matrix, "offset": initial_map.offset})
+        return model.to(initial_map.matrix.device).eval()
