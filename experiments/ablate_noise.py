@@ -37,7 +37,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "advantages normalised over minibatches": {"level_advantages": False},
     "half the exploration": {"exploration": (0.075, 0.025)},
     "four epochs a rollout": {"epochs": 4},
-    "stop at 0.02 nats": {"network": {"target_kl": 0.02}},
     "summed log-probability": {"network": {"reduction": Reduction.SUM}},
     "no average of the policy": {"average": 0.0},
     "bfloat16": {"network": {"autocast": True}},

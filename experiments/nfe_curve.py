@@ -79,11 +79,6 @@ def ppo_settings(given: ppo.Args, out: Path) -> ppo.Args:
     return replace(given, out=out / f"redif-ppo-{given.num_steps}-{given.seed}")
 
 
-def privileged_settings(given: ppo.Args, out: Path) -> ppo.Args:
-    """The same with a baseline that knows the endpoint."""
-    return replace(given, privileged_baseline=True, out=out / f"redif-ppo-privileged-{given.num_steps}-{given.seed}")
-
-
 def large_settings(given: ppo.Args, out: Path) -> ppo.Args:
     """More calls, in larger batches, and the best student chosen on four times the noises.
 
@@ -114,7 +109,6 @@ def cem_settings(given: ppo.Args, out: Path) -> cem.Args:
 
 SETTINGS = {
     "redif-ppo": ppo_settings,
-    "redif-ppo-privileged": privileged_settings,
     "redif-ppo-large": large_settings,
     "cem": cem_settings,
 }

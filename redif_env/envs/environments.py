@@ -149,19 +149,6 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         for term in self.terms:
             restart(term.reward)
 
-    def privileged_information(self) -> tuple[Tensor, Tensor]:
-        """The newest prediction of every episode's clean sample, and the teacher's endpoint: ``(num_envs, *S)`` each.
-
-        For baselines that know more than the policy may (:class:`redif_env.sb3.PrivilegedBaseline`). Where actions
-        bring the prediction, it is that of the step before, and zero before the first.
-
-        Raises:
-            gymnasium.error.ResetNeeded: before the first reset.
-        """
-        if self._state is None:
-            raise gym.error.ResetNeeded("privileged_information() was called before reset(): call reset() first")
-        return self._state.x0_history[:, 0], self.reference.endpoints[self._pair]
-
     def state_dict(self) -> dict[str, Any]:
         """Where every episode stands, what chance will draw, and what rewards remember: tensors and JSON values.
 

@@ -10,14 +10,18 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Normal, kl_divergence
 
 from redif_env.sb3.levels import levels_of, rows_of, steps_of_buffer
 from redif_env.sb3.student_policy import Reduction, StudentPolicy
-from redif_env.sb3.trust import divergence
 from redif_env.training.runs import UnhealthyRunError
 
 RATIO_TOLERANCE = 1e-5
+
+
+def divergence(old: Normal, new: Normal) -> Tensor:
+    """Kullback-Leibler divergence of whole actions ``(B,)``, in nats: summed over their numbers."""
+    return kl_divergence(old, new).sum(dim=1)
 
 
 class HealthCheck(BaseCallback):

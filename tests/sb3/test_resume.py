@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 from redif_env import ReDiFVectorEnv
 from redif_env.envs.wrappers import DistributionAlignment, GroupRelativeReward
 from redif_env.judging.evaluation import Evaluator
-from redif_env.sb3 import Checkpointer, GroupRelativeReturns, PrivilegedBaseline, ReDiFVecEnv, make_vec_env
+from redif_env.sb3 import Checkpointer, GroupRelativeReturns, ReDiFVecEnv, make_vec_env
 from redif_env.sb3.training.callbacks import AnnealedExploration, HeldOutCallback, Stopwatch
 from redif_env.storage.checkpoints import checkpoints
 from redif_env.storage.files import CorruptFileError
@@ -37,8 +37,6 @@ def make_callbacks(agent, folder, adaptive=False):
     components = {"held_out": held_out, "stopwatch": Stopwatch()}
     if adaptive:
         components["groups"] = GroupRelativeReturns()
-    else:
-        components["baseline"] = PrivilegedBaseline()
     return Checkpointer(folder, 48, components, keep=100), [AnnealedExploration(0.3, 0.1), *components.values()]
 
 

@@ -31,7 +31,6 @@ from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
 from redif_env.rewards.endpoint import EndpointAlignment
 from redif_env.sb3 import (
-    AnalyticKLStop,
     HealthCheck,
     LevelNormalisedAdvantages,
     ReDiFVecEnv,
@@ -336,32 +335,12 @@ def test_health_checks_are_for_student_policies():
         PPO("MlpPolicy", env, n_steps=4, batch_size=8).learn(16, callback=HealthCheck())
 
 
-def test_an_update_stops_at_the_divergence_that_is_asked(environment):
-    """The last divergence looked at exceeds the target; those before it do not; the updates after it are not made."""
-    stop = AnalyticKLStop(0.5, rows=24)
-    agent = make_agent(environment, reduction="sum", learning_rate=3e-3, n_epochs=30)
-    moved = []
-    stop._after_update, looked = (lambda *args: (looked(*args), moved.append(stop.stops))), stop._after_update
-    agent.learn(24, callback=stop)
-    assert stop.stops == 1
-    assert 1 <= stop.updates < 60
-    free = make_agent(environment, reduction="sum", learning_rate=3e-3, n_epochs=30)
-    never = AnalyticKLStop(1e9, rows=24)
-    free.learn(24, callback=never)
-    assert (never.updates, never.stops) == (60, 0)
-
-
 def test_the_divergence_is_gaussians_own():
-    from redif_env.sb3.trust import divergence
+    from redif_env.sb3.health import divergence
 
     old, new = Normal(torch.zeros(2, 3), 2.0), Normal(torch.ones(2, 3), 2.0)
     torch.testing.assert_close(divergence(old, new), torch.full((2,), 3 * 1 / (2 * 4)))
     torch.testing.assert_close(divergence(old, new), kl_divergence(old, new).sum(1))
-
-
-def test_a_divergence_needs_ppo(environment):
-    with pytest.raises(ValueError, match="only PPO with a StudentPolicy"):
-        make_agent(environment, A2C).learn(24, callback=AnalyticKLStop(1.0))
 
 
 def test_advantages_are_normalised_a_level(environment):
