@@ -70,7 +70,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Info:
-    """Say what a student is: teacher, steps, how it was trained, how good it was found."""
+    """Describe a student: teacher, steps, training, and measured quality."""
 
     student: Positional[str]
     """Folder or hub id of a student."""
@@ -134,17 +134,17 @@ def load(student: str, device: str) -> Student:
 
 
 def teacher_of(student: Student) -> Teacher:
-    """The teacher that a student is to equal: its own, or the one it was trained after where its network is its own.
+    """The teacher that a student is compared with: that of its training where the student has its own network.
 
     Raises:
-        ValueError: if that one is not known, or cannot be loaded.
+        ValueError: if it is not recorded, or cannot be loaded.
     """
     teacher, training = student.mdp.teacher, student.record.training
     if not teacher.own_network:
         return teacher
     name = training.get("teacher")
     if name is None:
-        raise ValueError("student has a network of its own, and no record of the teacher it was trained after")
+        raise ValueError("student has a network of its own, and no record of its teacher")
     labels = [int(value) for value in teacher.conditions.values] if teacher.conditions.inputs else None
     return load_teacher(
         name, conditions=labels, null_label=training.get("null_label"), guidance_scale=training.get("guidance_scale")
@@ -200,7 +200,7 @@ def facts_table(student: Student) -> Table:
 
 
 def schedule_lines(student: Student) -> list[str]:
-    """The mean steps as a small picture: where in training time the network is called, and what it is told."""
+    """The mean steps as a small picture: the training timesteps of the samples and of the network's conditioning."""
     if student.mdp.adaptive:
         return ["The policy decides how many steps there are, so there is no one schedule to draw."]
     states = calling_states(student)
@@ -208,7 +208,7 @@ def schedule_lines(student: Student) -> list[str]:
     first, last = schedule.timestep(schedule.half_logsnr_at(torch.tensor([1.0, 0.0], dtype=torch.float64))).tolist()
     lines = [
         ("level of x", [schedule.timestep(state.half_logsnr).item() for state in states]),
-        ("told", [state.timestep.item() for state in states]),
+        ("conditioning", [state.timestep.item() for state in states]),
         ("base solver", base_timesteps(student)),
     ]
     header = f"{'training timestep':>17}  {first:<{WIDTH // 2}.4g}{last:>{WIDTH - WIDTH // 2}.4g}"
@@ -216,7 +216,7 @@ def schedule_lines(student: Student) -> list[str]:
 
 
 def calling_states(student: Student) -> list[State]:
-    """The states in which the mean actions call the network: their levels and what it is told, of no sample at all."""
+    """The states in which the mean actions call the network; their samples are empty, levels and timesteps are not."""
     mdp, actions = student.mdp, student.mean_actions
     assert actions is not None
     nothing = torch.zeros(1, *mdp.teacher.sample_shape, device=mdp.teacher.device)
@@ -247,9 +247,9 @@ def _marks(timesteps: list[float], first: float, last: float) -> str:
 
 
 def _numbers(states: list[State]) -> list[str]:
-    told = ", ".join(f"{state.timestep.item():.1f}" for state in states)
+    timesteps = ", ".join(f"{state.timestep.item():.1f}" for state in states)
     ratios = ", ".join(f"{math.exp(-state.half_logsnr.item()):.3g}" for state in states)
-    return [f"{'told':>17}  {told}", f"{'sigma / alpha':>17}  {ratios}"]
+    return [f"{'conditioning':>17}  {timesteps}", f"{'sigma / alpha':>17}  {ratios}"]
 
 
 def train(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The environments: a batched core with numpy at its border, and the same with a batch of one."""
+"""The environments: one batched core with numpy inputs and outputs, and the same with a batch of one."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             group are seeded like its first); what a group-relative baseline needs.
         autoreset_mode: ``SAME_STEP`` (default), ``NEXT_STEP`` or ``DISABLED``, as enum or as its value.
         render_mode: None or ``"rgb_array"``.
-        task: the fields of :class:`redif_env.envs.task.Task`, which :class:`ReDiFEnv` lists.
+        arguments: the fields of :class:`redif_env.envs.task.Task`, which :class:`ReDiFEnv` lists.
 
-    ``last_transition`` holds all that the last step did, as torch tensors, before any reset: what reward wrappers read.
+    ``last_transition`` is the last step as torch tensors, before any reset; reward wrappers read it.
     """
 
     metadata = {
@@ -242,7 +242,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         self._state = initial if self._state is None else self._state.merge(rows, initial)
 
     def _predicted(self, state: State, rows: Tensor) -> State:
-        """``state`` with the teacher's answers on the given rows."""
+        """``state`` with the teacher's predictions on the given rows."""
         with torch.autocast(state.x.device.type, torch.bfloat16, enabled=self.autocast):
             return self.mdp.predict(state, rows)
 
@@ -332,6 +332,11 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             reward = {reward: 1.0}
         if isinstance(reward, Mapping):
             return build_terms(reward, self.mdp, self.reference)
+        if not isinstance(getattr(reward, "name", None), str):
+            raise ValueError(
+                f"reward={reward!r} has no name: wrap the function in CallableReward(function, 'name') of "
+                "redif_env.rewards.custom, or choose a name of redif_env.rewards.names.REWARDS"
+            )
         return [Term(reward)]
 
     def _record_initial(self, rows: Tensor, state: State) -> None:
@@ -358,8 +363,8 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
     ## Description
 
     A diffusion model turns noise into a sample by many small steps, each of which calls a large network. Here an
-    episode is one sample made with few calls: at each step the agent sees where the sample stands and what the network
-    predicts, and chooses how far to step and with what noise prediction. A reset draws a pair (initial noise, the
+    episode is one sample made with few calls: at each step the agent observes the sample and the network's prediction,
+    and chooses the step size and the noise prediction of the step. A reset draws a pair (initial noise, the
     teacher's endpoint of it) from the reference set; all else is deterministic. After "ReDiF: Reinforced Distillation
     for Few Step Diffusion" (arXiv 2512.22802).
 
@@ -372,19 +377,19 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
     - `"step"` (1 number): the step size alone.
     - `"noise"` (1 number and as many as a sample has): the step size, and the whole noise prediction in the place of
       the teacher's; needs `observation="sample"`. The policy is the student's network
-      (:class:`redif_env.sb3.StudentPolicy`). :class:`redif_env.mdp.actions.NoiseMap` gives the units. Zero in the first
-      number is the base solver's step; in the others it is a prediction like any other.
+      (:class:`redif_env.sb3.StudentPolicy`). :class:`redif_env.mdp.actions.NoiseMap` gives the units. Here zero means
+      the base solver's step size, but no special prediction.
 
-    With `min_steps` below `num_steps` there is one number more, the last: it gives up calls of the budget
+    With `min_steps` below `num_steps` there is one more number, the last, by which the agent gives up steps
     (:class:`redif_env.mdp.process.DenoisingMDP`). With `learn_guidance` there is one for the guidance scale before it.
 
     ## Observation Space
 
     `"features"`: a short float32 vector: NFE left, noise level, statistics of the sample, of the predicted clean sample
-    and of its change. ``Features`` lists them. `"features+condition"`: the same, and the
-    embedding of the condition. `"steps"`: the steps left alone, one-hot, for agents that are to be blind to the sample.
-    With `prices`, the episode's price follows. `"sample"`: a dict of the noisy sample, what the network is told, the
-    level, the calls left and the condition's row (:class:`redif_env.mdp.observations.Sample`).
+    and of its change. :class:`redif_env.mdp.observations.Features` lists them. `"features+condition"`: the same, and
+    the embedding of the condition. `"steps"`: only the number of steps left, one-hot, for policies that do not depend
+    on the sample. With `prices`, the episode's price follows. `"sample"`: a dict of the noisy sample, the conditioning
+    timestep, the level, the NFE left and the condition's row (:class:`redif_env.mdp.observations.Sample`).
 
     ## Rewards
 
@@ -400,7 +405,7 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
 
     ## Episode End
 
-    Terminates when the last step has landed on clean data: after `num_steps` steps, or earlier, after at least
+    Terminates when the sample is clean: after `num_steps` steps, or earlier, after at least
     `min_steps`, if the action gave up the others. Never truncates.
 
     ## Information

@@ -1,7 +1,8 @@
-"""Stable-Baselines3: the adapter, and what its stock agents need besides. The only place that imports it."""
+"""Stable-Baselines3: the adapter of the environments, the policy of students that are networks, callbacks, training.
+The only room that imports it. Read ``vec_env`` first."""
 
 from redif_env.sb3.checkpoints import Checkpointer
-from redif_env.sb3.exploration import landing_gains, student_exploration
+from redif_env.sb3.exploration import student_exploration, target_gains
 from redif_env.sb3.groups import GroupRelativeReturns
 from redif_env.sb3.health import HealthCheck
 from redif_env.sb3.levels import LevelNormalisedAdvantages
@@ -19,8 +20,8 @@ __all__ = [
     "StudentPolicy",
     "UnhealthyRunError",
     "clip_range_of",
-    "landing_gains",
     "make_vec_env",
     "student_exploration",
     "student_kwargs",
+    "target_gains",
 ]

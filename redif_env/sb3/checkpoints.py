@@ -1,7 +1,7 @@
 """Checkpoints of a Stable-Baselines3 run: all that decides how it goes on, without a pickle.
 
-SB3's own ``save`` keeps neither the environments, nor the random states, nor what callbacks know, and pickles what it
-keeps. A checkpoint here is a folder with one safetensors and one JSON file, digests included, that is whole or absent.
+SB3's own ``save`` stores neither the environments, nor the random states, nor the state of callbacks, and pickles the
+rest. A checkpoint here is a folder with one safetensors and one JSON file, digests included, that is whole or absent.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class Stateful(Protocol):
 
 
 class Checkpointer(BaseCallback):
-    """Saves a checkpoint at the start of a rollout, every ``every`` environment steps and when asked to stop.
+    """Saves a checkpoint at the start of a rollout, every ``every`` environment steps and when the run is stopped.
 
     Between two rollouts an on-policy agent (PPO, A2C) holds nothing but its parameters, its optimizer and where the
     environments stand; a run continued from there ends as an unbroken one. Put it first in the list of callbacks, so
-    that it saves what the others are about to begin with. A checkpoint that cannot be written is a warning: training
+    that it saves their state before the rollout. A checkpoint that cannot be written is a warning: training
     goes on, and the last good one stays.
 
     Args:
         folder: holds one folder a checkpoint, named by the environment steps made.
         every: environment steps between two.
         components: what else to save, by name.
-        keep: how many to keep.
+        keep: how many to store, the newest.
     """
 
     def __init__(self, folder: Path, every: int, components: Mapping[str, Stateful], keep: int = 2) -> None:
@@ -121,7 +121,7 @@ class Checkpointer(BaseCallback):
 
 
 def agent_state(agent: OnPolicyAlgorithm) -> dict[str, Any]:
-    """All that an agent between two rollouts will act on: parameters, optimizer, environments, random states, counters.
+    """The state of an agent between two rollouts: parameters, optimizer, environments, random states, counters.
 
     Raises:
         ValueError: if it is of another kind than on-policy, or its environment no ReDiF one.

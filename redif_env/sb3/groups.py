@@ -1,4 +1,4 @@
-"""Group-relative rewards where siblings finish at different times: compared once a rollout is complete."""
+"""Group-relative rewards where group members finish at different times: subtracted once a rollout is complete."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Finished:
 
 
 class GroupRelativeReturns(BaseCallback):
-    """Take from each episode's return the mean return of its siblings, the episodes of its group from the same noise.
+    """Subtract from each episode's return the mean return of its group's episodes from the same noise.
 
-    What ``GroupRelativeReward`` does where all siblings finish together, for adaptive step
-    counts and on-policy agents (PPO, A2C): ``agent.learn(..., callback=GroupRelativeReturns())``. The subtraction is
-    made in the rollout buffer before the agent learns from it. Siblings that finished in the rollout before count too;
-    an episode that finished first of all and alone learns nothing from its own return.
+    It does what ``GroupRelativeReward`` does where group members finish together, for adaptive step counts and
+    on-policy agents (PPO, A2C): ``agent.learn(..., callback=GroupRelativeReturns())``. The subtraction is made in the
+    rollout buffer before the agent learns from it. Episodes that finished in the rollout before count too; the relative
+    return of an episode that finished first and alone is zero.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class GroupRelativeReturns(BaseCallback):
     def _on_training_start(self) -> None:
         self.group_size = self.training_env.unwrapped.group_size
         if self.group_size < 2:
-            raise ValueError("env has group_size=1, so there are no siblings to compare with: make it with 8")
+            raise ValueError("env has group_size=1, so there are no group members to compare with: make it with 8")
 
     def _on_rollout_start(self) -> None:
         self._finished, self._step = [], 0
@@ -65,7 +65,7 @@ class GroupRelativeReturns(BaseCallback):
         for episode in self._finished:
             returns[episode.start].append(episode.value)
         for episode in self._finished:
-            siblings = returns[episode.start] + self._known.get(episode.start, [])
-            buffer.rewards[episode.step, episode.env] -= np.mean(siblings)
+            members = returns[episode.start] + self._known.get(episode.start, [])
+            buffer.rewards[episode.step, episode.env] -= np.mean(members)
         self._known = dict(returns)
         buffer.compute_returns_and_advantage(last_values=self.locals["values"], dones=self.locals["dones"])

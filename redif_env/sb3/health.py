@@ -1,4 +1,4 @@
-"""Health checks of a run whose policy is a :class:`~redif_env.sb3.StudentPolicy`: they log, and they stop it."""
+"""Health checks of a run whose policy is a :class:`~redif_env.sb3.StudentPolicy`: they log its state, or stop it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def divergence(old: Normal, new: Normal) -> Tensor:
 
 
 class HealthCheck(BaseCallback):
-    """Checks and logs the state of training. Put it before all other callbacks: they then never see what is broken.
+    """Checks and logs the state of training. Put it before all other callbacks, so that none acts on a broken policy.
 
     Checked: before the first update, that the importance ratio of what was just done is 1 to 1e-5 (rollouts and
     updates see the same policy); after every update, that all of the policy is finite.
 
     Logged: ``health/reward_std`` over a rollout's rewards, and ``health/reward_std_in_group`` within groups that share
-    their noise, which is all that a group-relative reward leaves; a step of the episode (``_0`` the first),
+    their noise, which is the signal of a group-relative reward; for each step of the episode (``_0`` the first),
     ``health/exploration`` (standard deviation of the network's output), ``health/kl`` (how far the last update moved
     the policy, in nats a whole action) and, every ``every`` rollouts, ``health/gradient`` (norm of the policy
     gradient).
@@ -103,7 +103,7 @@ class HealthCheck(BaseCallback):
             hint = "" if self._policy.settings["reduction"] is Reduction.MEAN else ", or choose reduction='mean'"
             raise UnhealthyRunError(
                 f"the importance ratio before the first update is off 1 by {worst:.2g} (allowed: {RATIO_TOLERANCE}): "
-                f"the policy answers otherwise in updates than in rollouts; turn off what draws random numbers or "
+                f"the policy is not the same in updates as in rollouts; turn off what draws random numbers or "
                 f"changes precision in the network{hint}"
             )
 
@@ -117,7 +117,7 @@ class HealthCheck(BaseCallback):
 
     @torch.no_grad()
     def _remember(self) -> None:
-        """What the policy says, before the update, in some states of each step; and how widely it explores."""
+        """The policy's distribution before the update, in some states of each step, and its exploration."""
         self._before = {}
         for step, chosen in self._chosen():
             seen = rows_of(self.model.rollout_buffer, chosen, self.model.device)

@@ -1,4 +1,4 @@
-"""What a rollout holds of each level: rows of the buffer by the step of the episode that they are."""
+"""Rows of a rollout buffer by their step in the episode, and advantages normalised at each."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def rows_of(buffer: DictRolloutBuffer, chosen: NDArray[np.int64], device: torch.
 
 
 class LevelNormalisedAdvantages(BaseCallback):
-    """Before each update: advantages with mean 0 and standard deviation 1 at every step of the episode by itself.
+    """Before each update: normalise advantages (mean 0, standard deviation 1) at each step of the episode separately.
 
-    Agents normalise them over a minibatch, which mixes steps whose rewards differ in size: the largest would be the
-    only one that is learned from. Make the agent with ``normalize_advantage=False``.
+    Agents normalise them over a minibatch, which mixes steps whose rewards differ in size, so that the largest would
+    dominate. Make the agent with ``normalize_advantage=False``.
     """
 
     def _on_step(self) -> bool:

@@ -66,11 +66,11 @@ class StudentPolicy(ActorCriticPolicy):
         env = make_vec_env(128, action="noise", observation="sample")
         PPO(StudentPolicy, env, policy_kwargs=student_kwargs(env.unwrapped.mdp), ...)
 
-    The network's output over ``max_output`` is the mean of a Gaussian; it is read in the form of
-    ``action_parameterization``, in which no level magnifies errors. (A copy of a teacher that
-    predicts noise ``predicts_noise``, which is put into that form.) The step size's mean is one learned number a step:
-    the finished student is then a fixed few-step sampler, which every export holds.
-    The value is read from the network's middle features; its gradient stops there, and never moves the student. The
+    The network's output over ``max_output`` is the mean of a Gaussian; its prediction type is that of
+    ``action_parameterization``, in which no level magnifies errors. (A copy of a teacher that predicts noise
+    ``predicts_noise``, which is converted.) The step size's mean is one learned number a step: the finished student is
+    then a fixed few-step sampler, which every export can represent.
+    The value is a function of the network's middle features; its gradient does not change the student. The
     standard deviations are not learned but set: ``log_std`` ``(num_steps, 2)``, first to last step, of the step size
     and of the prediction, both in units of the action.
 
@@ -90,7 +90,7 @@ class StudentPolicy(ActorCriticPolicy):
             network's output and of logits: a callback may change ``log_std`` over training.
         lora_rank: trains adapters of this rank on all layers, the other weights stay; 0 trains all weights.
         autocast: runs the network in bfloat16 where that is safe, in rollouts and updates alike.
-        features_from: name of the submodule whose output the value is read from.
+        features_from: name of the submodule whose output is the value's input.
         max_output, max_shift: of the :class:`~redif_env.mdp.actions.NoiseMap`.
         use_sde: must be false; given by the agent.
         optimizer_class, optimizer_kwargs: as in SB3.
@@ -167,30 +167,30 @@ class StudentPolicy(ActorCriticPolicy):
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Actions ``(B, A)``, values ``(B, 1)`` and log-probabilities ``(B,)``."""
-        distribution, values = self._answer(obs)
+        distribution, values = self._evaluate(obs)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, values, distribution.log_prob(actions)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values ``(B, 1)``, log-probabilities ``(B,)`` and entropies ``(B,)``."""
-        distribution, values = self._answer(obs)
+        distribution, values = self._evaluate(obs)
         return values, distribution.log_prob(actions), distribution.entropy()
 
     def get_distribution(self, obs: PyTorchObs) -> ReducedGaussian:
-        return self._answer(obs)[0]
+        return self._evaluate(obs)[0]
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
-        return self._answer(obs)[1]
+        return self._evaluate(obs)[1]
 
     def plain_weights(self) -> dict[str, Tensor]:
         """Weights of the student's network, adapters merged; a copy."""
         return merged_weights(self.unet)
 
-    def _answer(self, obs: PyTorchObs) -> tuple[ReducedGaussian, Tensor]:
-        """All that one forward pass gives."""
+    def _evaluate(self, obs: PyTorchObs) -> tuple[ReducedGaussian, Tensor]:
+        """Distribution of actions and values ``(B, 1)``, from one forward pass."""
         assert isinstance(obs, dict)
         step = self.num_steps - obs["nfe_left"][:, 0].long().clamp(min=1)
-        output = self._spoken(obs, self._output(obs)).flatten(1)
+        output = self._as_action(obs, self._output(obs)).flatten(1)
         std = self.log_std.exp()[step]
         distribution = ReducedGaussian(
             torch.cat([self.shift[step, None], output / self.settings["max_output"]], dim=1),
@@ -199,7 +199,7 @@ class StudentPolicy(ActorCriticPolicy):
         )
         return distribution, self.value_net(self._features(obs))
 
-    def _spoken(self, obs: dict[str, Tensor], output: Tensor) -> Tensor:
+    def _as_action(self, obs: dict[str, Tensor], output: Tensor) -> Tensor:
         """The network's output in the form of actions."""
         if not self.settings["predicts_noise"]:
             return output
@@ -213,7 +213,7 @@ class StudentPolicy(ActorCriticPolicy):
         return output.float()
 
     def _features(self, obs: dict[str, Tensor]) -> Tensor:
-        """What the value is read from, once the network was called: pooled middle features, and the calls left."""
+        """The value's input, once the network was called: pooled middle features, and the calls left."""
         middle = self._middle.float()
         pooled = middle.mean(dim=(2, 3)) if middle.ndim == 4 else middle.mean(dim=1)
         left = torch.arange(1, self.num_steps + 1, device=middle.device)
@@ -227,10 +227,10 @@ class StudentPolicy(ActorCriticPolicy):
             known = ", ".join(repr(name) for name, _ in self.unet.named_children())
             raise ValueError(f"features_from={name!r} is no part of the network: choose one of {known}") from error
         self._middle = torch.empty(0)
-        module.register_forward_hook(self._keep_middle)
+        module.register_forward_hook(self._store_middle)
 
-    def _keep_middle(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        # Detached: the value must not move the student, and a kept graph could not be copied with the policy.
+    def _store_middle(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        # Detached: the value must not move the student, and a stored graph could not be copied with the policy.
         self._middle = (output[0] if isinstance(output, tuple) else output).detach()
 
     @torch.no_grad()
@@ -269,8 +269,8 @@ def student_kwargs(mdp: DenoisingMDP, network: Mapping[str, Any] | None = None) 
     inputs = teacher.conditions.inputs
     if set(inputs) - {"class_labels"}:
         raise ValueError(
-            f"teacher={teacher.name!r} takes {', '.join(sorted(inputs))}: students with a network of their own can be "
-            "asked for class labels alone; choose action='solver'"
+            f"teacher={teacher.name!r} takes {', '.join(sorted(inputs))}: students with a network of their own take "
+            "class labels alone; choose action='solver'"
         )
     config = network or config_of(teacher)
     labels = inputs["class_labels"].tolist() if inputs else None
@@ -291,7 +291,11 @@ def clip_range_of(clip_range: float, action_size: int, reduction: Reduction) -> 
 
 
 def _checked(observation_space: Space, action_space: Space, use_sde: bool) -> int:
-    """The number of steps that the spaces tell."""
+    """The number of steps, from the spaces.
+
+    Raises:
+        ValueError: if they are those of another action map or observation.
+    """
     if use_sde:
         raise ValueError("use_sde=True cannot be used: the exploration of a StudentPolicy is set by log_std")
     if not isinstance(observation_space, Dict) or "sample" not in observation_space.spaces:

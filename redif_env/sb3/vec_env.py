@@ -77,7 +77,7 @@ class ReDiFVecEnv(VecEnv):
         observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
         dones = terminated | truncated
         self._count(infos)
-        # SB3 asks for one dict an environment; only those of finished episodes say something that it reads.
+        # SB3 expects one dict an environment, and reads only those of finished episodes.
         rows: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for index in np.flatnonzero(dones).tolist():
             rows[index] = self._finished(infos, index, bool(truncated[index]))
@@ -109,7 +109,7 @@ class ReDiFVecEnv(VecEnv):
         return [False for _ in self._get_indices(indices)]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that decides how the environments go on, the memories of reward wrappers included."""
+        """The state of the environments, the memories of reward wrappers included."""
         return {
             "core": self.unwrapped.state_dict(),
             "rewards": memories(self._wrapped_terms()),

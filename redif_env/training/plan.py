@@ -37,7 +37,7 @@ class Item:
 
 
 def plan(
-    teacher: Teacher, num_steps: int, network_calls: int, judgements: int, sizes: Sizes, solvers: int
+    teacher: Teacher, num_steps: int, network_calls: int, evaluations: int, sizes: Sizes, solvers: int
 ) -> list[Item]:
     """The parts of a training run, in the order in which they come; its report compares with so many solvers."""
     references = (
@@ -53,7 +53,7 @@ def plan(
     return [
         *sets[:2],
         Item("training", network_calls),
-        Item(f"{judgements} evaluations of the student", judgements * sizes.held_out * nfe),
+        Item(f"{evaluations} evaluations of the student", evaluations * sizes.held_out * nfe),
         sets[2],
         Item(f"report: student and {solvers} solvers", nfe * (sizes.test + judged)),
     ]

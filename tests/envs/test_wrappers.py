@@ -189,7 +189,7 @@ def test_group_relative_reward():
 def test_groups_that_cannot_be_compared_are_refused():
     with pytest.raises(ValueError, match="env has group_size=1, so every relative reward would be 0"):
         GroupRelativeReward(ReDiFVectorEnv(4, **TINY))
-    with pytest.raises(ValueError, match=r"siblings finish at different times: use redif_env\.sb3\.Group"):
+    with pytest.raises(ValueError, match=r"group members finish at different times: use redif_env\.sb3\.Group"):
         GroupRelativeReward(ReDiFVectorEnv(4, **TINY, group_size=2, min_steps=1))
 
 

@@ -174,7 +174,7 @@ def test_wrapped_terms_reach_sb3():
         assert info["nfe"] == info["episode"]["l"] == 2
 
 
-def test_group_relative_returns_are_group_relative_rewards_where_siblings_finish_together():
+def test_group_relative_returns_are_group_relative_rewards_where_members_finish_together():
     """The same agent comes out, weight for weight, as long as no group draws the same noise twice."""
     agents, settings = [], TINY | {"reference_size": 4096}
     for callback in (None, GroupRelativeReturns()):
@@ -187,7 +187,7 @@ def test_group_relative_returns_are_group_relative_rewards_where_siblings_finish
 
 
 def test_group_relative_returns_of_episodes_that_end_at_different_times():
-    """Of each start, the relative returns of a rollout sum to 0; siblings start from the same noise throughout."""
+    """Of each start, the relative returns of a rollout sum to 0; members start from the same noise throughout."""
     env = ReDiFVecEnv(ReDiFVectorEnv(8, **TINY, num_steps=4, min_steps=1, group_size=4))
     seen = []
 
@@ -202,9 +202,9 @@ def test_group_relative_returns_of_episodes_that_end_at_different_times():
     ((finished, change),) = seen
     assert len({episode.step for episode in finished}) > 1
     for start in {episode.start for episode in finished}:
-        siblings = [episode for episode in finished if episode.start == start]
-        mean = np.mean([episode.value for episode in siblings])
-        for episode in siblings:
+        members = [episode for episode in finished if episode.start == start]
+        mean = np.mean([episode.value for episode in members])
+        for episode in members:
             assert change[episode.step, episode.env] == pytest.approx(-mean, rel=1e-4)
             change[episode.step, episode.env] = 0
     assert not change.any()
@@ -213,5 +213,5 @@ def test_group_relative_returns_of_episodes_that_end_at_different_times():
 
 def test_group_relative_returns_need_groups():
     env = make_vec_env(4, **TINY)
-    with pytest.raises(ValueError, match="env has group_size=1, so there are no siblings"):
+    with pytest.raises(ValueError, match="env has group_size=1, so there are no group members"):
         PPO("MlpPolicy", env, n_steps=4, batch_size=8).learn(16, callback=GroupRelativeReturns())
