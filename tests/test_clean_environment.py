@@ -48,6 +48,15 @@ def test_the_wheel_s_core_dependencies_are_enough(tmp_path):
 
     run(bin_folder / "python", "-c", SCRIPT, tmp_path / "student")
     run(bin_folder / "redif", "info", tmp_path / "student")
+    refused = subprocess.run([bin_folder / "redif", "train"], capture_output=True, text=True, check=False)
+    assert (refused.returncode, "pip install 'redif-env[sb3]'" in refused.stderr) == (2, True)
     run(bin_folder / "redif", "sample", tmp_path / "student", "-n", "3", "--out", "samples.safetensors")
     expected = student(3, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(load_file(tmp_path / "samples.safetensors")["samples"], expected)
+
+    # With the extra, the wheel trains.
+    extra = f"redif-env[sb3] @ {wheel.as_uri()}"
+    run(bin_folder / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", extra)
+    tiny = ("--teacher", "gaussian-ring", "--network-calls", "512", "--reference-size", "64", "--test-size", "64")
+    run(bin_folder / "redif", "train", *tiny, "--out", "run")
+    assert Student.from_pretrained(tmp_path / "run" / "student").num_steps == 4

@@ -163,6 +163,8 @@ def test_a_conditional_student_is_asked_and_described(type_in, tmp_path):
     assert "condition=8 is not among the 3" in complained
 
 
+# Stable-Baselines3's progress bar is tqdm's, drawn by rich.
+@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
 def test_train_is_the_program_of_agents(type_in, tmp_path):
     """A tiny run; ``python -m agents.ppo`` goes on with its folder, as it would with its own."""
     from agents import ppo
