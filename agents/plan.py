@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from redif_env.judging.baselines import all_baselines
-from redif_env.judging.evaluation import JUDGED, SCREENED
+from redif_env.judging.evaluation import SCREEN_SIZE, SHORTLIST
 from redif_env.storage.cache import cached_file
 from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_key
 from redif_env.teachers.teacher import Teacher
@@ -49,8 +49,8 @@ def plan(teacher: Teacher, num_steps: int, network_calls: int, judgements: int, 
     sets = [Item(name, _reference_calls(teacher, size, seed, sizes.teacher_steps)) for name, size, seed in references]
     rivals = len(all_baselines())
     judged = rivals * sizes.test
-    if sizes.test > SCREENED:
-        judged = rivals * SCREENED + JUDGED * sizes.test
+    if sizes.test > SCREEN_SIZE:
+        judged = rivals * SCREEN_SIZE + SHORTLIST * sizes.test
     return [
         *sets[:2],
         Item("training", network_calls),

@@ -26,7 +26,7 @@ from redif_env.mdp.observations import Observation, Sample
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
 from redif_env.measures.rendering import Filmstrip
 from redif_env.rewards.names import build_terms
-from redif_env.rewards.reward import Reward, Term, load_memories, memories, restart
+from redif_env.rewards.reward import Reward, Term, load_reward_states, reset_reward, reward_states
 from redif_env.teachers.conditions import ConditionsLike
 from redif_env.teachers.references import reference_set
 from redif_env.teachers.teacher import Teacher
@@ -186,7 +186,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
     def restart_rewards(self) -> None:
         """Make rewards with a memory of past episodes forget them, as seeding does."""
         for term in self.terms:
-            restart(term.reward)
+            reset_reward(term.reward)
 
     def privileged_information(self) -> tuple[Tensor, Tensor]:
         """The newest prediction of every episode's clean sample, and the teacher's endpoint: ``(num_envs, *S)`` each.
@@ -214,7 +214,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             "pair": self._pair,
             "done": self._done,
             "draws": self._draws.state_dict(),
-            "rewards": memories(self.terms),
+            "rewards": reward_states(self.terms),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -223,7 +223,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         self._state = State(**{name: tensor.to(device) for name, tensor in state["state"].items()})
         self._pair, self._done = state["pair"].to(device), state["done"].copy()
         self._draws.load_state_dict(state["draws"])
-        load_memories(self.terms, state["rewards"])
+        load_reward_states(self.terms, state["rewards"])
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """One frame a sub-environment if ``render_mode`` is ``"rgb_array"`` (``Filmstrip``).

@@ -20,7 +20,7 @@ from redif_env.fitted.initial_maps import LinearInitialMap
 from redif_env.mdp.actions import ActionMap
 from redif_env.mdp.observations import Observation, Sample
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER
-from redif_env.rewards.reward import Term, load_memories, memories
+from redif_env.rewards.reward import Term, load_reward_states, reward_states
 from redif_env.teachers.conditions import ConditionsLike
 from redif_env.teachers.teacher import Teacher
 
@@ -117,7 +117,7 @@ class ReDiFVecEnv(VecEnv):
         """All that decides how the environments go on, the memories of reward wrappers included."""
         return {
             "core": self.unwrapped.state_dict(),
-            "rewards": memories(self._wrapped_terms()),
+            "rewards": reward_states(self._wrapped_terms()),
             "lengths": self._lengths,
             "returns": self._returns,
         }
@@ -125,7 +125,7 @@ class ReDiFVecEnv(VecEnv):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave, around an environment made with the same arguments."""
         self.unwrapped.load_state_dict(state["core"])
-        load_memories(self._wrapped_terms(), state["rewards"])
+        load_reward_states(self._wrapped_terms(), state["rewards"])
         self._lengths = state["lengths"].copy()
         self._returns = {name: values.copy() for name, values in state["returns"].items()}
 

@@ -57,7 +57,7 @@ def same(left, right):
 
 @pytest.mark.parametrize(("kind", "adaptive"), [(PPO, False), (PPO, True), (A2C, False)])
 def test_from_every_checkpoint_the_same_end(kind, adaptive, tmp_path):
-    """Parameters, optimizer, environments, memories, random states, best student: all as if nothing had happened."""
+    """A resumed run ends as an unbroken one, in parameters, optimizer, environments, rewards and random states."""
     unbroken = make_agent(kind, adaptive)
     checkpointer, callbacks = make_callbacks(unbroken, tmp_path / "unbroken", adaptive)
     train(unbroken, checkpointer, callbacks)

@@ -18,7 +18,7 @@ from redif_env.judging.baselines import Baseline
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.settings import build_mdp
 from redif_env.measures.distances import structural_dissimilarity
-from redif_env.rewards.endpoint import EndpointAlignment, of_images
+from redif_env.rewards.endpoint import EndpointAlignment, image_distance
 from redif_env.students.export import ReDiFPipeline
 from tests.models import MODELS, PROMPTS, Model, dit, save_dit, save_stable_diffusion, save_stable_diffusion_3, unet
 
@@ -166,7 +166,7 @@ def test_rewards_of_latents_look_at_images(saved):
     teacher = Teacher.from_pretrained(saved(save_dit), conditions=[0, 1])
     terms = {"endpoint": 1.0, "feature": 1.0, "endpoint_ssim": 1.0, "mmd": 1.0}
     env = ReDiFVectorEnv(8, teacher=teacher, num_steps=2, reward=terms, reference_size=8, teacher_steps=6)
-    distance = of_images(structural_dissimilarity, teacher)
+    distance = image_distance(structural_dissimilarity, teacher)
     samples = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = structural_dissimilarity(teacher.images(samples), teacher.images(-samples))
     assert torch.equal(distance(samples, -samples), expected)

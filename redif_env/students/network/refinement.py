@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.features import default_features, load_features
-from redif_env.measures.kernels import EnergyKernel, squared_discrepancy
+from redif_env.measures.kernels import EnergyKernel, squared_mmd
 from redif_env.students.network.cloning import clone_loss, descend, learner, rollout, step_weights
 from redif_env.students.network.sensitivities import finished
 from redif_env.teachers.teacher import Teacher
@@ -126,4 +126,4 @@ def _paired(seen: Tensor, asked: Tensor) -> Tensor:
 
 def _energy(seen: Tensor, asked: Tensor) -> Tensor:
     """Energy distance between sets of rows ``(B, D)``, by the root mean square over dimensions."""
-    return squared_discrepancy(KERNEL, seen, asked) / math.sqrt(seen.shape[1])
+    return squared_mmd(KERNEL, seen, asked) / math.sqrt(seen.shape[1])
