@@ -1,7 +1,8 @@
-"""Stable-Baselines3: the adapter, and what its stock agents need besides. The only place that imports it."""
+"""Stable-Baselines3: the ``VecEnv`` adapter, the student policy and callbacks. The only room that imports the
+library."""
 
 from redif_env.sb3.checkpoints import Checkpointer
-from redif_env.sb3.exploration import landing_gains, student_exploration
+from redif_env.sb3.exploration import step_gains, student_exploration
 from redif_env.sb3.groups import GroupRelativeReturns
 from redif_env.sb3.health import HealthCheck, UnhealthyRunError
 from redif_env.sb3.levels import LevelNormalisedAdvantages
@@ -23,8 +24,8 @@ __all__ = [
     "UnhealthyRunError",
     "check_privileged",
     "clip_range_of",
-    "landing_gains",
     "make_vec_env",
+    "step_gains",
     "student_exploration",
     "student_kwargs",
 ]

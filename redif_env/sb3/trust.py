@@ -1,4 +1,4 @@
-"""A trust region on the policy itself: an early stop on the divergence that can be computed, not estimated."""
+"""Early stopping of updates on the exact KL divergence of the policy."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ from redif_env.sb3.student_policy import StudentPolicy
 
 
 def divergence(old: Normal, new: Normal) -> Tensor:
-    """Kullback-Leibler divergence of whole actions ``(B,)``, in nats: summed over their numbers."""
+    """KL divergence ``(B,)`` of actions in nats, summed over dimensions."""
     return kl_divergence(old, new).sum(dim=1)
 
 
 class AnalyticKLStop(BaseCallback):
-    """End an update of PPO's once the policy has moved ``target`` nats on average from the one that acted.
+    """Ends an update of PPO when the mean KL divergence from the rollout policy exceeds ``target``.
 
-    PPO's own ``target_kl`` is estimated from ratios, and where log-probabilities are a mean over thousands of numbers
-    it is below what float32 can tell from zero. Here the two Gaussians are compared, on ``rows`` states of the rollout,
-    after every ``every`` minibatches. The agent is stock: the stop is its ``target_kl``, set so that the next minibatch
-    exceeds it.
+    The ``target_kl`` of PPO is estimated from ratios; if log-probabilities are means over thousands of dimensions, the
+    estimate is below float32 resolution. Here the KL divergence of the two Gaussians is computed. The update is ended
+    by setting the agent's ``target_kl`` so that the next minibatch exceeds it.
 
     Args:
-        target: of the mean divergence, above 0.
-        every: minibatches between two looks.
-        rows: states of the rollout that are looked at.
+        target: maximum mean KL divergence in nats, above 0.
+        every: minibatches between two checks.
+        rows: states of the rollout to average over.
     """
 
     def __init__(self, target: float, every: int = 1, rows: int = 128) -> None:
@@ -40,15 +39,15 @@ class AnalyticKLStop(BaseCallback):
             raise ValueError(f"target, every and rows must be above 0, got {target}, {every} and {rows}")
         self.target, self.every, self.rows = target, every, rows
         self.updates, self.stops = 0, 0
-        self._seen: dict[str, Tensor] = {}
+        self._obs: dict[str, Tensor] = {}
         self._old: Normal | None = None
 
     def _on_training_start(self) -> None:
         agent, policy = self.model, self.model.policy
         if not isinstance(agent, PPO) or not isinstance(policy, StudentPolicy):
             raise ValueError(
-                f"agent is a {type(agent).__name__} with a {type(policy).__name__}: only PPO with a StudentPolicy has "
-                "updates that can be stopped so"
+                f"agent is a {type(agent).__name__} with a {type(policy).__name__}: only PPO with a StudentPolicy is "
+                "supported"
             )
         policy.optimizer.register_step_post_hook(self._after_update)
 
@@ -60,8 +59,8 @@ class AnalyticKLStop(BaseCallback):
         assert isinstance(self.model, PPO)
         buffer = self.model.rollout_buffer
         chosen = np.linspace(0, buffer.buffer_size * buffer.n_envs - 1, self.rows).astype(int)
-        self._seen = rows_of(buffer, chosen, self.model.device)
-        self._old = self._policy.get_distribution(self._seen).distribution
+        self._obs = rows_of(buffer, chosen, self.model.device)
+        self._old = self._policy.get_distribution(self._obs).distribution
         self.model.target_kl, self.updates = None, 0
 
     @property
@@ -76,8 +75,8 @@ class AnalyticKLStop(BaseCallback):
         self.updates += 1
         if self.updates % self.every:
             return
-        moved = divergence(self._old, self._policy.get_distribution(self._seen).distribution).mean().item()
-        self.logger.record("train/analytic_kl", moved)
-        if moved > self.target:
+        kl = divergence(self._old, self._policy.get_distribution(self._obs).distribution).mean().item()
+        self.logger.record("train/analytic_kl", kl)
+        if kl > self.target:
             self.stops += 1
             self.model.target_kl = -1.0  # type: ignore[union-attr]
