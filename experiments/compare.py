@@ -254,7 +254,7 @@ def judged(args: Args, cell: Cell, sampler: Any, facts: dict[str, Any]) -> dict[
     return {
         **asdict(judge.row(cell.label, facts.get("described", ""), cell.nfe, samples)),
         **measures(judge, teacher.clip(samples)),
-        **{"teacher": cell.teacher, "seed": cell.seed, "budget": cell.budget, "judged": judge.described},
+        **{"teacher": cell.teacher, "seed": cell.seed, "budget": cell.budget, "judged": judge.description},
         **facts,
     }
 
@@ -271,7 +271,7 @@ def floor(args: Args, name: str) -> dict[str, Any]:
     judge = evaluator(name, size, TEST_SEED, args.reference_size, args.features)
     samples = reference.endpoints[:size].to(placed(name).device)
     row = asdict(judge.row(FLOOR, "", args.teacher_steps, samples)) | measures(judge, placed(name).clip(samples))
-    return row | {"teacher": name, "seed": 0, "budget": 1.0, "judged": judge.described, "train_seconds": 0.0}
+    return row | {"teacher": name, "seed": 0, "budget": 1.0, "judged": judge.description, "train_seconds": 0.0}
 
 
 def finish_all(args: Args, cells: Sequence[Cell], field: Field) -> list[dict[str, Any]]:

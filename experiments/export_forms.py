@@ -130,7 +130,7 @@ def main(args: Args) -> None:
     tasks = tasks_of(args)
     finish_all([task for group in tasks.values() for task in group], args.teacher, args.jobs)
     evaluator = Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32))
-    table = Table("form", title=f"fd_teacher, median of {args.seeds} seeds, {evaluator.described}")
+    table = Table("form", title=f"fd_teacher, median of {args.seeds} seeds, {evaluator.description}")
     for name in tasks:
         table.add_column(name, justify="right")
     students = {

@@ -44,7 +44,7 @@ class Args:
 
 def main(args: Args) -> None:
     judge = Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32), args.size, VALIDATION_SEED)
-    table = Table("solver", "initial_map", title=f"{args.teacher}: fd_teacher / mse_teacher, {judge.described}")
+    table = Table("solver", "initial_map", title=f"{args.teacher}: fd_teacher / mse_teacher, {judge.description}")
     for name in ("from", *(f"{nfe} NFE" for nfe in args.nfe)):
         table.add_column(name, justify="right")
     for name in args.solvers:

@@ -226,7 +226,7 @@ class Bench:
         return {
             **asdict(judge.row(method, "learned", self.args.num_steps, samples)),
             **judge.set_measures(self.teacher.clip(samples)),
-            **{"network": self.cell.described, "seed": self.cell.seed, "judged": judge.described},
+            **{"network": self.cell.described, "seed": self.cell.seed, "judged": judge.description},
             **{"seconds": seconds, "network_calls": calls},
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
         }

@@ -151,7 +151,7 @@ def print_summary(args: Args, rows: list[dict[str, Any]]) -> None:
 
 def print_sources(args: Args, rows: list[dict[str, Any]]) -> None:
     """Where the distance comes from: samples that ended in another mode, and how far off the others are."""
-    measures = ("strayed", "fd_switched", "fd_others", "fd_pixels", "recall", "coverage")
+    measures = ("mode_switches", "fd_switched", "fd_others", "fd_pixels", "recall", "coverage")
     table = Table("sampler", "NFE", *measures, title="samples nearer to another noise's endpoint, and the rest")
     evaluator = Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32))
     for nfe in (*args.nfe, *args.solvers_only):

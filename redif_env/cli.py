@@ -21,7 +21,7 @@ from redif_env.diffusion.grids import next_position
 from redif_env.diffusion.solvers import record
 from redif_env.diffusion.types import Prediction, State
 from redif_env.judging.baselines import Which, baselines_of
-from redif_env.judging.evaluation import TEST_SIZE, Evaluator, judge
+from redif_env.judging.evaluation import TEST_SIZE, Evaluator, evaluate
 from redif_env.judging.tables import print_table
 from redif_env.mdp.settings import parse_device, solver_name
 from redif_env.measures.rendering import tile, to_pixels
@@ -87,10 +87,10 @@ class Info:
                 for key, value in values.items():
                     table.add_row(key, str(value))
                 console.print(table)
-        if student.record.quality:
-            names = list(student.record.quality[0])
-            table = Table(*names, title=student.record.judged)
-            for row in student.record.quality:
+        if student.record.results:
+            names = list(student.record.results[0])
+            table = Table(*names, title=student.record.evaluated_on)
+            for row in student.record.results:
                 table.add_row(*(f"{value:.5g}" if isinstance(value, float) else str(value) for value in row.values()))
             console.print(table)
 
@@ -114,9 +114,9 @@ class Evaluate:
             raise ValueError(f"size must be at least 2, got {self.size}: a distance between sets needs more")
         student = load(self.student, self.device)
         evaluator = Evaluator(teacher_of(student).to(parse_device(self.device)), self.size)
-        rows = judge(evaluator, student, "student", baselines_of(self.baselines))
+        rows = evaluate(evaluator, student, "student", baselines_of(self.baselines))
         nfe = max(row.nfe for row in rows if row.method == "student")
-        print_table(rows, f"{student.mdp.teacher.name}, {nfe:.4g} NFE, {evaluator.described}")
+        print_table(rows, f"{student.mdp.teacher.name}, {nfe:.4g} NFE, {evaluator.description}")
         if self.out is not None:
             with write_file(self.out) as temporary:
                 temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")

@@ -111,7 +111,7 @@ def test_every_file_stands_in_a_room():
     assert found == {*ROOMS, "__init__"}
 
 
-def test_every_room_says_what_it_is_for():
+def test_every_room_has_a_docstring():
     for name, path in modules(ROOT).items():
         assert ast.get_docstring(ast.parse(path.read_text())), name
 

@@ -38,8 +38,8 @@ def type_in(monkeypatch, capsys):
 def make_student(folder, teacher="gaussian-ring", **options):
     mdp = build_mdp(MDPSettings(teacher=str(teacher), num_steps=3, solver="dpm++3m", grid="time^1.5", **options))
     torch.manual_seed(0)
-    quality = [{"method": "redif-ppo", "nfe": 3, "fd_teacher": 0.1234567}]
-    record = Record({"seed": 11}, "50 held-out noises", quality, {"torch": "2.13"}, "mit")
+    results = [{"method": "redif-ppo", "nfe": 3, "fd_teacher": 0.1234567}]
+    record = Record({"seed": 11}, "50 held-out noises", results, {"torch": "2.13"}, "mit")
     student = Student(mdp, Policy(PolicyConfig((mdp.observation_size, 16, mdp.action_size))), record)
     student.save_pretrained(folder)
     return student
@@ -60,7 +60,7 @@ def test_sample(type_in, tmp_path, pipeline_folder):
     assert torch.equal(load_file(file)["samples"], expected)
 
 
-def test_samples_that_are_no_images_are_drawn_too(type_in, tmp_path):
+def test_samples_that_are_not_images_are_drawn(type_in, tmp_path):
     make_student(tmp_path / "student")
     assert type_in("sample", tmp_path / "student", "-n", 7, "--out", tmp_path / "points.png")[0] == 0
     with Image.open(tmp_path / "points.png") as picture:
@@ -72,7 +72,7 @@ def test_info(type_in, tmp_path):
     student = make_student(tmp_path / "student")
     code, said, _ = type_in("info", tmp_path / "student")
     assert code == 0
-    for wanted in (
+    for text in (
         "gaussian-ring",
         "dpm++3m",
         "looks at the state",
@@ -83,7 +83,7 @@ def test_info(type_in, tmp_path):
         "held-out",
         "mit",
     ):
-        assert wanted in said, wanted
+        assert text in said, text
     (drawn,) = [line for line in said.splitlines() if line.strip().startswith("level of x")]
     assert drawn.count("●") == 3
     assert drawn.index("●") == drawn.index(" ●") + 1, "the first call is at the noisiest level"
@@ -130,7 +130,7 @@ def test_evaluate(type_in, tmp_path):
         (("info", "{nowhere}"), "no student in"),
     ],
 )
-def test_bad_arguments_are_said_in_one_line(type_in, tmp_path, arguments, message):
+def test_errors_are_one_line(type_in, tmp_path, arguments, message):
     make_student(tmp_path / "student")
     places = {"student": tmp_path / "student", "nowhere": tmp_path / "nowhere"}
     code, _, errors = type_in(*(argument.format(**places) for argument in arguments))
@@ -139,7 +139,7 @@ def test_bad_arguments_are_said_in_one_line(type_in, tmp_path, arguments, messag
     assert message in errors
 
 
-def test_a_conditional_student_is_asked_and_described(type_in, tmp_path):
+def test_conditional_student(type_in, tmp_path):
     """Labels by ``--condition``; ``info`` names them, the schedule from pure noise on, and both calls of guidance."""
     from tests.models import save_unet_of_classes
 

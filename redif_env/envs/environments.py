@@ -22,7 +22,7 @@ from redif_env.mdp.arguments import list_of, takes
 from redif_env.mdp.settings import build_mdp
 from redif_env.measures.rendering import Filmstrip
 from redif_env.rewards.names import build_terms
-from redif_env.rewards.reward import Reward, Term, load_memories, memories, restart
+from redif_env.rewards.reward import Reward, Term, load_reward_states, reset_reward, reward_states
 from redif_env.teachers.references import reference_set
 
 RENDER_MODES = ["rgb_array"]
@@ -147,7 +147,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
     def restart_rewards(self) -> None:
         """Make rewards with a memory of past episodes forget them, as seeding does."""
         for term in self.terms:
-            restart(term.reward)
+            reset_reward(term.reward)
 
     def state_dict(self) -> dict[str, Any]:
         """Where every episode stands, what chance will draw, and what rewards remember: tensors and JSON values.
@@ -162,7 +162,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             "pair": self._pair,
             "done": self._done,
             "draws": self._draws.state_dict(),
-            "rewards": memories(self.terms),
+            "rewards": reward_states(self.terms),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         self._state = State(**{name: tensor.to(device) for name, tensor in state["state"].items()})
         self._pair, self._done = state["pair"].to(device), state["done"].copy()
         self._draws.load_state_dict(state["draws"])
-        load_memories(self.terms, state["rewards"])
+        load_reward_states(self.terms, state["rewards"])
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """One frame a sub-environment if ``render_mode`` is ``"rgb_array"`` (``Filmstrip``).

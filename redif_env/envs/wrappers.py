@@ -28,7 +28,7 @@ from redif_env.measures.features import load_features
 from redif_env.measures.kernels import Kernel
 from redif_env.rewards import cost as costs
 from redif_env.rewards import custom, distribution, endpoint, feature, path, teacher
-from redif_env.rewards.reward import Reward, Term, restart
+from redif_env.rewards.reward import Reward, Term, reset_reward
 
 AnyEnv = TypeVar("AnyEnv", gym.Env[Any, Any], VectorEnv[Any, Any, Any])
 
@@ -65,7 +65,7 @@ class RewardTerm(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
-            restart(self.term.reward)
+            reset_reward(self.term.reward)
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -105,7 +105,7 @@ class VectorRewardTerm(VectorWrapper):
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
-            restart(self.term.reward)
+            reset_reward(self.term.reward)
         return self.env.reset(seed=seed, options=options)
 
     def step(

@@ -1,8 +1,10 @@
-"""Stable-Baselines3: the adapter of the environments, the policy of students that are networks, callbacks, training.
-The only room that imports it. Read ``vec_env`` first."""
+"""Stable-Baselines3: the ``VecEnv`` adapter, the policy of students that are networks, callbacks, and training.
+
+The only room that imports the library. Read ``vec_env`` first.
+"""
 
 from redif_env.sb3.checkpoints import Checkpointer
-from redif_env.sb3.exploration import student_exploration, target_gains
+from redif_env.sb3.exploration import step_gains, student_exploration
 from redif_env.sb3.groups import GroupRelativeReturns
 from redif_env.sb3.health import HealthCheck
 from redif_env.sb3.levels import LevelNormalisedAdvantages
@@ -21,7 +23,7 @@ __all__ = [
     "UnhealthyRunError",
     "clip_range_of",
     "make_vec_env",
+    "step_gains",
     "student_exploration",
     "student_kwargs",
-    "target_gains",
 ]

@@ -1,4 +1,4 @@
-"""Exploration of a student that is a network: equally large in the sample at every step."""
+"""Exploration of student networks: equal noise in the sample at every step."""
 
 from __future__ import annotations
 
@@ -9,43 +9,44 @@ from redif_env.mdp.actions import NoiseMap
 from redif_env.mdp.process import DenoisingMDP
 
 DIRECTIONS, SMALL = 64, 1 / 32
-"""Directions in which the outputs of an action are perturbed, and by how much, to measure its effect."""
+"""Number of random perturbations of the output, and their scale."""
 
 
-def student_exploration(mdp: DenoisingMDP, target: float, shift: float) -> Tensor:
+def student_exploration(mdp: DenoisingMDP, sample_std: float, shift_std: float) -> Tensor:
     """Standard deviations ``(num_steps, 2)`` of a :class:`~redif_env.sb3.StudentPolicy`, in units of its actions.
 
-    Every step explores equally far in the sample: by how much the network's output moves a step's target differs by
-    several times between levels, and so does the effect of an update of the weights.
+    The effect of the network's output on the next sample differs several times between levels. These deviations give
+    every step the same exploration noise in the sample.
 
     Args:
-        mdp: that it is trained in.
-        target: root mean square distance of a step's target from what it is without exploration, in samples of the
-            size that variance-preserving schedules have.
-        shift: standard deviation of the step size's shift, in logits.
+        mdp: decision process of training, with a :class:`~redif_env.mdp.actions.NoiseMap`.
+        sample_std: root mean square of the change of the next sample, at variance-preserving scale.
+        shift_std: standard deviation of the shift of the step size, in logits.
     """
     action_map = mdp.action_map
     assert isinstance(action_map, NoiseMap)
-    outputs = target / target_gains(mdp)
-    return torch.stack([torch.full_like(outputs, shift / action_map.max_shift), outputs], dim=1)
+    outputs = sample_std / step_gains(mdp)
+    return torch.stack([torch.full_like(outputs, shift_std / action_map.max_shift), outputs], dim=1)
 
 
 @torch.no_grad()
-def target_gains(mdp: DenoisingMDP) -> Tensor:
-    """By how much the target of a step of the base solver moves, relative to a change of its action's outputs.
+def step_gains(mdp: DenoisingMDP) -> Tensor:
+    """Change of the next sample per change of the action's output at each base solver step, ``(num_steps,)``.
 
-    ``(num_steps,)``, of root mean squares over ``DIRECTIONS`` random directions. Steps are linear in the prediction,
-    except those that clip it: the changes are small, so that these are their slopes at zero.
+    Ratios of root mean squares over ``DIRECTIONS`` small random perturbations around zero; a step is linear in the
+    prediction unless it clips.
     """
     schedule, generator = mdp.teacher.schedule, torch.Generator().manual_seed(0)
     state = mdp.initial(torch.zeros(DIRECTIONS, *mdp.teacher.sample_shape, device=mdp.teacher.device))
     zero = torch.zeros(DIRECTIONS, mdp.action_size, device=mdp.teacher.device)
-    changed = torch.randn(zero.shape, generator=generator).to(zero) * SMALL
-    changed[:, 0] = 0  # the step size
+    perturbation = torch.randn(zero.shape, generator=generator).to(zero) * SMALL
+    perturbation[:, 0] = 0  # the step size
     gains = []
     for _ in range(mdp.num_steps):
-        ends = [mdp.with_action_prediction(state, action) for action in (changed, zero)]
-        moved, state = (mdp.advance(end, mdp.decode(end, zero)) for end in ends)
-        apart = schedule.normalised(moved.x, moved.half_logsnr) - schedule.normalised(state.x, state.half_logsnr)
-        gains.append(apart.norm() / changed.norm())
+        predicted = [mdp.with_action_prediction(state, action) for action in (perturbation, zero)]
+        perturbed, state = (mdp.advance(each, mdp.decode(each, zero)) for each in predicted)
+        change = schedule.normalised(perturbed.x, perturbed.half_logsnr) - schedule.normalised(
+            state.x, state.half_logsnr
+        )
+        gains.append(change.norm() / perturbation.norm())
     return torch.stack(gains).double().cpu()

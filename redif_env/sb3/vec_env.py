@@ -17,7 +17,7 @@ from redif_env.envs.environments import ReDiFVectorEnv, info_of
 from redif_env.envs.task import Task
 from redif_env.envs.wrappers import GroupRelativeReward, VectorRewardTerm
 from redif_env.mdp.arguments import takes
-from redif_env.rewards.reward import Term, load_memories, memories
+from redif_env.rewards.reward import Term, load_reward_states, reward_states
 
 
 class ReDiFVecEnv(VecEnv):
@@ -109,10 +109,10 @@ class ReDiFVecEnv(VecEnv):
         return [False for _ in self._get_indices(indices)]
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the environments, the memories of reward wrappers included."""
+        """The state of the environments, the reward_states of reward wrappers included."""
         return {
             "core": self.unwrapped.state_dict(),
-            "rewards": memories(self._wrapped_terms()),
+            "rewards": reward_states(self._wrapped_terms()),
             "lengths": self._lengths,
             "returns": self._returns,
         }
@@ -120,7 +120,7 @@ class ReDiFVecEnv(VecEnv):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave, around an environment made with the same arguments."""
         self.unwrapped.load_state_dict(state["core"])
-        load_memories(self._wrapped_terms(), state["rewards"])
+        load_reward_states(self._wrapped_terms(), state["rewards"])
         self._lengths = state["lengths"].copy()
         self._returns = {name: values.copy() for name, values in state["returns"].items()}
 

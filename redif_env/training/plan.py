@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from redif_env.judging.evaluation import JUDGED, SCREENED
+from redif_env.judging.evaluation import SCREEN_SIZE, SHORTLIST
 from redif_env.storage.cache import cached_file
 from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_key
 from redif_env.teachers.teacher import Teacher
@@ -48,8 +48,8 @@ def plan(
     nfe = num_steps * teacher.calls
     sets = [Item(name, _reference_calls(teacher, size, seed, sizes.teacher_steps)) for name, size, seed in references]
     judged = solvers * sizes.test
-    if sizes.test > SCREENED and solvers > JUDGED:
-        judged = solvers * SCREENED + JUDGED * sizes.test
+    if sizes.test > SCREEN_SIZE and solvers > SHORTLIST:
+        judged = solvers * SCREEN_SIZE + SHORTLIST * sizes.test
     return [
         *sets[:2],
         Item("training", network_calls),

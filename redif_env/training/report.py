@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from redif_env.judging.baselines import Baseline, all_baselines
-from redif_env.judging.evaluation import Evaluator, Row, judge
+from redif_env.judging.evaluation import Evaluator, Row, evaluate
 from redif_env.judging.tables import print_table
 from redif_env.measures.rendering import tile, to_pixels
 from redif_env.storage.files import write_file
@@ -49,9 +49,9 @@ def report(
     """
     student.save_pretrained(out / "student")
     print(f"student saved in {out / 'student'}; now it is evaluated beside {len(baselines)} solvers", flush=True)
-    rows = judge(evaluator, student, method, baselines)
+    rows = evaluate(evaluator, student, method, baselines)
     nfe = math.ceil(max(row.nfe for row in rows if row.method == method))
-    title = f"{student.mdp.teacher.name}, {nfe} NFE, {evaluator.described}"
+    title = f"{student.mdp.teacher.name}, {nfe} NFE, {evaluator.description}"
     recorded(student, method, settings, rows, title).save_pretrained(out / "student")
     save_samples(out / "samples.png", student, rows, evaluator)
     described = {"features": evaluator.feature_name, "samples": len(evaluator.noise)}

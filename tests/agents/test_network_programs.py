@@ -16,7 +16,7 @@ from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.mdp.actions import NoiseMap
 from redif_env.mdp.observations import Sample
 from redif_env.mdp.process import DenoisingMDP
-from redif_env.sb3 import Reduction, UnhealthyRunError, student_exploration, target_gains
+from redif_env.sb3 import Reduction, UnhealthyRunError, step_gains, student_exploration
 from redif_env.sb3.training.networks import NoiseSettings, network_items, noise_map, warm_start
 from redif_env.sb3.training.recipes import NOISE, SOLVER, settled
 from redif_env.storage.checkpoints import checkpoints
@@ -276,7 +276,7 @@ def slopes_of_ddim(mdp):
 def test_every_step_explores_as_far_in_the_sample():
     mdp = DenoisingMDP(load_teacher("gaussian-ring"), SOLVERS["ddim"], GRIDS["time"], 3, NoiseMap(), Sample())
     slopes = slopes_of_ddim(mdp)
-    assert target_gains(mdp).tolist() == pytest.approx(slopes, rel=1e-5)
+    assert step_gains(mdp).tolist() == pytest.approx(slopes, rel=1e-5)
     table = student_exploration(mdp, 0.1, 0.2)
     assert table[:, 0].tolist() == pytest.approx([0.1] * 3)
     assert table[:, 1].tolist() == pytest.approx([0.1 / slope for slope in slopes], rel=1e-5)
@@ -292,7 +292,7 @@ def test_steps_that_clip_explore_by_their_slope():
     solver = LinearSolver(tuple(levels.tolist()), matrices, torch.zeros(3, 1, 2), clipped=True)
     mdp = DenoisingMDP(teacher, solver, grid, 3, NoiseMap(), Sample())
     expected = [share * slope for share, slope in zip(shares, slopes_of_ddim(mdp), strict=True)]
-    assert target_gains(mdp).tolist() == pytest.approx(expected, rel=1e-5)
+    assert step_gains(mdp).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_experiment_s_rows(settings, tmp_path, capsys):

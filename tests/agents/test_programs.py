@@ -17,7 +17,7 @@ from agents import cem, ppo
 from experiments import ablate_rewards, adaptive_curve, late_start, png_size, tasks
 from redif_env import GaussianMixtureTeacher, Student
 from redif_env.judging.baselines import QUICK, Baseline, all_baselines
-from redif_env.judging.evaluation import JUDGED, Evaluator
+from redif_env.judging.evaluation import SHORTLIST, Evaluator
 from redif_env.measures.rendering import to_pixels
 from redif_env.sb3.training.recipes import settled
 from redif_env.storage.checkpoints import checkpoints, remove_checkpoint
@@ -153,7 +153,7 @@ def test_what_a_run_writes_down(tmp_path):
     student = Student.from_pretrained(out / "student")
     assert student.record.training["network_calls"] == 384
     assert student.record.license == "mit"
-    assert [row["method"] for row in student.record.quality].count("redif-ppo") == 1
+    assert [row["method"] for row in student.record.results].count("redif-ppo") == 1
 
     config["versions"]["torch"] = "1.0"
     (out / "config.json").write_text(json.dumps(config))
@@ -269,7 +269,7 @@ def test_screening_loses_none_of_the_best_solvers():
     """The best three of those that were judged on all noises are the best three of all pairs."""
     evaluator = Evaluator(GaussianMixtureTeacher.ring(), size=400)
     judged = evaluator.baselines(5)
-    assert len(judged) == JUDGED
+    assert len(judged) == SHORTLIST
     every = [
         evaluator.row(baseline.method, baseline.grid, 5, baseline(evaluator.teacher, evaluator.noise, 5))
         for baseline in all_baselines()

@@ -24,7 +24,7 @@ from experiments.rivals.matching import FakeScore, matching, score_difference
 from experiments.rivals.progressive import progressive
 from experiments.rivals.regression import regression
 from experiments.rivals.rival import Clock, StudentSampler, Task
-from experiments.rivals.shortlist import JUDGED, SCREENED, nearest
+from experiments.rivals.shortlist import SCREEN_SIZE, SHORTLIST, nearest
 from experiments.rivals.targets import Noised, clean_target, grid_levels, noised, target_loss
 from experiments.rivals.training_free import STARTED, STARTED_GRIDS, TRAINING_FREE, ddim
 from experiments.rivals.two_calls import TwoCallSampler, heun, midpoint
@@ -171,7 +171,7 @@ def test_of_many_candidates_the_nearest_few_are_judged_on_all_noises():
         def sampler(noise, condition):
             seen.append((shift, len(noise)))
             # The nearest on the screened noises is the second on all.
-            late = 0.1 * (torch.arange(len(noise))[:, None] >= SCREENED) if shift == 1 else 0
+            late = 0.1 * (torch.arange(len(noise))[:, None] >= SCREEN_SIZE) if shift == 1 else 0
             return ends[: len(noise)] + 0.01 * shift + late
 
         return sampler
@@ -179,8 +179,8 @@ def test_of_many_candidates_the_nearest_few_are_judged_on_all_noises():
     clock = Clock(math.inf)
     candidates = {f"{shift}": apart(shift) for shift in (5, 3, 1, 2, 4)}
     assert nearest(task, candidates, clock) == "2"
-    assert seen == [(shift, SCREENED) for shift in (5, 3, 1, 2, 4)] + [(shift, 160) for shift in (1, 2, 3, 4)]
-    assert clock.network_calls == task.nfe * (5 * SCREENED + JUDGED * 160)
+    assert seen == [(shift, SCREEN_SIZE) for shift in (5, 3, 1, 2, 4)] + [(shift, 160) for shift in (1, 2, 3, 4)]
+    assert clock.network_calls == task.nfe * (5 * SCREEN_SIZE + SHORTLIST * 160)
 
 
 @pytest.mark.parametrize(("choose", "odd"), [(midpoint, 0), (heun, 1)])

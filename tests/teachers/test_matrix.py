@@ -44,7 +44,7 @@ def said_by_hand(teacher, x, timestep, condition):
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 def test_cell(cell: Cell, templates, tmp_path):
-    """Read from disk; the prediction is the network's own; an episode runs; the student comes back bit for bit."""
+    """The loaded teacher predicts as the network, an episode runs, and the loaded student equals the saved one."""
     cell.write(templates, tmp_path / "teacher")
     teacher = Teacher.from_pretrained(tmp_path / "teacher", **cell.model.options)
     last = len(teacher.conditions) - 1
