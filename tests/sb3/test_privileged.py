@@ -10,15 +10,11 @@ import torch
 from stable_baselines3 import A2C, PPO
 
 from agents import ppo
-from experiments.nfe_curve import SETTINGS
-from experiments.predicted_error import explained, foretold
-from redif_env import ReDiFVectorEnv, Student
+from experiments import nfe_curve
+from redif_env import ReDiFVectorEnv
 from redif_env.envs.groups import relative
-from redif_env.mdp.policies import Policy
-from redif_env.mdp.settings import build_mdp
 from redif_env.measures.distances import root_mean_square
 from redif_env.sb3 import PrivilegedBaseline, make_vec_env
-from redif_env.teachers.teacher import GaussianMixtureTeacher
 
 TINY = {"teacher": "gaussian-ring", "reference_size": 256, "teacher_steps": 20}
 
@@ -125,29 +121,14 @@ def test_training_is_refused_before_it_takes_a_folder(change, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_was_decided_before_a_step_is_counted():
-    """Nothing before the first step, most before the last; by hand, what a correlation of 0.6 explains."""
-    teacher = GaussianMixtureTeacher.ring()
-    mdp = ReDiFVectorEnv(1, teacher=teacher, num_steps=4, solver="dpm++3m", reference_size=256, teacher_steps=20).mdp
-    student = Student(mdp, Policy.from_table(torch.zeros(4, mdp.action_size), mdp.observation_size))
-    shares = foretold(student, 0.2, 32, 8, 0)
-    assert shares[0] == 0
-    assert shares[3] > 0.5
-    assert shares[3] == max(shares)
-    first, other = np.array([1.0, -1.0, 1.0, -1.0]), np.array([1.0, 1.0, -1.0, -1.0])
-    assert explained(first, 0.6 * first + 0.8 * other) == pytest.approx(0.36)
+def test_differences_within_groups():
     assert relative(np.array([1.0, 3.0, 5.0, 5.0]), 2).tolist() == [-1, 1, 0, 0]
-    other_steps = build_mdp(teacher, 4, "step", "features", "dpm++3m", "time^1.5", "cpu", "float32")
-    student = Student(other_steps, Policy.from_table(torch.zeros(4, 1), other_steps.observation_size))
-    with pytest.raises(ValueError, match="not trained in the default environment"):
-        foretold(student, 0.2, 4, 8, 0)
 
 
 def test_the_curve_has_the_same_run_with_and_without():
     """The two differ by the baseline and the folder alone."""
-    with_it, without = (
-        SETTINGS[name](ppo.Args(num_steps=6, seed=1), Path("runs")) for name in ("redif-ppo-privileged", "redif-ppo")
-    )
+    args = nfe_curve.Args(out=Path("runs"))
+    with_it, without = (nfe_curve.task_of(args, 6, 1, name).settings for name in ("redif-ppo-privileged", "redif-ppo"))
     assert with_it.privileged_baseline
     assert replace(with_it, privileged_baseline=False, out=without.out) == without
     assert with_it.out != without.out
