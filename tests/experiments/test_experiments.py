@@ -9,6 +9,7 @@ from PIL import Image
 
 from agents.networks import NoiseSettings
 from experiments import ablate, adaptive_curve, network_students, nfe_curve, png_size
+from experiments.parallel import in_parallel
 from experiments.tables import spread
 from redif_env import Student
 from redif_env.judging.baselines import Baseline
@@ -122,3 +123,7 @@ def test_network_students(pipeline_folder, tmp_path, capsys, monkeypatch):
 def test_a_spread_is_the_median_and_the_range():
     assert spread([3.0, 1.0, 2.0], 1) == "2.0 (1.0 to 3.0)"
     assert spread([0.5]) == "0.500"
+
+
+def test_work_in_processes_keeps_its_order():
+    assert in_parallel(abs, [-3, 2, -1], 2) == in_parallel(abs, [-3, 2, -1], 1) == [3, 2, 1]
