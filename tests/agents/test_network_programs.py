@@ -26,7 +26,10 @@ from redif_env.teachers.teacher import load_teacher
 from tests.models import unet
 
 # Stable-Baselines3's progress bar is tqdm's, drawn by rich.
-pytestmark = pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning"),
+    pytest.mark.usefixtures("quick_distance"),
+]
 
 
 @pytest.fixture

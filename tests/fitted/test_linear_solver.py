@@ -197,7 +197,11 @@ def test_the_student_takes_them_along(fixed, tmp_path):
     assert not (tmp_path / "student" / "steps.json").exists()
     assert facts_table(loaded).row_count
     assert "sigma / alpha" in "\n".join(schedule_lines(loaded))
-    torch.testing.assert_close(student.trace(8).module()(noise), expected)
+
+
+def test_a_traced_program_has_them_inside():
+    student, noise = make_student(), torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(student.trace(8).module()(noise), student(noise=noise))
 
 
 def test_a_scheduler_alone_cannot_and_says_so(tmp_path):

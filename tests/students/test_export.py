@@ -25,6 +25,7 @@ from redif_env.students.export import PolicyModel, ReDiFPipeline, ReDiFScheduler
 from redif_env.students.export.steps import run_steps, steps_of
 from redif_env.students.record import Record
 from redif_env.teachers.teacher import GaussianMixtureTeacher, load_teacher
+from tests.models import unet
 
 
 def make_student(teacher="gaussian-ring", seed=0, num_steps=3, solver="dpm++3m", action="solver", **options):
@@ -366,27 +367,36 @@ def test_weights_of_a_plain_solver_are_its_own():
 # Traced programs
 
 
-def test_a_traced_program_makes_the_student_s_samples(image_student, tmp_path):
-    program = image_student.trace(4)
+@pytest.fixture(scope="module")
+def traced_student(tmp_path_factory):
+    """Two steps of a UNet of one block: a step is traced as often as it is taken, node by node."""
+    folder = tmp_path_factory.mktemp("small")
+    config = {**unet().config, "block_out_channels": (8,), "down_block_types": ("DownBlock2D",)}
+    network = UNet2DModel.from_config({**config, "up_block_types": ("UpBlock2D",)})
+    DDPMPipeline(network, DDPMScheduler(prediction_type="v_prediction")).save_pretrained(folder)
+    return make_student(folder, num_steps=2)
+
+
+def test_a_traced_program_makes_the_student_s_samples(traced_student, tmp_path):
+    program = traced_student.trace(4)
     torch.export.save(program, tmp_path / "student.pt2")
-    noise = noise_of(image_student)
+    noise = noise_of(traced_student)
     samples = torch.export.load(tmp_path / "student.pt2").module()(noise)
-    torch.testing.assert_close(samples, image_student(noise=noise), rtol=0, atol=1e-4)
+    torch.testing.assert_close(samples, traced_student(noise=noise), rtol=0, atol=1e-4)
     # Tracing has left nothing behind that the next run would meet.
     torch.testing.assert_close(
-        image_student(noise=noise), image_student.pipeline()(latents=noise, output_type="latent").images
+        traced_student(noise=noise), traced_student.pipeline()(latents=noise, output_type="latent").images
     )
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:copyreg", "ignore::DeprecationWarning")
-def test_an_onnx_file_makes_the_student_s_samples(pipeline_folder, tmp_path):
+def test_an_onnx_file_makes_the_student_s_samples(traced_student, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
-    image_student = make_student(pipeline_folder, num_steps=2)
-    image_student.write_onnx(tmp_path / "student.onnx", 2)
+    traced_student.write_onnx(tmp_path / "student.onnx", 2)
     session = runtime.InferenceSession(tmp_path / "student.onnx")
-    noise = noise_of(image_student, 2)
+    noise = noise_of(traced_student, 2)
     (samples,) = session.run(["samples"], {"noise": noise.numpy()})
-    np.testing.assert_allclose(samples, image_student(noise=noise).numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(samples, traced_student(noise=noise).numpy(), rtol=0, atol=1e-4)
 
 
 # The model card
