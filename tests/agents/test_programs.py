@@ -10,6 +10,7 @@ import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields, replace
+from functools import partial
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -252,7 +253,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(7200)
 def test_killed_runs_go_on_to_the_same_end(tmp_path):
     command = [sys.executable, "-m", "experiments.kill_and_resume", "--kills", "20", "--out", str(tmp_path)]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -310,7 +311,8 @@ RING = {"teacher": "gaussian-ring", "seeds": 1, "jobs": 1, "network_calls": 512}
 
 @pytest.fixture
 def one_core(monkeypatch):
-    """Other tests run beside."""
+    """Other tests run beside; and few noises for the judge."""
+    monkeypatch.setattr(tasks, "Evaluator", partial(Evaluator, size=256))
     monkeypatch.setattr(tasks.os, "cpu_count", lambda: 1)
 
 
