@@ -28,7 +28,7 @@ assert "gymnasium" not in sys.modules
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_the_wheel_s_core_dependencies_are_enough(tmp_path):
     """Built, installed with the tested versions, used: by Python and by the command."""
     mdp = build_mdp(MDPSettings(teacher="digits", num_steps=4, solver="dpm++3m", grid="time^1.5"))

@@ -24,7 +24,10 @@ from redif_env.training.runs import begin, check, read_settings, settings_json
 from tests.models import unet
 
 # Stable-Baselines3's progress bar is tqdm's, drawn by rich.
-pytestmark = pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning"),
+    pytest.mark.usefixtures("quick_distance"),
+]
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def settings(pipeline_folder, tmp_path):
         held_out_size=16,
         held_out_every=2,
         checkpoint_every=24,
-        network=NoiseSettings(clone_updates=3),
+        network=NoiseSettings(clone_updates=3, clone_batch_size=16),
         out=tmp_path / "run",
     )
 
@@ -140,7 +143,7 @@ def test_a_clone_is_refined(settings, saved_clone, tmp_path):
 def test_a_clone_is_cloned_further(saved_clone, tmp_path):
     """A student to begin as and updates to make: it goes on from there, and without updates it stays what it is."""
     args, cloned = saved_clone
-    begun = NoiseSettings(init=str(tmp_path / "clone" / "student"))
+    begun = NoiseSettings(init=str(tmp_path / "clone" / "student"), clone_batch_size=16)
     kept, _ = clone.make(replace(args, network=begun, out=tmp_path / "kept"))
     assert same(weights(kept), weights(cloned))
     further = [
@@ -189,7 +192,7 @@ def test_a_network_begins_from_a_trained_policy_s_steps(settings, tmp_path):
     )
     student, _ = ppo.train(compact)
     student.save_pretrained(tmp_path / "compact" / "student")
-    start = NoiseSettings(base_student=str(tmp_path / "compact" / "student"), clone_updates=2)
+    start = NoiseSettings(base_student=str(tmp_path / "compact" / "student"), clone_updates=2, clone_batch_size=16)
     action_map = noise_map(start)
     torch.testing.assert_close(torch.tensor(action_map.initial_actions), student.frozen().mean_actions)
     both, _ = ppo.train(replace(settings, network=start, network_calls=24))

@@ -30,9 +30,9 @@ LINEAR = {"grid": "time@4", "initial_map": "linear"}
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 3} | LINEAR
 
 
-def make_student(teacher="gaussian-ring"):
+def make_student(teacher="gaussian-ring", **options):
     torch.manual_seed(0)
-    mdp = ReDiFVectorEnv(1, **TINY | {"teacher": teacher}).mdp
+    mdp = ReDiFVectorEnv(1, **TINY | {"teacher": teacher} | options).mdp
     return Student(mdp, Policy(PolicyConfig((mdp.observation_size, 8, mdp.action_size))))
 
 
@@ -137,7 +137,7 @@ def test_student_saves_and_loads_the_map(tmp_path):
 
 
 def test_traced_program_contains_the_map():
-    student = make_student()
+    student = make_student(num_steps=1)
     noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(student.trace(4).module()(noise), student(noise=noise))
 

@@ -197,7 +197,11 @@ def test_student_saves_and_loads_the_solver(fixed, tmp_path):
     assert not (tmp_path / "student" / "steps.json").exists()
     assert facts_table(loaded).row_count
     assert "sigma / alpha" in "\n".join(schedule_lines(loaded))
-    torch.testing.assert_close(student.trace(8).module()(noise), expected)
+
+
+def test_a_traced_program_has_them_inside():
+    student, noise = make_student(), torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(student.trace(8).module()(noise), student(noise=noise))
 
 
 def test_scheduler_without_the_matrices_is_refused(tmp_path):

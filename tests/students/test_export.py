@@ -25,6 +25,7 @@ from redif_env.students.export import PolicyModel, ReDiFPipeline, ReDiFScheduler
 from redif_env.students.export.steps import run_steps, steps_of
 from redif_env.students.record import Record
 from redif_env.teachers.teacher import GaussianMixtureTeacher, load_teacher
+from tests.models import unet
 
 
 def make_student(teacher="gaussian-ring", seed=0, num_steps=3, solver="dpm++3m", action="solver", **options):
@@ -368,27 +369,36 @@ def test_weights_of_base_solvers():
 # Traced programs
 
 
-def test_traced_program_gives_the_samples_of_the_student(image_student, tmp_path):
-    program = image_student.trace(4)
+@pytest.fixture(scope="module")
+def traced_student(tmp_path_factory):
+    """Two steps of a UNet of one block: tracing costs time for each step and each operation."""
+    folder = tmp_path_factory.mktemp("small")
+    config = {**unet().config, "block_out_channels": (8,), "down_block_types": ("DownBlock2D",)}
+    network = UNet2DModel.from_config({**config, "up_block_types": ("UpBlock2D",)})
+    DDPMPipeline(network, DDPMScheduler(prediction_type="v_prediction")).save_pretrained(folder)
+    return make_student(folder, num_steps=2)
+
+
+def test_traced_program_gives_the_samples_of_the_student(traced_student, tmp_path):
+    program = traced_student.trace(4)
     torch.export.save(program, tmp_path / "student.pt2")
-    noise = noise_of(image_student)
+    noise = noise_of(traced_student)
     samples = torch.export.load(tmp_path / "student.pt2").module()(noise)
-    torch.testing.assert_close(samples, image_student(noise=noise), rtol=0, atol=1e-4)
+    torch.testing.assert_close(samples, traced_student(noise=noise), rtol=0, atol=1e-4)
     # Tracing does not change later runs.
     torch.testing.assert_close(
-        image_student(noise=noise), image_student.pipeline()(latents=noise, output_type="latent").images
+        traced_student(noise=noise), traced_student.pipeline()(latents=noise, output_type="latent").images
     )
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:copyreg", "ignore::DeprecationWarning")
-def test_onnx_file_gives_the_samples_of_the_student(pipeline_folder, tmp_path):
+def test_onnx_file_gives_the_samples_of_the_student(traced_student, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
-    image_student = make_student(pipeline_folder, num_steps=2)
-    image_student.write_onnx(tmp_path / "student.onnx", 2)
+    traced_student.write_onnx(tmp_path / "student.onnx", 2)
     session = runtime.InferenceSession(tmp_path / "student.onnx")
-    noise = noise_of(image_student, 2)
+    noise = noise_of(traced_student, 2)
     (samples,) = session.run(["samples"], {"noise": noise.numpy()})
-    np.testing.assert_allclose(samples, image_student(noise=noise).numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(samples, traced_student(noise=noise).numpy(), rtol=0, atol=1e-4)
 
 
 # The model card

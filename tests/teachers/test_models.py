@@ -334,6 +334,7 @@ TRAINED = [model for model in MODELS if model.name != "UNet2DModel, class labels
 
 
 @pytest.mark.filterwarnings("ignore:rich is experimental")  # the bar of Stable-Baselines3
+@pytest.mark.usefixtures("quick_distance")
 @pytest.mark.parametrize("model", TRAINED, ids=lambda model: model.name)
 def test_ppo_trains_on_every_class(model: Model, saved, tmp_path, monkeypatch):
     """The program, unchanged, from a folder to an exported student, a table and a picture."""
