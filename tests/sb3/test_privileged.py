@@ -1,7 +1,6 @@
 """A baseline that knows the endpoint: what it takes from advantages, and what that leaves."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -10,7 +9,6 @@ import torch
 from stable_baselines3 import A2C, PPO
 
 from agents import ppo
-from experiments import nfe_curve
 from redif_env import ReDiFVectorEnv
 from redif_env.envs.groups import relative
 from redif_env.measures.distances import root_mean_square
@@ -123,12 +121,3 @@ def test_training_is_refused_before_it_takes_a_folder(change, tmp_path):
 
 def test_differences_within_groups():
     assert relative(np.array([1.0, 3.0, 5.0, 5.0]), 2).tolist() == [-1, 1, 0, 0]
-
-
-def test_the_curve_has_the_same_run_with_and_without():
-    """The two differ by the baseline and the folder alone."""
-    args = nfe_curve.Args(out=Path("runs"))
-    with_it, without = (nfe_curve.task_of(args, 6, 1, name).settings for name in ("redif-ppo-privileged", "redif-ppo"))
-    assert with_it.privileged_baseline
-    assert replace(with_it, privileged_baseline=False, out=without.out) == without
-    assert with_it.out != without.out
