@@ -8,7 +8,7 @@ Finished runs are stored in ``--out`` and not repeated.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -26,12 +26,7 @@ from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, shared_teacher
 from redif_env.training.command import run
 from redif_env.training.runs import prepare_folder
 
-METHODS: dict[str, dict[str, Any]] = {
-    "redif-ppo": {},
-    "redif-ppo-privileged": {"privileged_baseline": True},
-}
-"""Settings of ``agents.ppo`` in which a method differs from its defaults."""
-SOURCES = ("strayed", "fd_switched", "fd_others", "fd_pixels", "recall", "coverage")
+SOURCES = ("mode_switches", "fd_switched", "fd_others", "fd_pixels", "recall", "coverage")
 """What the second table shows: where the distance comes from."""
 
 
@@ -51,12 +46,11 @@ class Args:
     """Step counts at which only the solvers are evaluated, to compare with students of fewer."""
     seeds: int = 3
     out: Path = Path("runs/nfe-curve")
-    methods: tuple[str, ...] = ("redif-ppo",)
     jobs: int = 2
     """Runs at the same time, each with its share of the cores."""
 
 
-def task_of(args: Args, nfe: int, seed: int, method: str = "redif-ppo") -> Task:
+def task_of(args: Args, nfe: int, seed: int) -> Task:
     """The run of one student of the table."""
     settings = ppo.Args(
         teacher=args.teacher,
@@ -67,9 +61,9 @@ def task_of(args: Args, nfe: int, seed: int, method: str = "redif-ppo") -> Task:
         seed=seed,
         network_calls=args.network_calls,
         learning_rate=args.learning_rate,
-        out=args.out / f"{method}-{nfe}-{seed}",
+        out=args.out / f"redif-ppo-{nfe}-{seed}",
     )
-    return Task(method, replace(settings, **METHODS[method]))
+    return Task("redif-ppo", settings)
 
 
 def solvers_at(out: Path, teacher_name: str, nfe: int) -> list[Row]:
@@ -93,13 +87,13 @@ def best_solver(args: Args, nfe: int, distance: float) -> list[str]:
 def print_summary(args: Args, rows: Sequence[dict[str, Any]]) -> None:
     """Medians over seeds, the spread, and the ratios to the best solver at equal calls and with two more."""
     lines = []
-    for nfe, method in product(args.nfe, args.methods):
-        ours = _rows_at(rows, method, nfe)
+    for nfe in args.nfe:
+        ours = [row for row in rows if row["nfe"] == nfe]
         distances = [row["fd_teacher"] for row in ours]
         middle = median(distances)
-        cells = [method, str(nfe), spread(distances), f"{median(row['mse_teacher'] for row in ours):.5f}"]
+        cells = [str(nfe), spread(distances), f"{median(row['mse_teacher'] for row in ours):.5f}"]
         lines.append([*cells, *best_solver(args, nfe, middle), *best_solver(args, nfe + 2, middle)])
-    names = ("method", "NFE", "fd_teacher", "mse_teacher", "best solver, same NFE", "ratio", "best solver, NFE + 2")
+    names = ("NFE", "fd_teacher", "mse_teacher", "best solver, same NFE", "ratio", "best solver, NFE + 2")
     title = f"{args.teacher}: median of {args.seeds} seeds (min to max), 2,000 held-out noises"
     print_table(title, (*names, "ratio"), lines)
 
@@ -120,21 +114,14 @@ def sources(args: Args, rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
         baseline = Baseline(best.method, best.grid)
         solver = evaluator.set_measures(baseline(evaluator.teacher, evaluator.noise, nfe, evaluator.condition))
         yield [f"{best.method} {best.grid}", str(nfe), *(f"{solver[name]:.4f}" for name in SOURCES)]
-        for method in args.methods if nfe in args.nfe else ():
-            ours = _rows_at(rows, method, nfe)
-            yield [method, str(nfe), *(f"{median(row[name] for row in ours):.4f}" for name in SOURCES)]
-
-
-def _rows_at(rows: Sequence[dict[str, Any]], method: str, nfe: int) -> list[dict[str, Any]]:
-    return [row for row in rows if (row["method"], row["nfe"]) == (method, nfe)]
+        if nfe in args.nfe:
+            ours = [row for row in rows if row["nfe"] == nfe]
+            yield ["redif-ppo", str(nfe), *(f"{median(row[name] for row in ours):.4f}" for name in SOURCES)]
 
 
 def main(args: Args) -> None:
-    unknown = sorted(set(args.methods) - set(METHODS))
-    if unknown:
-        raise ValueError(f"methods={unknown} are unknown: choose among {', '.join(map(repr, METHODS))}")
     prepare_folder(args.out)
-    tasks = [task_of(args, *key) for key in product(args.nfe, range(args.seeds), args.methods)]
+    tasks = [task_of(args, *key) for key in product(args.nfe, range(args.seeds))]
     rows = [row for found in finish_all(tasks, args.teacher, args.jobs) for row in found]
     print_summary(args, rows)
     print_sources(args, rows)

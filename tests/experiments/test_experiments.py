@@ -69,8 +69,6 @@ def test_the_curve_of_quality(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert printed.count("dpm++2m time:") == 2
     assert (tmp_path / "redif-ppo-2-0" / "student").is_dir()
-    with pytest.raises(ValueError, match=r"methods=\['magic'\] are unknown"):
-        nfe_curve.main(replace(args, methods=("magic",)))
 
 
 def test_the_adaptive_curve(tmp_path):

@@ -544,8 +544,8 @@ def test_cloning_learns_the_exact_velocity():
 
 
 @cache
-def gaussian_student(scale=1.0, offset=0.0):
-    """A decision process of a Gaussian, and a network with its velocity up to a scale and an offset."""
+def cloned_gaussian():
+    """A decision process of a Gaussian, and a network with its velocity."""
     teacher = GaussianMixtureTeacher(torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[0.2, 0.1, 0.3]]))
     mdp = DenoisingMDP(teacher, SOLVERS["dpm++2m"], GRIDS["time"], 3, NoiseMap(), Sample())
     examples = rollout(mdp, None, 4, step_weights(mdp, False), torch.Generator().manual_seed(0))
@@ -555,7 +555,7 @@ def gaussian_student(scale=1.0, offset=0.0):
 
 
 def gaussian_student(scale=1.0, offset=0.0):
-    """The same, but for a scale and an offset."""
+    """The same, the network up to a scale and an offset."""
     mdp, network = cloned_gaussian()
     network = copy.deepcopy(network)
     with torch.no_grad():
