@@ -24,7 +24,7 @@ DIFFUSERS_SOLVERS: dict[str, Callable[[list[float] | None], SchedulerMixin]] = {
 
 SOLVER_GRIDS = tuple(name for name in GRIDS if name not in ("time@4", "time^1.25@2.5", "time^1.5@4"))
 """Grids of the baselines. The grids left out are meant for linear initial maps; without one, solvers on them are worse
-than on the others at every NFE (``experiments.late_start``)."""
+than on the others at every NFE (``experiments.compare``)."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from redif_env.training.runs import CONFIG_FILE, RunStoppedError, UnhealthyRunEr
 Settings = TypeVar("Settings")
 
 DEFAULT_REWARD = (("feature", 1.0), ("energy", 0.1))
-"""Reward terms and weights of the training programs: the best of ``experiments.ablate_rewards``."""
+"""Reward terms and weights of the training programs: the best of ``experiments.ablate --what rewards``."""
 
 
 def run(

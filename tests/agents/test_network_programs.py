@@ -121,7 +121,7 @@ def test_training_moves_what_cloning_made(settings, tmp_path):
     cloned.save_pretrained(tmp_path / "clone" / "student")
     begun = replace(settings.network, init=str(tmp_path / "clone" / "student"), clone_updates=None)
     agent = ppo.build(replace(settings, network=begun))
-    ppo.warm_start(begun, agent.get_env().unwrapped.mdp, agent.policy, 0)
+    warm_start(begun, agent.get_env().unwrapped.mdp, agent.policy, 0)
     assert same(agent.policy.plain_weights(), weights(cloned))
     trained, _ = ppo.train(settings)
     assert not same(weights(trained), weights(cloned))
