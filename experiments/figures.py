@@ -55,7 +55,7 @@ def draw_schedules(rows: Rows, teacher: str, nfe: int, schedule: Schedule, path:
     """Where methods that search or learn it call the network, first seeds, beside the known grids."""
     figure, axis = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
     position = torch.arange(nfe, dtype=torch.float64) / nfe
-    low, high = (end.item() for end in schedule.ends(torch.device("cpu")))
+    low, high = schedule.ends
     for name in SOLVER_GRIDS:
         levels = GRIDS[name].half_logsnr(position, schedule).clamp(low, high)
         axis.plot(range(1, nfe + 1), torch.exp(-levels), color="0.75", linewidth=1)

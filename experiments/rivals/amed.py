@@ -41,8 +41,8 @@ class Intermediate(nn.Module):
         nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
 
     def forward(self, state: State, end: Tensor) -> Middle:
-        normalised = replace(state, x=self.schedule.normalised(state.x, state.half_logsnr))
-        place, gain = self.layers(self.seen.observe(normalised, self.steps)).double().unbind(dim=1)
+        seen = self.seen.observe(state, self.schedule.size(state.half_logsnr), self.steps)
+        place, gain = self.layers(seen).double().unbind(dim=1)
         level = torch.lerp(state.half_logsnr, end, torch.sigmoid(place))
         return Middle(level, torch.ones_like(end), 1 + MAX_GAIN * torch.tanh(gain))
 
@@ -60,13 +60,13 @@ def amed(task: Task) -> Fitted:
     chosen = nearest(task, begun, clock)
     torch.manual_seed(task.seed)
     schedule = task.teacher.schedule
-    module = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule).to(task.teacher.device)
+    module = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule)
 
     def make(noise: Tensor, condition: Tensor) -> Tensor:
         return sample_twice(task.teacher, GRIDS[chosen], noise, task.num_steps, condition, module)[0]
 
     def sampler_of(averaged: nn.Module) -> Sampler:
-        kept = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule).to(task.teacher.device)
+        kept = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule)
         kept.load_state_dict(averaged.state_dict())
         return TwoCallSampler(task.teacher, GRIDS[chosen], task.num_steps, kept)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from redif_env.diffusion.grids import Grid
+from redif_env.diffusion.placement import HOST, full_precision
 from redif_env.diffusion.solvers import Solver
 from redif_env.diffusion.types import State, Transition
 from redif_env.envs.draws import GroupDraws
@@ -26,7 +26,7 @@ from redif_env.mdp.observations import Observation, Sample
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
 from redif_env.measures.rendering import Filmstrip
 from redif_env.rewards.names import build_terms
-from redif_env.rewards.reward import Reward, Term, load_memories, memories, restart
+from redif_env.rewards.reward import Reward, Term, load_memories, memories, pay, restart
 from redif_env.teachers.conditions import ConditionsLike
 from redif_env.teachers.references import reference_set
 from redif_env.teachers.teacher import Teacher
@@ -132,7 +132,8 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         self.last_transition: Transition | None = None
         self._draws = GroupDraws(num_envs, group_size, reference_size, priced=prices is not None)
         self._state: State | None = None
-        self._pair = torch.zeros(num_envs, dtype=torch.int64, device=self.reference.noise.device)
+        self._pair = torch.zeros(num_envs, dtype=torch.int64, device=HOST)
+        self._endpoint = torch.zeros_like(self.reference.endpoints[:1]).expand(num_envs, *self.mdp.teacher.sample_shape)
         self._done = np.zeros(num_envs, dtype=np.bool_)
         self._film = Filmstrip(num_envs, num_steps, self.mdp.teacher.image_shape) if render_mode else None
 
@@ -161,13 +162,11 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         if any(value is not None for value in seeds):
             self._draws.seed(seeds, mask)
             self.restart_rewards()
-        rows = torch.from_numpy(mask).to(self._pair.device)
-        with torch.no_grad():
-            self._begin(rows)
-            self._state = self._predicted(self._now, rows)
-        self._record_initial(rows, self._now)
+        with torch.no_grad(), full_precision(self._endpoint.device):
+            self._start(torch.from_numpy(mask))
+            seen = self._observe(self._now)
         self._done[mask] = False
-        return self._observe(self._now), self._info(mask, self._now)
+        return seen, self._info(mask, self._now)
 
     def step(
         self, actions: NDArray[np.float32]
@@ -180,7 +179,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         """
         if self._state is None:
             raise gym.error.ResetNeeded("step() was called before reset(): call reset() first")
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(self._endpoint.device):
             return self._step(self._parse_actions(actions))
 
     def restart_rewards(self) -> None:
@@ -199,7 +198,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         """
         if self._state is None:
             raise gym.error.ResetNeeded("privileged_information() was called before reset(): call reset() first")
-        return self._state.x0_history[:, 0], self.reference.endpoints[self._pair]
+        return self._state.x0_history[:, 0], self._endpoint
 
     def state_dict(self) -> dict[str, Any]:
         """Where every episode stands, what chance will draw, and what rewards remember: tensors and JSON values.
@@ -210,7 +209,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         if self._state is None:
             raise gym.error.ResetNeeded("state_dict() was called before reset(): there is no state yet")
         return {
-            "state": {field.name: getattr(self._state, field.name) for field in fields(State)},
+            "state": dict(self._state.items()),
             "pair": self._pair,
             "done": self._done,
             "draws": self._draws.state_dict(),
@@ -219,9 +218,10 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave, in an environment made with the same arguments."""
-        device = self._pair.device
-        self._state = State(**{name: tensor.to(device) for name, tensor in state["state"].items()})
-        self._pair, self._done = state["pair"].to(device), state["done"].copy()
+        device = self._endpoint.device
+        self._state = State(**{name: tensor.to(HOST) for name, tensor in state["state"].items()}).to(device)
+        self._pair, self._done = state["pair"].to(HOST), state["done"].copy()
+        self._endpoint = self.reference.endpoints[self._pair.to(device)]
         self._draws.load_state_dict(state["draws"])
         load_memories(self.terms, state["rewards"])
 
@@ -241,29 +241,29 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             raise gym.error.ResetNeeded(
                 f"episodes {finished} are finished: reset them with options['reset_mask'] first"
             )
-        live = torch.from_numpy(~resetting).to(self._pair.device)
+        live = torch.from_numpy(~resetting)
         transition = self._transition(action, live)
         self.last_transition = transition
-        terms = {term.name: term(transition).double().cpu().numpy() for term in self.terms}
-        terminated = transition.terminated.cpu().numpy()
+        terms = {name: values.numpy() for name, values in pay(self.terms, transition).items()}
+        terminated = transition.terminated.numpy().copy()
         infos: dict[str, Any] = {}
 
-        self._state = self._now.merge(live, transition.next_state)
+        finished = self._state = self._now.merge(live, transition.next_state)
         self._record_step(transition)
-        ended_info = self._info(terminated, self._now, terms)
+        ended = self._info(terminated, finished, terms)
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
             resetting = terminated
-            if terminated.any():
-                infos |= self._final(terminated, ended_info)
-        restarting = torch.from_numpy(resetting).to(self._pair.device)
-        self._begin(restarting)
-        self._state = self._predicted(self._now, restarting)
-        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
-            self._record_initial(restarting, self._now)
+        self._start(torch.from_numpy(resetting), shown=self.autoreset_mode is AutoresetMode.NEXT_STEP)
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and terminated.any():
+            # Both are observed at once, so that the host waits for the device once.
+            both = self._observe(finished.joined(self._now))
+            final, seen = rows_of(both, slice(None, self.num_envs)), rows_of(both, slice(self.num_envs, None))
+            infos |= self._final(terminated, final, ended)
+        else:
+            seen = self._observe(self._now)
         self._done = terminated.copy()
         infos |= self._info(np.ones_like(terminated), self._now, terms, no_reward=resetting)
-        truncated = np.zeros_like(terminated)
-        return self._observe(self._now), np.sum(list(terms.values()), axis=0), terminated, truncated, infos
+        return seen, np.sum(list(terms.values()), axis=0), terminated, np.zeros_like(terminated), infos
 
     def _transition(self, action: Tensor, live: Tensor) -> Transition:
         state = self.mdp.with_action_prediction(self._now, action)
@@ -276,25 +276,30 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             action=action,
             decision=decision,
             next_state=next_state,
-            endpoint=self.reference.endpoints[self._pair],
-            pair=self._pair.clone(),
+            endpoint=self._endpoint,
+            pair=self._pair,
             terminated=terminated,
             live=live,
         )
 
-    def _begin(self, rows: Tensor) -> None:
-        """Draw a pair for each of the given rows and put them at their initial noise."""
+    def _start(self, rows: Tensor, shown: bool = True) -> None:
+        """New episodes in the given rows: a pair drawn for each, and the network's first prediction."""
         if not bool(rows.any()):
             return
-        device = self._pair.device
-        pair, dial = (torch.from_numpy(drawn).to(device) for drawn in self._draws.next(rows.cpu().numpy()))
+        pair, dial = (torch.from_numpy(drawn) for drawn in self._draws.next(rows.numpy()))
         self._pair = torch.where(rows, pair, self._pair)
-        drawn = (self.reference.noise[self._pair], self.mdp.price(dial), self.reference.condition[self._pair])
-        initial = self.mdp.initial(*drawn)
-        self._state = initial if self._state is None else self._state.merge(rows, initial)
+        placed = self._pair.to(self._endpoint.device)
+        self._endpoint = self.reference.endpoints[placed]
+        initial = self.mdp.initial(
+            self.reference.noise[placed], self.mdp.price(dial), self.reference.condition[self._pair]
+        )
+        state = initial if self._state is None else self._state.merge(rows, initial)
+        self._state = self._predicted(state, rows)
+        if shown:
+            self._record_initial(rows, self._state)
 
     def _predicted(self, state: State, rows: Tensor) -> State:
-        """``state`` with the teacher's answers on the given rows."""
+        """``state`` with the teacher's predictions on the given rows."""
         with torch.autocast(state.x.device.type, torch.bfloat16, enabled=self.autocast):
             return self.mdp.predict(state, rows)
 
@@ -307,10 +312,10 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
 
     def _observe(self, state: State) -> Seen:
         seen = self.mdp.observe(state)
-        # Copies: on the CPU numpy would look into the state, which steps on.
-        if isinstance(seen, dict):
-            return {name: values.cpu().numpy().copy() for name, values in seen.items()}
-        return seen.cpu().numpy()
+        if not isinstance(seen, dict):
+            return seen.numpy()
+        # Copies: on the CPU numpy would look into the state itself.
+        return {name: values.to(HOST).numpy().copy() for name, values in seen.items()}
 
     def _info(
         self,
@@ -321,10 +326,10 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
     ) -> dict[str, Any]:
         """Info of the given rows in Gymnasium's vector form: arrays, and masks under ``_key``."""
         columns = {
-            "nfe": state.nfe.cpu().numpy().copy(),
-            "pair": self._pair.cpu().numpy().copy(),
-            "condition": state.condition.cpu().numpy().copy(),
-            "half_logsnr": state.half_logsnr.cpu().numpy().copy(),
+            "nfe": state.nfe.numpy(),
+            "pair": self._pair.numpy(),
+            "condition": state.condition.numpy(),
+            "half_logsnr": state.half_logsnr.numpy(),
         }
         info: dict[str, Any] = {}
         for key, values in columns.items():
@@ -334,11 +339,10 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             add_term(info, name, values, rewarded)
         return info
 
-    def _final(self, terminated: NDArray[np.bool_], info: dict[str, Any]) -> dict[str, Any]:
+    def _final(self, terminated: NDArray[np.bool_], final: Seen, info: dict[str, Any]) -> dict[str, Any]:
         observations = np.full(self.num_envs, None, dtype=object)
-        final = self._observe(self._now)
         for index in np.flatnonzero(terminated).tolist():
-            observations[index] = row_of(final, index)
+            observations[index] = rows_of(final, index)
         return {
             "final_obs": observations,
             "_final_obs": terminated.copy(),
@@ -356,7 +360,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             raise ValueError(
                 f"actions must be finite, but those of sub-environments {bad} are not: lower the agent's learning rate"
             )
-        return torch.from_numpy(array.clip(-1.0, 1.0)).to(self._pair.device)
+        return torch.from_numpy(array.clip(-1.0, 1.0))
 
     def _parse_seed(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
@@ -571,7 +575,7 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
             self.batch.restart_rewards()
         self.batch.np_random = [self.np_random]
         observations, infos = self.batch.reset()
-        return row_of(observations, 0), info_of(infos, 0)
+        return rows_of(observations, 0), info_of(infos, 0)
 
     def step(self, action: NDArray[np.float32]) -> tuple[Seen, float, bool, bool, dict[str, Any]]:
         """One solver step, and the network call of the next.
@@ -584,7 +588,7 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
         if array.shape != self.action_space.shape:
             raise ValueError(f"action must have shape {self.action_space.shape}, got {array.shape}")
         observations, rewards, terminated, truncated, infos = self.batch.step(array[None])
-        return row_of(observations, 0), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info_of(infos, 0)
+        return rows_of(observations, 0), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info_of(infos, 0)
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """The trajectory so far as one frame, if ``render_mode`` is ``"rgb_array"``."""
@@ -615,8 +619,8 @@ def add_term(info: dict[str, Any], name: str, values: NDArray[np.float64], rows:
     info["_rewards"] = rows.copy()
 
 
-def row_of(observations: Seen, index: int) -> Any:
-    """The observation of one sub-environment."""
+def rows_of(observations: Seen, index: int | slice) -> Any:
+    """The observations of one sub-environment, or of some."""
     if isinstance(observations, dict):
         return {name: values[index] for name, values in observations.items()}
     return observations[index]

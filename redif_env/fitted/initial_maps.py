@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from redif_env.diffusion.grids import Grid
+from redif_env.diffusion.placement import HOST, widest
 from redif_env.diffusion.schedules import Schedule
 from redif_env.diffusion.solvers import DPMSolverPP, trajectory
 from redif_env.fitted.regression import least_squares
@@ -47,11 +48,15 @@ class LinearInitialMap:
     offset: Tensor
 
     def __call__(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """``(B, *S)`` like ``noise``, for rows ``condition`` ``(B,)`` of the teacher's conditions."""
-        # In double precision, so that a row comes out the same whatever batch it is in.
-        matrix, offset = (part.to(noise.device, torch.float64) for part in (self.matrix, self.offset))
-        moved = noise.flatten(1).double() @ matrix + offset[condition]
+        """``(B, *S)`` like ``noise``, for rows ``condition`` ``(B,)`` of the teacher's conditions, on the host."""
+        # In double precision, where the device has it, so that a row comes out the same whatever batch it is in.
+        matrix, offset = self.placed(noise.device)
+        moved = noise.flatten(1).to(matrix.dtype) @ matrix + offset[condition.to(offset.device)]
         return moved.to(noise.dtype).reshape(noise.shape)
+
+    def placed(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Its numbers on a device, in the most precise type that it has."""
+        return self.matrix.to(device, widest(device)), self.offset.to(device, widest(device))
 
     @property
     def key(self) -> str:
@@ -69,7 +74,7 @@ def fit_initial_map(teacher: Teacher, grid: Grid) -> LinearInitialMap:
         ValueError: if the grid begins with pure noise, samples are too large for a map of all their numbers, or the
             teacher takes prompts, of which there are ever new ones.
     """
-    begins = torch.zeros(1, dtype=torch.float64, device=teacher.device)
+    begins = torch.zeros(1, dtype=torch.float64, device=HOST)
     half_logsnr = grid.half_logsnr(begins, teacher.schedule).item()
     noisiest = teacher.schedule.half_logsnr_at(begins + 1).item()
     count = math.prod(teacher.sample_shape)
@@ -83,7 +88,7 @@ def fit_initial_map(teacher: Teacher, grid: Grid) -> LinearInitialMap:
     def compute() -> Tensor:
         reached = torch.cat(list(_ways(teacher, noise, condition, half_logsnr)))
         # Drawn to the noise itself, which a late start takes.
-        prior = torch.eye(count, dtype=torch.float64)
+        prior = torch.eye(count, dtype=torch.float64, device=HOST)
         return least_squares(noise.flatten(1), reached.flatten(1), condition, len(teacher.conditions), prior).float()
 
     described = f"linear start {reference_key(teacher, noise, condition, STEPS)} {half_logsnr:.6f}"
@@ -113,7 +118,7 @@ class _Approach(Grid):
     end: float
 
     def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
-        level = torch.tensor(self.end, dtype=torch.float64, device=position.device)
+        level = torch.tensor(self.end, dtype=torch.float64, device=HOST)
         return schedule.half_logsnr_at(torch.lerp(torch.ones_like(level), schedule.time(level), 2 * position))
 
 
@@ -128,7 +133,7 @@ def _ways(teacher: Teacher, noise: Tensor, condition: Tensor, half_logsnr: float
             _Approach(half_logsnr),
             part.to(teacher.device),
             2 * STEPS,
-            asked.to(teacher.device),
+            asked,
         )
         state = next(islice(steps, STEPS - 1, None))
         yield teacher.schedule.normalised(state.x, state.half_logsnr).cpu()

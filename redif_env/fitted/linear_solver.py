@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from redif_env.diffusion.grids import Grid, next_position
-from redif_env.diffusion.solvers import Solver, clean_target, initial_state, predict, step_to
-from redif_env.diffusion.types import Decision, Level, State, expand
+from redif_env.diffusion.placement import HOST, place, widest
+from redif_env.diffusion.solvers import Estimate, Solver, clean_target, ddim_step, initial_state, predict, step_to
+from redif_env.diffusion.types import Decision, Level, State
 from redif_env.fitted.initial_maps import LinearInitialMap, check_fitted
 from redif_env.fitted.regression import least_squares, moment_map
 from redif_env.storage.cache import cached
@@ -60,29 +61,42 @@ class LinearSolver(Solver):
     matrices: Tensor
     offset: Tensor
     clipped: bool = False
+    _on_devices: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
 
     @property
     def order(self) -> int:  # type: ignore[override]
         """Predictions that it looks at: all."""
         return len(self.half_logsnr)
 
-    def estimate(self, state: State, next_half_logsnr: Tensor, level: Level) -> Tensor:
-        x0 = torch.zeros_like(state.x).flatten(1).double()
+    def estimate(self, state: State, next_half_logsnr: Tensor, level: Level) -> Estimate:
         seen = _seen(state, level, self.order, self.clipped)
         step = (state.predictions - 1).clamp(0, self.order - 1)
-        for index in range(self.order):
-            rows = step == index
-            # A traced program cannot ask, and always computes all.
-            if torch.compiler.is_compiling() or bool(rows.any()):
-                x0 = torch.where(rows[:, None], self._made(index, seen, state.condition), x0)
-        return x0.to(state.x.dtype).reshape(state.x.shape)
+        condition = state.condition.to(seen.device)
+        if torch.compiler.is_compiling():  # a traced program cannot branch on the step, and computes all
+            steps = [self._estimated(index, seen, condition) for index in range(self.order)]
+            x0 = torch.stack(steps)[step.to(seen.device), torch.arange(len(seen), device=seen.device)]
+        elif bool((step == step[0]).all()):
+            x0 = self._estimated(int(step[0]), seen, condition)
+        else:
+            x0 = torch.zeros_like(seen[:, 0])
+            for index in step.unique().tolist():
+                rows = (step == index).nonzero()[:, 0].to(seen.device)
+                x0 = x0.index_copy(0, rows, self._estimated(index, seen[rows], condition[rows]))
+        weights = level.alpha.new_zeros(len(seen), 1 + state.history.shape[1])
+        return Estimate(weights, x0.to(state.x.dtype).reshape(state.x.shape))
 
-    def _made(self, index: int, seen: Tensor, condition: Tensor) -> Tensor:
+    def _estimated(self, index: int, seen: Tensor, condition: Tensor) -> Tensor:
         """Clean estimates ``(B, D)`` of step ``index``."""
-        # In double precision, so that a row comes out the same whatever batch it is in.
-        matrices, offset = (part[index].to(seen) for part in (self.matrices, self.offset))
+        matrices, offset = self._placed(seen.device)
         used = index + 2  # the sample, and as many predictions as there are by then
-        return seen[:, :used].flatten(1) @ matrices[:used].flatten(0, 1) + offset[condition]
+        return seen[:, :used].flatten(1) @ matrices[index, :used].flatten(0, 1) + offset[index, condition]
+
+    def _placed(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Its numbers on a device; in double precision, where that has it, so that a row comes out the same whatever
+        batch it is in."""
+        if device not in self._on_devices:
+            self._on_devices[device] = tuple(part.to(device, widest(device)) for part in (self.matrices, self.offset))
+        return self._on_devices[device]
 
     @property
     def key(self) -> str:
@@ -149,7 +163,7 @@ def _size(teacher: Teacher, num_steps: int) -> int:
 
 def _levels(teacher: Teacher, grid: Grid, num_steps: int) -> Tensor:
     """``half_logsnr`` that steps start from, ``(num_steps,)``."""
-    position = torch.arange(num_steps, dtype=torch.float64, device=teacher.device) / num_steps
+    position = torch.arange(num_steps, dtype=torch.float64, device=HOST) / num_steps
     return grid.half_logsnr(position, teacher.schedule)
 
 
@@ -163,48 +177,51 @@ def _fitted(
     paths: ReferencePaths,
 ) -> Tensor:
     """Matrices, one above the other, and offsets below them: ``(num_steps, (num_steps + 1) * D + C, D)``."""
-    schedule, condition = teacher.schedule, reference.condition.to(teacher.device)
+    schedule, condition = teacher.schedule, reference.condition
     noise = reference.noise.to(teacher.device)
-    begun = noise if initial_map is None else initial_map(noise, condition)
+    first = noise if initial_map is None else initial_map(noise, condition)
     guidance = teacher.guidance_scale or 1.0
-    state = initial_state(begun, schedule, grid, num_steps, num_steps, condition, guidance)
-    pairs, maps, count = torch.arange(len(noise)), [], math.prod(teacher.sample_shape)
+    state = initial_state(first, schedule, grid, num_steps, num_steps, condition, guidance)
+    pairs, maps = torch.arange(len(noise), device=HOST), []
+    count = math.prod(teacher.sample_shape)
     bar = tqdm(range(num_steps), desc="linear steps", disable=len(noise) * num_steps < QUIET_BELOW)
     for index in bar:
         state = _predicted(teacher, state)
         position = next_position(state.position, state.steps_left, torch.zeros_like(state.position))
         there, level = grid.half_logsnr(position, schedule), schedule.level(state.half_logsnr)
-        last = index == num_steps - 1
-        landing = reference.endpoints if last else paths.at(pairs, there.cpu())
-        landing = landing.to(state.x) * expand(schedule.size(there), state.x).to(state.x.dtype)
-        wanted = clean_target(state.x, landing, level, schedule.level(there)).flatten(1)
-        seen = _seen(state, level, num_steps, _clips(teacher))[:, : index + 2].flatten(1)
-        prior = _newest(index, count)
-        fitted = least_squares(seen.cpu(), wanted.cpu(), reference.condition, len(teacher.conditions), prior)
+        next_level, last = schedule.level(there), index == num_steps - 1
+        landed = schedule.scaled((reference.endpoints if last else paths.at(pairs, there)).to(state.x), there)
+        target = clean_target(state.x, landed, level, next_level).flatten(1).to(HOST)
+        seen = _seen(state, level, num_steps, _clips(teacher))[:, : index + 2].flatten(1).to(HOST, torch.float64)
+        fitted = least_squares(seen, target, condition, len(teacher.conditions), _newest(index, count))
         if last:
-            fitted = _moments_matched(fitted, seen.cpu(), reference.condition, wanted.cpu().double(), _clips(teacher))
-        unused = torch.zeros((num_steps - index - 1) * count, count, dtype=torch.float64)
+            fitted = _moments_matched(fitted, seen, condition, target.double(), _clips(teacher))
+        unused = fitted.new_zeros((num_steps - index - 1) * count, count)
         rows = (index + 2) * count
         maps.append(torch.cat([fitted[:rows], unused, fitted[rows:]]))
-        x0 = (seen @ fitted[:rows].to(seen) + fitted[rows:].to(seen)[condition]).to(state.x).reshape(state.x.shape)
-        state = step_to(state, Decision(position, there, x0, schedule.timestep(there), state.steps_left), schedule)
+        x0 = (seen @ fitted[:rows] + fitted[rows:][condition]).to(state.x).reshape(state.x.shape)
+        x = ddim_step(state.x, x0, level, next_level)
+        state = step_to(state, Decision(position, there, x0, x, schedule.timestep(there), state.steps_left))
     return torch.stack(maps)
 
 
 def _predicted(teacher: Teacher, state: State) -> State:
-    """All states with the teacher's answers, asked batch by batch."""
-    rows = torch.arange(len(state.x), device=state.x.device).split(ENDPOINT_BATCH)
+    """All states with the teacher's predictions, made batch by batch."""
+    rows = torch.arange(len(state.x), device=HOST).split(ENDPOINT_BATCH)
     parts = [predict(teacher, state.rows(part)) for part in rows]
-    return State(**{item.name: torch.cat([getattr(part, item.name) for part in parts]) for item in fields(State)})
+    return State(**{name: torch.cat([getattr(part, name) for part in parts]) for name, _ in state.items()})
 
 
 def _seen(state: State, level: Level, order: int, clipped: bool) -> Tensor:
-    """What a step looks at, ``(B, order + 1, D)`` float64: the sample, of normalised size, and predictions of it."""
-    size = expand((level.alpha**2 + level.sigma**2).sqrt(), state.x)
-    predicted = state.x0_history[:, :order].double()
+    """The inputs of a step, ``(B, order + 1, D)`` in the device's most precise type: the sample, of normalised size, and
+    the past clean estimates."""
+    dtype = widest(state.x.device)
+    predicted = state.x0_history[:, :order].to(dtype)
     if clipped:
         predicted = predicted.clamp(-1, 1)
-    return torch.cat([(state.x.double() / size)[:, None], predicted], dim=1).flatten(2)
+    x = state.x.to(dtype)
+    x = x / place((level.alpha**2 + level.sigma**2).sqrt(), x)
+    return torch.cat([x[:, None], predicted], dim=1).flatten(2)
 
 
 def _moments_matched(fitted: Tensor, seen: Tensor, condition: Tensor, wanted: Tensor, clipped: bool) -> Tensor:
@@ -224,6 +241,6 @@ def _moments_matched(fitted: Tensor, seen: Tensor, condition: Tensor, wanted: Te
 
 def _newest(index: int, count: int) -> Tensor:
     """The map that takes the newest prediction as it is, as DDIM does: to it fits are drawn."""
-    prior = torch.zeros((index + 2) * count, count, dtype=torch.float64)
-    prior[count : 2 * count] = torch.eye(count, dtype=torch.float64)
+    prior = torch.zeros((index + 2) * count, count, dtype=torch.float64, device=HOST)
+    prior[count : 2 * count] = torch.eye(count, dtype=torch.float64, device=HOST)
     return prior

@@ -22,7 +22,7 @@ from redif_env.teachers.teacher import Teacher, load_teacher
 T = TypeVar("T")
 
 LINEAR = "linear"
-"""The name of what is fitted to a teacher's ways: a start, the steps of a solver."""
+"""The name of what is fitted to a teacher's trajectories: an initial map, the steps of a solver."""
 
 DEFAULT_SOLVER, DEFAULT_GRID = "ipndm", "time^1.5@20"
 """The base solver where none is named, iPNDM of order 3 (in up to 4 steps of order 2): from 6 steps on PPO brings the

@@ -6,8 +6,10 @@ images clip to [-1, 1], the range that a student's samples have once they leave 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +22,8 @@ SMALL_SIDE = 16
 
 def root_mean_square(samples: Tensor, endpoints: Tensor) -> Tensor:
     """Root of the mean squared difference over dimensions."""
-    return squared_error(samples, endpoints).sqrt()
+    difference = (samples - endpoints).flatten(1)
+    return torch.linalg.vector_norm(difference, dim=1) / math.sqrt(difference.shape[1])
 
 
 def squared_error(samples: Tensor, endpoints: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from redif_env.diffusion.placement import HOST, double
 from redif_env.measures.kernels import PolynomialKernel
 
 
@@ -18,9 +19,9 @@ def frechet_distance(samples: Tensor, reference: Tensor) -> float:
 
     identity = nn.Identity()
     identity.num_features = samples.shape[1]  # type: ignore[assignment]
-    metric = FrechetInceptionDistance(feature=identity, normalize=True).to(samples.device)
-    metric.update(reference, real=True)
-    metric.update(samples, real=False)
+    metric = FrechetInceptionDistance(feature=identity, normalize=True)
+    metric.update(reference.to(HOST), real=True)
+    metric.update(samples.to(HOST), real=False)
     # Rounding takes the distance of equal sets a little below 0.
     return max(0.0, float(metric.compute()))
 
@@ -31,7 +32,7 @@ def kernel_distance(samples: Tensor, reference: Tensor) -> float:
 
     May be slightly negative for sets that are hardly apart.
     """
-    kernel, samples, reference = PolynomialKernel(), samples.double(), reference.double()
+    kernel, samples, reference = PolynomialKernel(), double(samples), double(reference)
     within = [(matrix.sum() - matrix.trace()) / (len(matrix) * (len(matrix) - 1))
               for matrix in (kernel(samples, samples), kernel(reference, reference))]  # fmt: skip
     return float(within[0] + within[1] - 2 * kernel(samples, reference).mean())
@@ -80,9 +81,9 @@ def sliced_wasserstein(samples: Tensor, reference: Tensor, projections: int = 25
     if len(samples) != len(reference):
         raise ValueError(f"samples must be as many as reference ({len(reference)}), got {len(samples)}")
     generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(samples.shape[1], projections, generator=generator, dtype=torch.float64)
-    directions = (directions / directions.norm(dim=0)).to(samples.device)
-    along = [(points.double() @ directions).sort(dim=0).values for points in (samples, reference)]
+    directions = torch.randn(samples.shape[1], projections, generator=generator, dtype=torch.float64, device=HOST)
+    directions = directions / directions.norm(dim=0)
+    along = [(points.to(HOST).double() @ directions).sort(dim=0).values for points in (samples, reference)]
     return float((along[0] - along[1]).square().mean().sqrt())
 
 
@@ -99,7 +100,7 @@ def wasserstein(samples: Tensor, reference: Tensor) -> float:
 
     if len(samples) != len(reference):
         raise ValueError(f"samples must be as many as reference ({len(reference)}), got {len(samples)}")
-    apart = torch.cdist(samples.double(), reference.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    apart = torch.cdist(double(samples), double(reference), compute_mode="donot_use_mm_for_euclid_dist")
     costs = apart.square().cpu().numpy()
     return float(costs[linear_sum_assignment(costs)].mean() ** 0.5)
 
@@ -111,14 +112,13 @@ def strayed(samples: Tensor, endpoints: Tensor) -> Tensor:
     These left their endpoint's mode for another. As a set they may be as good as the endpoints, yet they move a
     distance between finite sets as freshly drawn samples would.
     """
-    return torch.cdist(samples.double(), endpoints.double()).argmin(dim=1) != torch.arange(
-        len(samples), device=samples.device
-    )
+    nearest = torch.cdist(double(samples), double(endpoints)).argmin(dim=1)
+    return nearest != torch.arange(len(samples), device=nearest.device)
 
 
 def mean_squared_error(samples: Tensor, endpoints: Tensor) -> float:
     """Mean over samples and dimensions of the squared difference to the teacher's endpoints of the same noise."""
-    return float((samples - endpoints).double().square().mean())
+    return float(double(samples - endpoints).square().mean())
 
 
 def _radii(members: Tensor, neighbours: int) -> Tensor:

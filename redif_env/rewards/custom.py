@@ -14,7 +14,7 @@ from redif_env.diffusion.types import Transition
 class CallableReward:
     """Any function of the transition as a reward: differentiable or not, a network's answer, a file's size, a count.
 
-    ``fn`` takes a ``Transition`` of B episodes and returns a tensor ``(B,)`` on its device.
+    ``fn`` takes a ``Transition`` of B episodes and returns a tensor ``(B,)``, on the host or where the samples are.
     """
 
     fn: Callable[[Transition], Tensor]

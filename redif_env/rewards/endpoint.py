@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-import torch
 from torch import Tensor
 
-from redif_env.diffusion.types import Transition, expand
+from redif_env.diffusion.types import Transition, chosen
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.distances import Distance, root_mean_square
 from redif_env.rewards.calibration import base_distance
@@ -33,7 +32,7 @@ class EndpointAlignment:
         check_scale(self.scale)
 
     def __call__(self, transition: Transition) -> Tensor:
-        return -when_finished(self.name, transition, self.distance) / self.scale
+        return when_finished(self.name, transition, self.distance) * (-1 / self.scale)
 
     @classmethod
     def calibrated(
@@ -58,14 +57,15 @@ class TrajectoryAlignment(EndpointAlignment):
 
     name: str = "trajectory"
     own: bool = False
-    """Whether the predictions are the student's own: each step's is then an action's doing, the first one's too."""
+    """Whether the predictions are the student's own: then every one depends on an action, the first too."""
 
     def __call__(self, transition: Transition) -> Tensor:
         before, after = transition.state, transition.next_state
-        reached = torch.where(expand(transition.terminated, after.x), after.x, after.x0_history[:, 0])
         known = before.x0_history[:, 1 if self.own else 0]
-        # The first prediction is the noise's doing, not an action's: where it counted as 0, the sum telescopes.
-        potential = torch.where(before.predictions > 1, self.distance(known, transition.endpoint), 0.0)
+        distance = self.distance(known, transition.endpoint)
+        # The first prediction depends on the noise, not on an action: where it counts as 0, the sum telescopes.
+        potential = distance * (before.predictions > 1).to(distance)
+        reached = chosen(transition.terminated, after.x, after.x0_history[:, 0])
         return (potential - self.distance(reached, transition.endpoint)) / self.scale
 
     @classmethod

@@ -34,7 +34,9 @@ class FeatureAlignment:
         check_scale(self.scale)
 
     def __call__(self, transition: Transition) -> Tensor:
-        return -when_finished(self.name, transition, partial(feature_root_mean_square, self.features)) / self.scale
+        return when_finished(self.name, transition, partial(feature_root_mean_square, self.features)) * (
+            -1 / self.scale
+        )
 
     @classmethod
     def calibrated(

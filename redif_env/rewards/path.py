@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from redif_env.diffusion.placement import HOST, full_precision
 from redif_env.diffusion.schedules import Schedule
 from redif_env.diffusion.solvers import trajectory
 from redif_env.diffusion.types import State, Transition
@@ -35,7 +36,7 @@ class PathAlignment:
         check_scale(self.scale)
 
     def __call__(self, transition: Transition) -> Tensor:
-        return -self.strayed(transition.next_state, transition.pair) / self.scale
+        return self.strayed(transition.next_state, transition.pair) * (-1 / self.scale)
 
     def strayed(self, state: State, pair: Tensor) -> Tensor:
         """How far ``state`` is from the ways of rows ``pair`` ``(B,)``, ``(B,)``."""
@@ -46,10 +47,10 @@ class PathAlignment:
     def calibrated(cls, mdp: DenoisingMDP, reference: ReferenceSet, name: str = "path") -> PathAlignment:
         """With the base solver's mean sum of distances over the reference set as scale."""
         bare = cls(reference_paths(mdp.teacher, reference), mdp.teacher.schedule, 1.0, name)
-        noise, asked = (part[:BASE_SIZE].to(mdp.teacher.device) for part in (reference.noise, reference.condition))
-        pair = torch.arange(len(noise), device=noise.device)
-        with torch.no_grad():
-            begun = mdp.initial_sample(noise, asked)
-            steps = trajectory(mdp.teacher, mdp.solver, mdp.grid, begun, mdp.num_steps, asked)
-            scale = sum(float(bare.strayed(state, pair).double().mean()) for state in steps)
+        noise, condition = reference.noise[:BASE_SIZE].to(mdp.teacher.device), reference.condition[:BASE_SIZE]
+        pair = torch.arange(len(noise), device=HOST)
+        with torch.no_grad(), full_precision(noise.device):
+            first = mdp.initial_sample(noise, condition)
+            steps = trajectory(mdp.teacher, mdp.solver, mdp.grid, first, mdp.num_steps, condition)
+            scale = sum(float(bare.strayed(state, pair).to(HOST).double().mean()) for state in steps)
         return replace(bare, scale=scale)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from redif_env.diffusion.placement import HOST, full_precision, place
 from redif_env.diffusion.predictions import noise_estimate
-from redif_env.diffusion.types import Transition, expand
+from redif_env.diffusion.types import Transition
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.distances import root_mean_square, squared_error
 from redif_env.rewards.calibration import base_pairs
@@ -37,7 +38,7 @@ class ScoreAgreement:
         told = schedule.timestep(state.half_logsnr)
         answer = self.teacher.predict(state.x, state.half_logsnr, told, state.condition).eps
         zero = torch.zeros_like(answer)
-        return -root_mean_square(stepped, answer) / root_mean_square(answer, zero) / self.num_steps
+        return root_mean_square(stepped, answer) / root_mean_square(answer, zero) * (-1 / self.num_steps)
 
     @classmethod
     def calibrated(cls, mdp: DenoisingMDP, reference: ReferenceSet, name: str = "score") -> ScoreAgreement:
@@ -71,11 +72,10 @@ class TeacherResidual:
     def residual(self, samples: Tensor, condition: Tensor | None = None) -> Tensor:
         """Mean squared error ``(N,)`` of the noise predicted in noised samples ``(N, *S)``, asked for ``condition``."""
         errors = []
-        for noise, lam in zip(self.noise.to(samples), self.half_logsnr, strict=True):
-            levels = lam.expand(len(samples)).to(samples.device)
+        for noise, half_logsnr in zip(self.noise.to(samples), self.half_logsnr, strict=True):
+            levels = half_logsnr.expand(len(samples))
             level = self.teacher.schedule.level(levels)
-            alpha, sigma = (expand(value, samples).to(samples.dtype) for value in (level.alpha, level.sigma))
-            x = alpha * self.teacher.clip(samples) + sigma * noise
+            x = place(level.alpha, samples) * self.teacher.clip(samples) + place(level.sigma, samples) * noise
             predicted = self.teacher.predict(x, levels, self.teacher.schedule.timestep(levels), condition).eps
             errors.append(squared_error(predicted, noise.expand_as(predicted)))
         return torch.stack(errors).mean(dim=0)
@@ -98,14 +98,14 @@ class TeacherResidual:
             ValueError: if the teacher finds the base solver's samples easier to denoise than its own.
         """
         schedule = mdp.teacher.schedule
-        fractions = torch.tensor(times, dtype=torch.float64, device=mdp.teacher.device)
+        fractions = torch.tensor(times, dtype=torch.float64, device=HOST)
         half_logsnr = schedule.half_logsnr_at(fractions)
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(len(times), *mdp.teacher.sample_shape, generator=generator)
+        generator, shape = torch.Generator().manual_seed(0), (len(times), *mdp.teacher.sample_shape)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=HOST)
         bare = cls(mdp.teacher, noise, half_logsnr)
         base, endpoints = base_pairs(mdp, reference)
-        asked = reference.condition[: len(base)].to(base.device)
-        with torch.no_grad():
+        asked = reference.condition[: len(base)]
+        with torch.no_grad(), full_precision(base.device):
             floor, reached = (float(bare.residual(samples, asked).mean()) for samples in (endpoints, base))
         if reached <= floor:
             raise ValueError(

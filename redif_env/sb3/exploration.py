@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from redif_env.diffusion.placement import HOST
 from redif_env.mdp.actions import NoiseMap
 from redif_env.mdp.process import DenoisingMDP
 
@@ -38,14 +39,16 @@ def landing_gains(mdp: DenoisingMDP) -> Tensor:
     but for those that clip it: the changes are small, so that these are their slopes at zero.
     """
     schedule, generator = mdp.teacher.schedule, torch.Generator().manual_seed(0)
-    state = mdp.initial(torch.zeros(DIRECTIONS, *mdp.teacher.sample_shape, device=mdp.teacher.device))
-    zero = torch.zeros(DIRECTIONS, mdp.action_size, device=mdp.teacher.device)
-    strayed = torch.randn(zero.shape, generator=generator).to(zero) * SMALL
+    state = mdp.initial(
+        torch.zeros(DIRECTIONS, *mdp.teacher.sample_shape, dtype=torch.float32, device=mdp.teacher.device)
+    )
+    zero = torch.zeros(DIRECTIONS, mdp.action_size, dtype=torch.float32, device=HOST)
+    strayed = torch.randn(zero.shape, generator=generator, dtype=torch.float32, device=HOST) * SMALL
     strayed[:, 0] = 0  # the step size
     gains = []
     for _ in range(mdp.num_steps):
         ends = [mdp.with_action_prediction(state, action) for action in (strayed, zero)]
         moved, state = (mdp.advance(end, mdp.decode(end, zero)) for end in ends)
         apart = schedule.normalised(moved.x, moved.half_logsnr) - schedule.normalised(state.x, state.half_logsnr)
-        gains.append(apart.norm() / strayed.norm())
-    return torch.stack(gains).double().cpu()
+        gains.append(apart.norm().to(HOST) / strayed.norm())
+    return torch.stack(gains).double()

@@ -90,7 +90,7 @@ class PrivilegedBaseline(BaseCallback):
         return True
 
     def _note(self) -> None:
-        self._found.append(self._distance(*self._core.privileged_information()).double().cpu().numpy())
+        self._found.append(self._distance(*self._core.privileged_information()).cpu().double().numpy())
 
     def _on_rollout_end(self) -> None:
         assert isinstance(self.model, OnPolicyAlgorithm)

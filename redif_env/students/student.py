@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from redif_env.diffusion.placement import HOST, full_precision
 from redif_env.diffusion.types import State
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
@@ -46,7 +47,7 @@ class Student:
                 f"policy maps {policy.config.sizes}, but the decision process needs (observation, action) {expected}"
             )
         self.mdp = mdp
-        self.policy = policy.to(mdp.teacher.device).eval().requires_grad_(False)
+        self.policy = policy.to(HOST).eval().requires_grad_(False)
         self.record = record or Record()
 
     @property
@@ -93,8 +94,8 @@ class Student:
         start = self._initial_noise(num_samples, generator, noise)
         conditions = self.mdp.teacher.conditions
         if condition is None:
-            cpu = generator is None or generator.device.type == "cpu"
-            rows = conditions.draw(len(start), generator if generator and cpu else torch.default_generator)
+            on_host = generator is not None and generator.device == HOST
+            rows = conditions.draw(len(start), generator if on_host else torch.default_generator)
         else:
             rows = conditions.rows_of(condition, len(start))
         return self.mdp.teacher.images(self.trajectory(start, price, rows)[-1].x)
@@ -107,7 +108,8 @@ class Student:
         ``condition`` ``(N,)`` are rows of the teacher's conditions; the first if not given.
         """
         prices = self.mdp.constant_price(len(noise), price)
-        return list(trajectory(self.mdp, self.policy, noise, prices, condition))
+        with full_precision(noise.device):
+            return list(trajectory(self.mdp, self.policy, noise, prices, condition))
 
     @cached_property
     def mean_actions(self) -> Tensor | None:
@@ -121,7 +123,7 @@ class Student:
         if table is not None:
             return table
         starts = draw_starts(self.mdp.teacher, MEAN_OVER, VALIDATION_SEED)
-        noise, condition = (part.to(self.mdp.teacher.device) for part in starts)
+        noise, condition = starts[0].to(self.mdp.teacher.device), starts[1]
         actions: list[Tensor] = []
 
         def noted(observation: Tensor) -> Tensor:
@@ -236,8 +238,8 @@ class Student:
         if noise is None:
             if num_samples is None or num_samples < 1:
                 raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-            device = generator.device if generator is not None else self.mdp.teacher.device
-            noise = torch.randn(num_samples, *self.sample_shape, generator=generator, device=device)
+            shape, device = (num_samples, *self.sample_shape), HOST if generator is None else generator.device
+            noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
         if noise.shape[1:] != self.sample_shape:
             raise ValueError(f"noise must have shape (N, {self.sample_shape}), got {tuple(noise.shape)}")
         return noise.to(self.mdp.teacher.device)

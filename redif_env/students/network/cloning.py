@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from redif_env.diffusion.noise_schedulers import action_parameterization
+from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.solvers import predict
 from redif_env.diffusion.types import Prediction
 from redif_env.mdp.process import DenoisingMDP
@@ -54,8 +55,9 @@ class Lesson:
     weight: Tensor
 
     def rows(self, index: Tensor) -> Lesson:
-        """Some of them."""
-        return Lesson(*(getattr(self, part.name)[index] for part in fields(self)))
+        """The rows that ``index`` (on the host) picks."""
+        parts = (getattr(self, part.name) for part in fields(self))
+        return Lesson(*(part[index.to(part.device)] for part in parts))
 
 
 def clone(mdp: DenoisingMDP, network: nn.Module, plan: CloningPlan, progress: Callable[[float], object]) -> None:
@@ -135,14 +137,14 @@ def _losses(mdp: DenoisingMDP, student: Teacher, plan: CloningPlan) -> Iterator[
     for update in range(plan.updates):
         if update % plan.refresh == 0:
             lesson = rollout(mdp, student if update else None, plan.rollouts, weights, generator)
-        rows = torch.randint(len(lesson.inputs), (plan.batch_size,), generator=generator)
-        yield clone_loss(student, lesson.rows(rows.to(lesson.inputs.device)))
+        rows = torch.randint(len(lesson.inputs), (plan.batch_size,), generator=generator, device=HOST)
+        yield clone_loss(student, lesson.rows(rows))
 
 
 def step_weights(mdp: DenoisingMDP, by_sensitivity: bool) -> Tensor:
     """What the squared errors of each step count: ``(num_steps,)``, 1 on average."""
     if not by_sensitivity:
-        return torch.ones(mdp.num_steps, device=mdp.teacher.device)
+        return torch.ones(mdp.num_steps, dtype=torch.float32, device=HOST)
     squares = sensitivities(mdp).square()
     return (squares / squares.mean()).float()
 
@@ -156,11 +158,12 @@ def rollout(
     With a ``student``, half of the noises are stepped with its predictions. ``weights`` ``(num_steps,)`` are of errors.
     """
     teacher, parameterization = mdp.teacher, action_parameterization(mdp.teacher.parameterization)
-    noise = torch.randn(count, *teacher.sample_shape, generator=generator).to(teacher.device)
-    condition = teacher.conditions.draw(count, generator).to(teacher.device)
-    steered = (torch.rand(count, generator=generator) < STEERED).to(teacher.device)
+    shape = (count, *teacher.sample_shape)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=HOST).to(teacher.device)
+    condition = teacher.conditions.draw(count, generator)
+    steered = torch.rand(count, generator=generator, dtype=torch.float32, device=HOST) < STEERED
     state, found = mdp.initial(noise, None, condition), []
-    start = torch.zeros(count, mdp.action_size, device=teacher.device)
+    zero = torch.zeros(count, mdp.action_size, device=HOST)
     for weight in weights:
         told = predict(teacher, state)
         level = parameterization.schedule.level(state.half_logsnr)
@@ -170,7 +173,7 @@ def rollout(
         found.append(Lesson(inputs, state.timestep, condition, output, weight.expand(count)))
         if student is not None:
             told = told.merge(steered, replace(predict(student, state), nfe=told.nfe))
-        state = mdp.advance(told, mdp.decode(told, start))
+        state = mdp.advance(told, mdp.decode(told, zero))
     return Lesson(*(torch.cat([getattr(one, part.name) for one in found]) for part in fields(Lesson)))
 
 
@@ -178,6 +181,7 @@ def clone_loss(student: Teacher, lesson: Lesson) -> Tensor:
     """Mean squared error of what a student says, each row times its weight."""
     asked = student.conditions.select(lesson.condition)
     dtype = student.dtype
-    output = student.call(student.network, lesson.inputs.to(dtype), lesson.timestep.to(dtype), asked)
+    timestep = lesson.timestep.to(lesson.inputs.device, dtype)
+    output = student.call(student.network, lesson.inputs.to(dtype), timestep, asked)
     errors = (output - lesson.output.to(dtype)).square().flatten(1).mean(dim=1)
-    return (lesson.weight.to(dtype) * errors).mean()
+    return (lesson.weight.to(errors) * errors).mean()

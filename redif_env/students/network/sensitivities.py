@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from redif_env.diffusion.noise_schedulers import action_parameterization
+from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.solvers import predict, record
 from redif_env.diffusion.types import Prediction, State
 from redif_env.mdp.process import DenoisingMDP
@@ -24,17 +25,18 @@ def sensitivities(mdp: DenoisingMDP) -> Tensor:
     (``noise_schedulers.action_parameterization``); the changes are small, so that these are slopes.
     """
     teacher, generator = mdp.teacher, torch.Generator().manual_seed(0)
-    noise = torch.randn(STARTS, *teacher.sample_shape, generator=generator).to(teacher.device)
-    state = mdp.initial(noise, None, teacher.conditions.draw(STARTS, generator).to(teacher.device))
+    shape = (STARTS, *teacher.sample_shape)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=HOST).to(teacher.device)
+    state = mdp.initial(noise, None, teacher.conditions.draw(STARTS, generator))
     end, found = finished(mdp, teacher, state), []
     for _ in range(mdp.num_steps):
         told = predict(teacher, state)
-        strayed = SMALL * torch.randn(noise.shape, generator=generator).to(told.x)
+        strayed = SMALL * torch.randn(shape, generator=generator, dtype=torch.float32, device=HOST).to(told.x)
         moved = _stepped(mdp, record(state, _answer(mdp, told, strayed)))
         apart = (finished(mdp, teacher, moved) - end).flatten(1).norm(dim=1)
         found.append((apart / strayed.flatten(1).norm(dim=1)).mean())
         state = _stepped(mdp, told)
-    return torch.stack(found).double()
+    return torch.stack(found).to(HOST).double()
 
 
 def sensitivity_calls(num_steps: int) -> int:
@@ -51,7 +53,7 @@ def finished(mdp: DenoisingMDP, model: Teacher, state: State) -> Tensor:
 
 def _stepped(mdp: DenoisingMDP, told: State) -> State:
     """The base solver's step by the newest prediction."""
-    nothing = torch.zeros(len(told.x), mdp.action_size, device=told.x.device)
+    nothing = torch.zeros(len(told.x), mdp.action_size, device=HOST)
     return mdp.advance(told, mdp.decode(told, nothing))
 
 
