@@ -17,8 +17,8 @@ from experiments.rivals.descent import Batch, Descent, loss_of
 from experiments.rivals.regression import distil, stepped
 from experiments.rivals.rival import BACKWARD_CALLS, Fitted, Task
 from experiments.rivals.targets import Noised, noised
-from redif_env.diffusion.predictions import noise_estimate
 from redif_env.diffusion.placement import expand
+from redif_env.diffusion.predictions import noise_estimate
 from redif_env.teachers.teacher import Teacher
 
 RATE = 3e-4

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -43,7 +42,6 @@ def fetch(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-@lru_cache(maxsize=16)
 def has_float64(device: torch.device) -> bool:
     """Whether a device has double precision; Apple's MPS has not."""
     try:

@@ -23,8 +23,9 @@ class Schedule(ABC):
 
     Three numbers name a level, and each is a function of the next: the schedule's own ``time`` in [0, 1] (0 is the
     cleanest level, 1 the noisiest; even steps in it are the ones its authors take), ``half_logsnr``, and the
-    ``timestep`` that a network is conditioned on. ``half_logsnr(timestep)`` and ``timestep(half_logsnr)`` are exact inverses on
-    the schedule's range; ``level`` gives alpha and sigma at any ``half_logsnr``, clean data (``+inf``) included.
+    ``timestep`` that a network is conditioned on. ``half_logsnr(timestep)`` and ``timestep(half_logsnr)`` are exact
+    inverses on the schedule's range; ``level`` gives alpha and sigma at any ``half_logsnr``, also of clean data
+    (``+inf``).
     Tensors are ``(B,)``, float64 on the host.
     """
 

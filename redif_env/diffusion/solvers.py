@@ -239,7 +239,7 @@ def apply_estimate(
 ) -> tuple[Tensor, Tensor]:
     """The clean estimate ``(B, *S)`` itself, and the sample that its DDIM step arrives at.
 
-    ``gains`` ``(B, K)`` on the host, if given, are added to the estimate's spatial frequency bands, as multiples of them.
+    ``gains`` ``(B, K)`` on the host, if given: multiples of the estimate's spatial frequency bands that are added.
     """
     ratio, gain = ddim_factors(level, next_level)
     # Both at once: the second is a sum of the same samples.

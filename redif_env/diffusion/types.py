@@ -57,8 +57,8 @@ class Prediction:
 class State:
     """The states of B denoising episodes. Every field has B rows, so states can be merged row by row.
 
-    ``x`` ``(B, *S)`` and ``history`` ``(B, 2 * K, *S)`` are on the device: of the last K predictions, newest first, each
-    clean estimate and the noise prediction after it, zero where there is none yet. All else is on the host:
+    ``x`` ``(B, *S)`` and ``history`` ``(B, 2 * K, *S)`` are on the device: the last K predictions, newest first, each
+    as its clean estimate and its noise prediction; zero where there is none yet. All else is on the host:
     ``timestep`` is the conditioning timestep of the next network call, ``condition`` ``(B,)`` int64 the row of the
     teacher's conditions, ``guidance`` ``(B,)`` float64 the guidance scale (1 is none); ``predictions`` counts the
     predictions made, ``nfe`` the network calls they cost (a guided prediction costs two); ``steps_left`` the steps

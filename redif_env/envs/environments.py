@@ -17,9 +17,10 @@ from torch import Tensor
 from redif_env.diffusion.grids import Grid
 from redif_env.diffusion.placement import HOST, full_precision
 from redif_env.diffusion.solvers import Solver
-from redif_env.diffusion.types import State, Transition
+from redif_env.diffusion.types import State, Transition, chosen
 from redif_env.envs.draws import GroupDraws
 from redif_env.envs.spaces import action_space, observation_space
+from redif_env.envs.starts import CHOICES, Start, check_options, chosen_start
 from redif_env.fitted.initial_maps import LinearInitialMap
 from redif_env.mdp.actions import ActionMap
 from redif_env.mdp.observations import Observation, Sample
@@ -155,15 +156,23 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
 
         Args:
             seed: an int seeds sub-environment i with ``seed + i``; a sequence gives each its own.
-            options: ``reset_mask`` alone.
+            options: ``reset_mask``; and what the new episodes start from, if it is not to be drawn: ``index``, rows of
+                the reference set ``(num_envs,)``, or ``noise`` ``(num_envs, *S)``, whose endpoints the teacher then
+                makes; ``condition``, a label or prompt for all or one each.
+
+        Raises:
+            ValueError: if an option is unknown, or its value cannot be.
         """
         seeds = self._parse_seed(seed)
+        options = dict(check_options(options, ("reset_mask", *CHOICES)))
         mask = self._parse_reset_mask(options)
+        teacher = self.mdp.teacher
+        start = chosen_start(options, self.num_envs, teacher.sample_shape, teacher.conditions, len(self.reference))
         if any(value is not None for value in seeds):
             self._draws.seed(seeds, mask)
             self.restart_rewards()
         with torch.no_grad(), full_precision(self._endpoint.device):
-            self._start(torch.from_numpy(mask))
+            self._start(torch.from_numpy(mask), start)
             seen = self._observe(self._now)
         self._done[mask] = False
         return seen, self._info(mask, self._now)
@@ -211,6 +220,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         return {
             "state": dict(self._state.items()),
             "pair": self._pair,
+            "endpoint": self._endpoint,
             "done": self._done,
             "draws": self._draws.state_dict(),
             "rewards": memories(self.terms),
@@ -221,7 +231,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         device = self._endpoint.device
         self._state = State(**{name: tensor.to(HOST) for name, tensor in state["state"].items()}).to(device)
         self._pair, self._done = state["pair"].to(HOST), state["done"].copy()
-        self._endpoint = self.reference.endpoints[self._pair.to(device)]
+        self._endpoint = state["endpoint"].to(device)
         self._draws.load_state_dict(state["draws"])
         load_memories(self.terms, state["rewards"])
 
@@ -237,10 +247,8 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
     def _step(self, action: Tensor) -> tuple[Any, ...]:
         resetting = self._done.copy() if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(self._done)
         if self.autoreset_mode is AutoresetMode.DISABLED and self._done.any():
-            finished = np.flatnonzero(self._done).tolist()
-            raise gym.error.ResetNeeded(
-                f"episodes {finished} are finished: reset them with options['reset_mask'] first"
-            )
+            over = np.flatnonzero(self._done).tolist()
+            raise gym.error.ResetNeeded(f"episodes {over} are finished: reset them with options['reset_mask'] first")
         live = torch.from_numpy(~resetting)
         transition = self._transition(action, live)
         self.last_transition = transition
@@ -248,12 +256,13 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         terminated = transition.terminated.numpy().copy()
         infos: dict[str, Any] = {}
 
-        finished = self._state = self._now.merge(live, transition.next_state)
+        finished: State = self._now.merge(live, transition.next_state)
+        self._state = finished
         self._record_step(transition)
         ended = self._info(terminated, finished, terms)
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
             resetting = terminated
-        self._start(torch.from_numpy(resetting), shown=self.autoreset_mode is AutoresetMode.NEXT_STEP)
+        self._start(torch.from_numpy(resetting), Start(), shown=self.autoreset_mode is AutoresetMode.NEXT_STEP)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and terminated.any():
             # Both are observed at once, so that the host waits for the device once.
             both = self._observe(finished.joined(self._now))
@@ -282,17 +291,23 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             live=live,
         )
 
-    def _start(self, rows: Tensor, shown: bool = True) -> None:
-        """New episodes in the given rows: a pair drawn for each, and the network's first prediction."""
+    def _start(self, rows: Tensor, start: Start, shown: bool = True) -> None:
+        """New episodes in the given rows: a pair for each, drawn or chosen, and the network's first prediction."""
         if not bool(rows.any()):
             return
-        pair, dial = (torch.from_numpy(drawn) for drawn in self._draws.next(rows.numpy()))
+        drawn, dial = (torch.from_numpy(drawn) for drawn in self._draws.next(rows.numpy()))
+        pair, teacher = start.pairs(drawn, self.reference), self.mdp.teacher
+        if start.noise is None:
+            placed = pair.to(self._endpoint.device)
+            noise, condition = self.reference.noise[placed], self.reference.condition[pair]
+            endpoint = self.reference.endpoints[placed]
+        else:
+            assert start.condition is not None
+            noise, condition = start.noise.to(self._endpoint), start.condition
+            endpoint = teacher.endpoint(noise, self.reference.num_steps, condition).to(noise)
         self._pair = torch.where(rows, pair, self._pair)
-        placed = self._pair.to(self._endpoint.device)
-        self._endpoint = self.reference.endpoints[placed]
-        initial = self.mdp.initial(
-            self.reference.noise[placed], self.mdp.price(dial), self.reference.condition[self._pair]
-        )
+        self._endpoint = chosen(rows, endpoint, self._endpoint)
+        initial = self.mdp.initial(noise, self.mdp.price(dial), condition)
         state = initial if self._state is None else self._state.merge(rows, initial)
         self._state = self._predicted(state, rows)
         if shown:
@@ -371,8 +386,8 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             raise ValueError(f"seed must be an int or {self.num_envs} of them, got {len(seed)}")
         return list(seed)
 
-    def _parse_reset_mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_]:
-        mask = (options or {}).get("reset_mask")
+    def _parse_reset_mask(self, options: Mapping[str, Any]) -> NDArray[np.bool_]:
+        mask = options.get("reset_mask")
         if mask is None:
             return np.ones(self.num_envs, dtype=np.bool_)
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
@@ -569,12 +584,25 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
         return self.batch.last_transition
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Seen, dict[str, Any]]:
-        """Start a new episode; ``options`` are unused."""
+        """Start a new episode.
+
+        Args:
+            seed: of the draws.
+            options: what it starts from, if that is not to be drawn: ``index``, a row of the reference set, or
+                ``noise`` ``(*S)``, whose endpoint the teacher then makes; ``condition``, a label or prompt.
+
+        Raises:
+            ValueError: if an option is unknown, or its value cannot be.
+        """
+        rows = {
+            name: value if name == "condition" else np.asarray(value)[None]
+            for name, value in check_options(options, CHOICES).items()
+        }
         super().reset(seed=seed)
         if seed is not None:
             self.batch.restart_rewards()
         self.batch.np_random = [self.np_random]
-        observations, infos = self.batch.reset()
+        observations, infos = self.batch.reset(options=rows)
         return rows_of(observations, 0), info_of(infos, 0)
 
     def step(self, action: NDArray[np.float32]) -> tuple[Seen, float, bool, bool, dict[str, Any]]:

@@ -95,7 +95,8 @@ class LinearSolver(Solver):
         """Its numbers on a device; in double precision, where that has it, so that a row comes out the same whatever
         batch it is in."""
         if device not in self._on_devices:
-            self._on_devices[device] = tuple(part.to(device, widest(device)) for part in (self.matrices, self.offset))
+            dtype = widest(device)
+            self._on_devices[device] = (self.matrices.to(device, dtype), self.offset.to(device, dtype))
         return self._on_devices[device]
 
     @property
@@ -213,8 +214,10 @@ def _predicted(teacher: Teacher, state: State) -> State:
 
 
 def _seen(state: State, level: Level, order: int, clipped: bool) -> Tensor:
-    """The inputs of a step, ``(B, order + 1, D)`` in the device's most precise type: the sample, of normalised size, and
-    the past clean estimates."""
+    """The inputs of a step, ``(B, order + 1, D)``: the sample, of normalised size, and the past clean estimates.
+
+    They are in the most precise type of the device.
+    """
     dtype = widest(state.x.device)
     predicted = state.x0_history[:, :order].to(dtype)
     if clipped:

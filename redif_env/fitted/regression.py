@@ -46,7 +46,7 @@ def moment_map(found: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     Of all such maps the one that moves the least: optimal transport between Gaussians (Olkin and Pukelsheim 1982).
     Directions that hardly vary, by ``SLACK`` of the mean variance, are left as they are.
     """
-    slack = SLACK * wanted.var(dim=0).mean() * torch.eye(wanted.shape[1], dtype=wanted.dtype)
+    slack = SLACK * wanted.var(dim=0).mean() * torch.eye(wanted.shape[1], dtype=wanted.dtype, device=wanted.device)
     covariance, target = (torch.cov(rows.T) + slack for rows in (found, wanted))
     root, inverse = _power(covariance, 0.5), _power(covariance, -0.5)
     matrix = inverse @ _power(root @ target @ root, 0.5) @ inverse

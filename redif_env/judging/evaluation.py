@@ -221,7 +221,7 @@ def fitted_rows(evaluator: Evaluator, student: Student) -> list[Row]:
     mdp = student.mdp
     if not isinstance(mdp.solver, LinearSolver) or mdp.teacher.own_network:
         return []
-    nothing = Policy.from_table(torch.zeros(mdp.num_steps, mdp.action_size), mdp.observation_size)
+    nothing = Policy.from_table(torch.zeros(mdp.num_steps, mdp.action_size, device=HOST), mdp.observation_size)
     row = evaluator.student_row("linear steps", Student(mdp, nothing))
     return [replace(row, grid=name_of(mdp.grid, GRIDS))]
 

@@ -24,7 +24,7 @@ from redif_env.diffusion.types import Decision, Level, Prediction, State
 
 @dataclass(frozen=True)
 class BaseSolver:
-    """What the zero action does: a solver on a grid of a schedule; and the parameterization of the teacher's network."""
+    """What the zero action does: a solver on a grid. ``parameterization`` is that of the teacher's network."""
 
     solver: Solver
     grid: Grid

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from redif_env.diffusion.grids import GRIDS, Grid
+from redif_env.diffusion.placement import has_float64
 from redif_env.diffusion.solvers import SOLVERS, Solver
 from redif_env.fitted.initial_maps import LinearInitialMap, fit_initial_map
 from redif_env.fitted.linear_solver import LinearSolver, fit_solver
@@ -160,6 +161,8 @@ def build_mdp(
 ) -> DenoisingMDP:
     """The decision process that the arguments of ``gym.make("ReDiF-v0")`` describe."""
     placed, floating = parse_device(device), parse_dtype(dtype)
+    if floating == torch.float64 and not has_float64(placed):
+        raise ValueError(f"dtype='float64' cannot be used on device={device!r}, which has no such type: try 'float32'")
     if isinstance(teacher, Teacher):
         if (conditions, null_label, guidance_scale) != (None, None, None):
             raise ValueError(

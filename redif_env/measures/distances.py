@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from redif_env.diffusion.placement import stock_defaults
+
 Distance = Callable[[Tensor, Tensor], Tensor]
 """``(samples, endpoints) -> (B,)``."""
 
@@ -36,6 +38,7 @@ def cosine_distance(samples: Tensor, endpoints: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(samples.flatten(1), endpoints.flatten(1), dim=1)
 
 
+@stock_defaults()
 def structural_dissimilarity(samples: Tensor, endpoints: Tensor) -> Tensor:
     """One minus the structural similarity (Wang et al. 2004, Eq. 13), by torchmetrics, for images in [-1, 1].
 

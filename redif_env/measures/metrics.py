@@ -8,10 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from redif_env.diffusion.placement import HOST, double
+from redif_env.diffusion.placement import HOST, double, stock_defaults
 from redif_env.measures.kernels import PolynomialKernel
 
 
+@stock_defaults()
 @torch.inference_mode()
 def frechet_distance(samples: Tensor, reference: Tensor) -> float:
     """Frechet distance (Heusel et al. 2017, Eq. 6), by torchmetrics, in float64. Needs at least two rows a side."""

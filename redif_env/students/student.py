@@ -94,8 +94,8 @@ class Student:
         start = self._initial_noise(num_samples, generator, noise)
         conditions = self.mdp.teacher.conditions
         if condition is None:
-            on_host = generator is not None and generator.device == HOST
-            rows = conditions.draw(len(start), generator if on_host else torch.default_generator)
+            chance = torch.default_generator if generator is None or generator.device != HOST else generator
+            rows = conditions.draw(len(start), chance)
         else:
             rows = conditions.rows_of(condition, len(start))
         return self.mdp.teacher.images(self.trajectory(start, price, rows)[-1].x)

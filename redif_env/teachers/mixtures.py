@@ -42,8 +42,12 @@ class GaussianMixture(nn.Module):
         preconditioning: Preconditioning = PLAIN,
     ) -> None:
         super().__init__()
-        stds = torch.as_tensor(stds, dtype=means.dtype).expand_as(means).clone(memory_format=torch.contiguous_format)
-        weights = torch.ones(len(means), dtype=means.dtype) if weights is None else weights
+        stds = (
+            torch.as_tensor(stds, dtype=means.dtype, device=means.device)
+            .expand_as(means)
+            .clone(memory_format=torch.contiguous_format)
+        )
+        weights = torch.ones(len(means), dtype=means.dtype, device=means.device) if weights is None else weights
         if not bool((stds > 0).all()):
             raise ValueError(f"stds must be above 0, got a smallest of {float(stds.min())}")
         if weights.shape != (len(means),) or not bool((weights > 0).all()):

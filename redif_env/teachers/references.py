@@ -111,7 +111,9 @@ class ReferencePaths:
     x: Tensor
 
     def at(self, pair: Tensor, half_logsnr: Tensor) -> Tensor:
-        """The trajectories of rows ``pair`` ``(B,)`` at levels ``half_logsnr`` ``(B,)``, ``(B, *S)``: linear between."""
+        """Samples ``(B, *S)`` of the trajectories of rows ``pair`` ``(B,)`` at levels ``half_logsnr`` ``(B,)``."""
+        if bool((pair < 0).any()):
+            raise ValueError("reward 'path' has trajectories of the reference set alone: leave options['noise'] out")
         angle = angle_of(half_logsnr).clamp(max=self.angle[0])
         after = torch.searchsorted(-self.angle, -angle).clamp(1, len(self.angle) - 1)
         share = (self.angle[after - 1] - angle) / (self.angle[after - 1] - self.angle[after])
@@ -164,8 +166,8 @@ def base_samples(
 ) -> Tensor:
     """A solver's samples of the reference set's first noises in ``num_steps`` calls; cached like the endpoints.
 
-    They start from the initial map of the noises, if ``initial_map`` is given. At most ``BASE_SIZE`` samples ``(M, *S)``, on the teacher's
-    device, in the noises' type.
+    They start from the initial map of the noises, if ``initial_map`` is given. At most ``BASE_SIZE`` samples
+    ``(M, *S)``, on the teacher's device, in the noises' type.
     """
     described = f"samples {reference.key} {solver} {grid} {num_steps} {BASE_SIZE}"
     if initial_map is not None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from redif_env.diffusion.grids import TimeGrid
 from redif_env.diffusion.noise_schedulers import Parameterization
-from redif_env.diffusion.placement import HOST, full_precision, stock_defaults
+from redif_env.diffusion.placement import HOST, full_precision, has_float64, stock_defaults
 from redif_env.diffusion.predictions import PLAIN, Preconditioning
 from redif_env.diffusion.schedules import FlowSchedule, Schedule, VariancePreservingSchedule
 from redif_env.diffusion.solvers import DPMSolverPP, sample
@@ -174,6 +174,8 @@ class Teacher:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Teacher:
         """This teacher with its network moved to a device and, if given, a floating point type (in place)."""
         device = torch.device(device)
+        if (dtype or self.dtype) == torch.float64 and not has_float64(device):
+            raise ValueError(f"teacher {self.name!r} is float64, which {device} has not: give torch.float32 as dtype")
         if dtype is not None and dtype != self.dtype:
             self.network.to(dtype)
         self.network.to(device)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 # diffusers opens components of those modules alone that were imported before: this one may be a network's.
 import redif_env.teachers.mixture_model  # noqa: F401
-from redif_env.diffusion.placement import HOST, full_precision
+from redif_env.diffusion.placement import HOST, full_precision, stock_defaults
 from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
@@ -273,7 +273,10 @@ class ReDiFPipeline(DiffusionPipeline):
             folder = _fetch(str(pretrained_model_name_or_path), revision, token, cache_dir, local_files_only)
         content = read_student(folder)
         try:
-            pipeline = super().from_pretrained(folder, variant=variant, use_safetensors=True, low_cpu_mem_usage=False)
+            with stock_defaults():
+                pipeline = super().from_pretrained(
+                    folder, variant=variant, use_safetensors=True, low_cpu_mem_usage=False
+                )
         except (KeyError, TypeError, RuntimeError, OSError) as error:
             raise CorruptFileError(f"student folder {folder} does not fit together ({error}): {REMEDY}") from error
         # Afterwards, since releases of diffusers disagree on the name of the argument.

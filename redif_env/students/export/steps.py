@@ -29,8 +29,8 @@ class Step:
     """One step of a fixed few-step sampler.
 
     ``timestep`` is the conditioning timestep, ``level_timestep`` the training timestep of the level that ``x`` is at
-    (they differ where the conditioning timestep was learned); ``alpha`` and ``sigma`` are that level's scales, ``alpha_next`` and
-    ``sigma_next`` those of the level stepped to. Weights hold the newest prediction first.
+    (they differ where the conditioning timestep was learned); ``alpha`` and ``sigma`` are that level's scales,
+    ``alpha_next`` and ``sigma_next`` those of the level stepped to. Weights hold the newest prediction first.
     """
 
     timestep: float
@@ -53,8 +53,8 @@ class Step:
 def steps_of(mdp: DenoisingMDP, actions: Tensor) -> list[Step]:
     """The steps that fixed ``actions`` ``(num_steps, A)`` take.
 
-    A step is linear in ``x`` and in the past predictions, so the decision process itself, applied to unit vectors, gives
-    the weights.
+    A step is linear in ``x`` and in the past predictions, so the decision process itself gives the weights, applied to
+    unit vectors.
 
     Raises:
         ValueError: if the process decides its number of calls, its base solver is linear, or there is not one action a
