@@ -55,14 +55,14 @@ def png_bytes(samples: Tensor) -> Tensor:
         file = BytesIO()
         Image.fromarray(pixels).convert("L").save(file, format="PNG", optimize=True)
         sizes.append(file.tell())
-    return torch.tensor(sizes, dtype=samples.dtype, device=samples.device)
+    return torch.tensor(sizes, dtype=torch.float64)
 
 
 def small_files(transition: Transition) -> Tensor:
     """Minus the bytes of each finished sample, 0 before the end."""
-    rewards = torch.zeros(len(transition.live), dtype=transition.endpoint.dtype, device=transition.endpoint.device)
+    rewards = torch.zeros(len(transition.live), dtype=torch.float64)
     if transition.terminated.any():
-        rewards[transition.terminated] = -png_bytes(transition.next_state.x[transition.terminated])
+        rewards[transition.terminated] = -png_bytes(transition.next_state.x.cpu()[transition.terminated])
     return rewards
 
 

@@ -8,7 +8,6 @@ endpoint, as all gradient rivals here do, not step by step.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import torch
@@ -42,8 +41,8 @@ class Intermediate(nn.Module):
         nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
 
     def forward(self, state: State, end: Tensor) -> Middle:
-        normalised = replace(state, x=self.schedule.normalised(state.x, state.half_logsnr))
-        place, gain = self.layers(self.seen.observe(normalised, self.steps)).double().unbind(dim=1)
+        seen = self.seen.observe(state, self.schedule.size(state.half_logsnr), self.steps)
+        place, gain = self.layers(seen).double().unbind(dim=1)
         level = torch.lerp(state.half_logsnr, end, torch.sigmoid(place))
         return Middle(level, torch.ones_like(end), 1 + MAX_GAIN * torch.tanh(gain))
 
@@ -61,13 +60,15 @@ def amed(task: Task) -> Fitted:
     chosen = nearest(task, untrained, clock)
     torch.manual_seed(task.seed)
     schedule = task.teacher.schedule
-    module = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule).to(task.teacher.device)
+    module = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule)
 
     def make(noise: Tensor, condition: Tensor) -> Tensor:
         return sample_twice(task.teacher, GRIDS[chosen], noise, condition, task.num_steps, module)
 
     def sampler_of(averaged: nn.Module) -> Sampler:
-        return TwoCallSampler(task.teacher, GRIDS[chosen], task.num_steps, copy.deepcopy(averaged))
+        stored = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule)
+        stored.load_state_dict(averaged.state_dict())
+        return TwoCallSampler(task.teacher, GRIDS[chosen], task.num_steps, stored)
 
     rest = replace(task, seconds=task.seconds - clock.spent)
     found = descend(rest, module, through_sampler(task, make, RATE, EMA), sampler_of)

@@ -16,7 +16,7 @@ from experiments.rivals.rival import BACKWARD_CALLS, Fitted, Task
 from experiments.rivals.targets import Noised, grid_levels, noised, one_step_student, target_loss
 from redif_env.diffusion.predictions import clean_estimate
 from redif_env.diffusion.schedules import Schedule
-from redif_env.diffusion.types import Prediction, expand
+from redif_env.diffusion.types import Prediction, chosen
 from redif_env.teachers.teacher import Teacher
 
 FINE = 8
@@ -32,7 +32,7 @@ def consistency(task: Task) -> Fitted:
     generator, schedule = torch.Generator().manual_seed(task.seed), task.teacher.schedule
 
     def loss(batch: Batch) -> Tensor:
-        index = torch.randint(segments * FINE, (len(batch.noise),), generator=generator).to(batch.noise.device)
+        index = torch.randint(segments * FINE, (len(batch.noise),), generator=generator)
         here, further = (grid_levels(grid, schedule, index + part, segments * FINE) for part in (0, 1))
         end = grid_levels(grid, schedule, index.div(FINE, rounding_mode="floor") + 1, segments)
         start = noised(batch, here, schedule, generator)
@@ -49,18 +49,17 @@ def heun_step(teacher: Teacher, start: Noised, half_logsnr: Tensor) -> Noised:
     schedule = teacher.schedule
     first = start.predict(teacher)
     # A prediction on clean data is never used: the cleanest level takes its place.
-    finite = half_logsnr.clamp(max=schedule.ends(half_logsnr.device)[1])
+    finite = half_logsnr.clamp(max=schedule.ends[1])
     second = start.moved(first, finite, schedule).predict(teacher)
     both = (first.eps + second.eps) / 2
     x0 = clean_estimate(start.x, both, schedule.level(start.half_logsnr))
     usable = half_logsnr.isfinite() & start.half_logsnr.isfinite()
-    chosen = torch.where(expand(usable, x0), x0, first.x0)
-    return start.moved(Prediction(chosen, both), half_logsnr, schedule)
+    return start.moved(Prediction(chosen(usable, x0, first.x0), both), half_logsnr, schedule)
 
 
 def _target(own: Teacher, further: Noised, end: Tensor, arrived: Tensor, schedule: Schedule) -> Noised:
     """Where the student's step from the later level ends; a row that is at the segment's end stays there."""
-    finite = further.half_logsnr.clamp(max=schedule.ends(end.device)[1])
+    finite = further.half_logsnr.clamp(max=schedule.ends[1])
     safe = Noised(further.x, finite, further.condition)
     moved = safe.moved(safe.predict(own), end, schedule)
-    return Noised(torch.where(expand(arrived, moved.x), further.x, moved.x), end, further.condition)
+    return Noised(chosen(arrived, further.x, moved.x), end, further.condition)

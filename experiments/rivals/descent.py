@@ -132,5 +132,5 @@ def loss_of(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
 def _batch(task: Task, generator: torch.Generator) -> Batch:
     chosen = torch.randint(len(task.reference), (BATCH,), generator=generator)
     reference = task.reference
-    parts = (reference.noise[chosen], reference.condition[chosen], reference.endpoints[chosen])
-    return Batch(*(part.to(task.teacher.device) for part in parts))
+    noise, endpoints = (part[chosen].to(task.teacher.device) for part in (reference.noise, reference.endpoints))
+    return Batch(noise, reference.condition[chosen], endpoints)

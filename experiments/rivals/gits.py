@@ -45,7 +45,7 @@ class NodesGrid(Grid):
     positions: tuple[float, ...]
 
     def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
-        nodes = torch.tensor([*self.positions, 1.0], dtype=torch.float64, device=position.device)
+        nodes = torch.tensor([*self.positions, 1.0], dtype=torch.float64)
         index = (position * len(self.positions)).round().long()
         return self.grid.interior(nodes[index], schedule)
 
@@ -76,19 +76,19 @@ def step_costs(task: Task, grid: Grid, clock: Clock) -> Tensor:
             here, there = states[i], states[j]
             level, next_level = schedule.level(here.half_logsnr), schedule.level(there.half_logsnr)
             landed = ddim_step(here.x, here.x0_history[:, 0], level, next_level)
-            costs[i, j] = (landed - there.x).flatten(1).double().norm(dim=1).mean()
+            costs[i, j] = (landed - there.x).flatten(1).cpu().double().norm(dim=1).mean()
     return costs
 
 
 def fine_trajectory(task: Task, grid: Grid, noise: Tensor) -> list[State]:
     """The teacher's states at ``FINE`` + 1 levels, from noise to data, each but the last with its prediction."""
     teacher = task.teacher
-    condition = task.reference.condition[:NOISES].to(teacher.device)
+    condition = task.reference.condition[:NOISES]
     scale = teacher.guidance_scale or 1.0
     first = predict(teacher, initial_state(noise, teacher.schedule, grid, FINE, 2, condition, scale))
     states = list(trajectory(teacher, DPMSolverPP(2), grid, noise, FINE, condition))
     # A state's own prediction is the newest of the history one step later.
-    predicted = [replace(state, x0_history=following.x0_history) for state, following in pairwise(states)]
+    predicted = [replace(state, history=following.history) for state, following in pairwise(states)]
     return [first, *predicted, states[-1]]
 
 

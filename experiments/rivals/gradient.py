@@ -93,8 +93,6 @@ def _mdp(task: Task) -> DenoisingMDP:
 def _fit(
     task: Task, mdp: DenoisingMDP, module: nn.Module, student_of: Callable[[nn.Module], Student], rate: float
 ) -> Fitted:
-    module.to(task.teacher.device)
-
     def make(noise: Tensor, condition: Tensor) -> Tensor:
         *_, last = trajectory(mdp, module, noise, mdp.constant_price(len(noise)), condition)
         return last.x

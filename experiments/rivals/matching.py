@@ -17,8 +17,8 @@ from experiments.rivals.descent import Batch, Descent, loss_of
 from experiments.rivals.regression import distil, stepped
 from experiments.rivals.rival import BACKWARD_CALLS, Fitted, Task
 from experiments.rivals.targets import Noised, noised
+from redif_env.diffusion.placement import expand
 from redif_env.diffusion.predictions import noise_estimate
-from redif_env.diffusion.types import expand
 from redif_env.teachers.teacher import Teacher
 
 RATE = 3e-4
@@ -82,5 +82,5 @@ def _noise_added(task: Task, made: Batch, generator: torch.Generator) -> tuple[N
     schedule = task.teacher.schedule
     low, high = TIMES
     time = low + (high - low) * torch.rand(len(made.noise), generator=generator, dtype=torch.float64)
-    seen = noised(made, schedule.half_logsnr_at(time.to(made.noise.device)), schedule, generator)
+    seen = noised(made, schedule.half_logsnr_at(time), schedule, generator)
     return seen, noise_estimate(seen.x, made.endpoints, schedule.level(seen.half_logsnr))

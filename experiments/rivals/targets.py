@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from experiments.rivals.descent import Batch
 from experiments.rivals.rival import Task
 from redif_env.diffusion.grids import Grid
+from redif_env.diffusion.placement import place
 from redif_env.diffusion.predictions import noise_estimate
 from redif_env.diffusion.schedules import Schedule
 from redif_env.diffusion.solvers import SOLVERS, clean_target, ddim_step
-from redif_env.diffusion.types import Prediction, expand
+from redif_env.diffusion.types import Prediction
 from redif_env.students.student import Student
 from redif_env.teachers.teacher import Teacher
 
@@ -45,8 +46,9 @@ def noised(batch: Batch, half_logsnr: Tensor, schedule: Schedule, generator: tor
     """The endpoints of a batch with fresh noise, at levels."""
     level = schedule.level(half_logsnr)
     fresh = torch.randn(batch.endpoints.shape, generator=generator).to(batch.endpoints)
-    alpha, sigma = (expand(scale, fresh).to(fresh) for scale in (level.alpha, level.sigma))
-    return Noised(alpha * batch.endpoints + sigma * fresh, half_logsnr, batch.condition)
+    return Noised(
+        place(level.alpha, fresh) * batch.endpoints + place(level.sigma, fresh) * fresh, half_logsnr, batch.condition
+    )
 
 
 def grid_levels(grid: Grid, schedule: Schedule, index: Tensor, steps: int) -> Tensor:
@@ -61,7 +63,9 @@ def target_loss(student: Teacher, start: Noised, target: Noised) -> Tensor:
     x0 = clean_target(start.x, target.x, level, next_level)
     goal = shown.write(Prediction(x0, noise_estimate(start.x, x0, level)), level, student.prediction_type)
     timestep, condition = schedule.timestep(start.half_logsnr), student.conditions.select(start.condition)
-    output = student.call(student.network, shown.inputs(start.x, level), timestep.to(student.dtype), condition)
+    output = student.call(
+        student.network, shown.inputs(start.x, level), timestep.to(start.x.device, student.dtype), condition
+    )
     return F.mse_loss(output, goal)
 
 

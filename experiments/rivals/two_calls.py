@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from redif_env.diffusion.grids import Grid
+from redif_env.diffusion.placement import place
 from redif_env.diffusion.predictions import clean_estimate
 from redif_env.diffusion.schedules import Schedule
 from redif_env.diffusion.solvers import ddim_step, initial_state, predict
-from redif_env.diffusion.types import State, expand
+from redif_env.diffusion.types import State
 from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
 
 HISTORY = 2
@@ -54,10 +55,10 @@ def heun(state: State, end: Tensor) -> Middle:
     return Middle(end, one / 2, one)
 
 
-def nodes(grid: Grid, schedule: Schedule, steps: int, device: torch.device) -> Tensor:
+def nodes(grid: Grid, schedule: Schedule, steps: int) -> Tensor:
     """Levels ``(steps + 1,)`` that steps lie between, all finite: the first has signal, the last is the cleanest."""
-    position = torch.arange(steps + 1, dtype=torch.float64, device=device) / steps
-    return grid.half_logsnr(position, schedule).clamp(*schedule.ends(device))
+    position = torch.arange(steps + 1, dtype=torch.float64) / steps
+    return grid.half_logsnr(position, schedule).clamp(*schedule.ends)
 
 
 def two_call_step(model: Teacher, state: State, end: Tensor, choose: Choice, clean: bool) -> State:
@@ -67,7 +68,7 @@ def two_call_step(model: Teacher, state: State, end: Tensor, choose: Choice, cle
     middle = choose(here, end)
     between = predict(model, _moved(here, here.x0_history[:, 0], middle.half_logsnr, schedule))
     newer, older = between.eps_history[:, 0], here.eps_history[:, 0]
-    share, gain = (expand(values, newer).to(newer.dtype) for values in (middle.share, middle.gain))
+    share, gain = (place(values, newer) for values in (middle.share, middle.gain))
     x0 = clean_estimate(here.x, gain * torch.lerp(older, newer, share), schedule.level(here.half_logsnr))
     target = torch.full_like(end, torch.inf) if clean else end
     moved = _moved(replace(between, x=here.x, half_logsnr=here.half_logsnr), x0, target, schedule)
@@ -80,7 +81,7 @@ def sample_twice(model: Teacher, grid: Grid, noise: Tensor, condition: Tensor, n
     An odd number leaves one for a last DDIM step to clean data, as in Heun's method; an even one ends with two calls.
     """
     schedule, steps = model.schedule, (nfe + 1) // 2
-    levels = nodes(grid, schedule, steps, noise.device)
+    levels = nodes(grid, schedule, steps)
     state = initial_state(noise, schedule, grid, steps, HISTORY, condition, model.guidance_scale or 1.0)
     state = _at(state, levels[0].expand(len(noise)), schedule)
     for index, end in enumerate(levels[1:], start=1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import gymnasium as gym
@@ -14,15 +13,17 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redif_env.diffusion.types import State, Transition
+from redif_env.diffusion.placement import HOST, full_precision
+from redif_env.diffusion.types import State, Transition, chosen
 from redif_env.envs.draws import GroupDraws
 from redif_env.envs.spaces import action_space, observation_space
+from redif_env.envs.starts import CHOICES, Start, check_options, chosen_start
 from redif_env.envs.task import Task
 from redif_env.mdp.arguments import list_of, takes
 from redif_env.mdp.settings import build_mdp
 from redif_env.measures.rendering import Filmstrip
 from redif_env.rewards.names import build_terms
-from redif_env.rewards.reward import Reward, Term, load_reward_states, reset_reward, reward_states
+from redif_env.rewards.reward import Reward, Term, load_reward_states, pay, reset_reward, reward_states
 from redif_env.teachers.references import reference_set
 
 RENDER_MODES = ["rgb_array"]
@@ -93,7 +94,8 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         self.last_transition: Transition | None = None
         self._draws = GroupDraws(num_envs, group_size, task.reference_size, priced=task.prices is not None)
         self._state: State | None = None
-        self._pair = torch.zeros(num_envs, dtype=torch.int64, device=self.reference.noise.device)
+        self._pair = torch.zeros(num_envs, dtype=torch.int64, device=HOST)
+        self._endpoint = torch.zeros_like(self.reference.endpoints[:1]).expand(num_envs, *self.mdp.teacher.sample_shape)
         self._done = np.zeros(num_envs, dtype=np.bool_)
         self._film = Filmstrip(num_envs, task.num_steps, self.mdp.teacher.image_shape) if render_mode else None
 
@@ -115,20 +117,26 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
 
         Args:
             seed: an int seeds sub-environment i with ``seed + i``; a sequence gives each its own.
-            options: ``reset_mask`` alone.
+            options: ``reset_mask``; and what the new episodes start from, if it is not to be drawn: ``index``, rows of
+                the reference set ``(num_envs,)``, or ``noise`` ``(num_envs, *S)``, whose endpoints the teacher then
+                makes; ``condition``, a label or prompt for all or one each.
+
+        Raises:
+            ValueError: if an option is unknown, or its value cannot be.
         """
         seeds = self._parse_seed(seed)
+        options = dict(check_options(options, ("reset_mask", *CHOICES)))
         mask = self._parse_reset_mask(options)
+        teacher = self.mdp.teacher
+        start = chosen_start(options, self.num_envs, teacher.sample_shape, teacher.conditions, len(self.reference))
         if any(value is not None for value in seeds):
             self._draws.seed(seeds, mask)
             self.restart_rewards()
-        rows = torch.from_numpy(mask).to(self._pair.device)
-        with torch.no_grad():
-            self._begin(rows)
-            self._state = self._predicted(self._now, rows)
-        self._record_initial(rows, self._now)
+        with torch.no_grad(), full_precision(self._endpoint.device):
+            self._start(torch.from_numpy(mask), start)
+            seen = self._observe(self._now)
         self._done[mask] = False
-        return self._observe(self._now), self._info(mask, self._now)
+        return seen, self._info(mask, self._now)
 
     def step(
         self, actions: NDArray[np.float32]
@@ -141,7 +149,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         """
         if self._state is None:
             raise gym.error.ResetNeeded("step() was called before reset(): call reset() first")
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(self._endpoint.device):
             return self._step(self._parse_actions(actions))
 
     def restart_rewards(self) -> None:
@@ -158,8 +166,9 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         if self._state is None:
             raise gym.error.ResetNeeded("state_dict() was called before reset(): there is no state yet")
         return {
-            "state": {field.name: getattr(self._state, field.name) for field in fields(State)},
+            "state": dict(self._state.items()),
             "pair": self._pair,
+            "endpoint": self._endpoint,
             "done": self._done,
             "draws": self._draws.state_dict(),
             "rewards": reward_states(self.terms),
@@ -167,9 +176,10 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave, in an environment made with the same arguments."""
-        device = self._pair.device
-        self._state = State(**{name: tensor.to(device) for name, tensor in state["state"].items()})
-        self._pair, self._done = state["pair"].to(device), state["done"].copy()
+        device = self._endpoint.device
+        self._state = State(**{name: tensor.to(HOST) for name, tensor in state["state"].items()}).to(device)
+        self._pair, self._done = state["pair"].to(HOST), state["done"].copy()
+        self._endpoint = state["endpoint"].to(device)
         self._draws.load_state_dict(state["draws"])
         load_reward_states(self.terms, state["rewards"])
 
@@ -185,33 +195,32 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
     def _step(self, action: Tensor) -> tuple[Any, ...]:
         resetting = self._done.copy() if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(self._done)
         if self.autoreset_mode is AutoresetMode.DISABLED and self._done.any():
-            finished = np.flatnonzero(self._done).tolist()
-            raise gym.error.ResetNeeded(
-                f"episodes {finished} are finished: reset them with options['reset_mask'] first"
-            )
-        live = torch.from_numpy(~resetting).to(self._pair.device)
+            over = np.flatnonzero(self._done).tolist()
+            raise gym.error.ResetNeeded(f"episodes {over} are finished: reset them with options['reset_mask'] first")
+        live = torch.from_numpy(~resetting)
         transition = self._transition(action, live)
         self.last_transition = transition
-        terms = {term.name: term(transition).double().cpu().numpy() for term in self.terms}
-        terminated = transition.terminated.cpu().numpy()
+        terms = {name: values.numpy() for name, values in pay(self.terms, transition).items()}
+        terminated = transition.terminated.numpy().copy()
         infos: dict[str, Any] = {}
 
-        self._state = self._now.merge(live, transition.next_state)
+        finished: State = self._now.merge(live, transition.next_state)
+        self._state = finished
         self._record_step(transition)
-        ended_info = self._info(terminated, self._now, terms)
+        ended = self._info(terminated, finished, terms)
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
             resetting = terminated
-            if terminated.any():
-                infos |= self._final(terminated, ended_info)
-        restarting = torch.from_numpy(resetting).to(self._pair.device)
-        self._begin(restarting)
-        self._state = self._predicted(self._now, restarting)
-        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
-            self._record_initial(restarting, self._now)
+        self._start(torch.from_numpy(resetting), Start(), shown=self.autoreset_mode is AutoresetMode.NEXT_STEP)
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and terminated.any():
+            # Both are observed at once, so that the host waits for the device once.
+            both = self._observe(finished.joined(self._now))
+            final, seen = rows_of(both, slice(None, self.num_envs)), rows_of(both, slice(self.num_envs, None))
+            infos |= self._final(terminated, final, ended)
+        else:
+            seen = self._observe(self._now)
         self._done = terminated.copy()
         infos |= self._info(np.ones_like(terminated), self._now, terms, no_reward=resetting)
-        truncated = np.zeros_like(terminated)
-        return self._observe(self._now), np.sum(list(terms.values()), axis=0), terminated, truncated, infos
+        return seen, np.sum(list(terms.values()), axis=0), terminated, np.zeros_like(terminated), infos
 
     def _transition(self, action: Tensor, live: Tensor) -> Transition:
         state = self.mdp.with_action_prediction(self._now, action)
@@ -224,22 +233,33 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             action=action,
             decision=decision,
             next_state=next_state,
-            endpoint=self.reference.endpoints[self._pair],
-            pair=self._pair.clone(),
+            endpoint=self._endpoint,
+            pair=self._pair,
             terminated=terminated,
             live=live,
         )
 
-    def _begin(self, rows: Tensor) -> None:
-        """Draw a pair for each of the given rows and put them at their initial noise."""
+    def _start(self, rows: Tensor, start: Start, shown: bool = True) -> None:
+        """New episodes in the given rows: a pair for each, drawn or chosen, and the network's first prediction."""
         if not bool(rows.any()):
             return
-        device = self._pair.device
-        pair, dial = (torch.from_numpy(drawn).to(device) for drawn in self._draws.next(rows.cpu().numpy()))
+        drawn, dial = (torch.from_numpy(drawn) for drawn in self._draws.next(rows.numpy()))
+        pair, teacher = start.pairs(drawn, self.reference), self.mdp.teacher
+        if start.noise is None:
+            placed = pair.to(self._endpoint.device)
+            noise, condition = self.reference.noise[placed], self.reference.condition[pair]
+            endpoint = self.reference.endpoints[placed]
+        else:
+            assert start.condition is not None
+            noise, condition = start.noise.to(self._endpoint), start.condition
+            endpoint = teacher.endpoint(noise, self.reference.num_steps, condition).to(noise)
         self._pair = torch.where(rows, pair, self._pair)
-        drawn = (self.reference.noise[self._pair], self.mdp.price(dial), self.reference.condition[self._pair])
-        initial = self.mdp.initial(*drawn)
-        self._state = initial if self._state is None else self._state.merge(rows, initial)
+        self._endpoint = chosen(rows, endpoint, self._endpoint)
+        initial = self.mdp.initial(noise, self.mdp.price(dial), condition)
+        state = initial if self._state is None else self._state.merge(rows, initial)
+        self._state = self._predicted(state, rows)
+        if shown:
+            self._record_initial(rows, self._state)
 
     def _predicted(self, state: State, rows: Tensor) -> State:
         """``state`` with the teacher's predictions on the given rows."""
@@ -255,10 +275,10 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
 
     def _observe(self, state: State) -> Seen:
         seen = self.mdp.observe(state)
-        # Copies: on the CPU numpy would look into the state, which steps on.
-        if isinstance(seen, dict):
-            return {name: values.cpu().numpy().copy() for name, values in seen.items()}
-        return seen.cpu().numpy()
+        if not isinstance(seen, dict):
+            return seen.numpy()
+        # Copies: on the CPU numpy would look into the state itself.
+        return {name: values.to(HOST).numpy().copy() for name, values in seen.items()}
 
     def _info(
         self,
@@ -269,10 +289,10 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
     ) -> dict[str, Any]:
         """Info of the given rows in Gymnasium's vector form: arrays, and masks under ``_key``."""
         columns = {
-            "nfe": state.nfe.cpu().numpy().copy(),
-            "pair": self._pair.cpu().numpy().copy(),
-            "condition": state.condition.cpu().numpy().copy(),
-            "half_logsnr": state.half_logsnr.cpu().numpy().copy(),
+            "nfe": state.nfe.numpy(),
+            "pair": self._pair.numpy(),
+            "condition": state.condition.numpy(),
+            "half_logsnr": state.half_logsnr.numpy(),
         }
         info: dict[str, Any] = {}
         for key, values in columns.items():
@@ -282,11 +302,10 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             add_term(info, name, values, rewarded)
         return info
 
-    def _final(self, terminated: NDArray[np.bool_], info: dict[str, Any]) -> dict[str, Any]:
+    def _final(self, terminated: NDArray[np.bool_], final: Seen, info: dict[str, Any]) -> dict[str, Any]:
         observations = np.full(self.num_envs, None, dtype=object)
-        final = self._observe(self._now)
         for index in np.flatnonzero(terminated).tolist():
-            observations[index] = row_of(final, index)
+            observations[index] = rows_of(final, index)
         return {
             "final_obs": observations,
             "_final_obs": terminated.copy(),
@@ -304,7 +323,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             raise ValueError(
                 f"actions must be finite, but those of sub-environments {bad} are not: lower the agent's learning rate"
             )
-        return torch.from_numpy(array.clip(-1.0, 1.0)).to(self._pair.device)
+        return torch.from_numpy(array.clip(-1.0, 1.0))
 
     def _parse_seed(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
@@ -315,8 +334,8 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             raise ValueError(f"seed must be an int or {self.num_envs} of them, got {len(seed)}")
         return list(seed)
 
-    def _parse_reset_mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_]:
-        mask = (options or {}).get("reset_mask")
+    def _parse_reset_mask(self, options: Mapping[str, Any]) -> NDArray[np.bool_]:
+        mask = options.get("reset_mask")
         if mask is None:
             return np.ones(self.num_envs, dtype=np.bool_)
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
@@ -449,13 +468,26 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
         return self.batch.last_transition
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Seen, dict[str, Any]]:
-        """Start a new episode; ``options`` are unused."""
+        """Start a new episode.
+
+        Args:
+            seed: of the draws.
+            options: what it starts from, if that is not to be drawn: ``index``, a row of the reference set, or
+                ``noise`` ``(*S)``, whose endpoint the teacher then makes; ``condition``, a label or prompt.
+
+        Raises:
+            ValueError: if an option is unknown, or its value cannot be.
+        """
+        rows = {
+            name: value if name == "condition" else np.asarray(value)[None]
+            for name, value in check_options(options, CHOICES).items()
+        }
         super().reset(seed=seed)
         if seed is not None:
             self.batch.restart_rewards()
         self.batch.np_random = [self.np_random]
-        observations, infos = self.batch.reset()
-        return row_of(observations, 0), info_of(infos, 0)
+        observations, infos = self.batch.reset(options=rows)
+        return rows_of(observations, 0), info_of(infos, 0)
 
     def step(self, action: NDArray[np.float32]) -> tuple[Seen, float, bool, bool, dict[str, Any]]:
         """One solver step, and the network call of the next.
@@ -468,7 +500,7 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
         if array.shape != self.action_space.shape:
             raise ValueError(f"action must have shape {self.action_space.shape}, got {array.shape}")
         observations, rewards, terminated, truncated, infos = self.batch.step(array[None])
-        return row_of(observations, 0), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info_of(infos, 0)
+        return rows_of(observations, 0), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info_of(infos, 0)
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """The trajectory so far as one frame, if ``render_mode`` is ``"rgb_array"``."""
@@ -504,8 +536,8 @@ def add_term(info: dict[str, Any], name: str, values: NDArray[np.float64], rows:
     info["_rewards"] = rows.copy()
 
 
-def row_of(observations: Seen, index: int) -> Any:
-    """The observation of one sub-environment."""
+def rows_of(observations: Seen, index: int | slice) -> Any:
+    """The observations of one sub-environment, or of some."""
     if isinstance(observations, dict):
         return {name: values[index] for name, values in observations.items()}
     return observations[index]

@@ -21,6 +21,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from redif_env.diffusion.placement import full_precision
 from redif_env.diffusion.types import Transition
 from redif_env.envs.environments import ReDiFEnv, ReDiFVectorEnv, add_term
 from redif_env.measures.distances import Distance, root_mean_square
@@ -72,7 +73,8 @@ class RewardTerm(gym.Wrapper):
         observation, reward, terminated, truncated, info = self.env.step(action)
         transition = self.core.last_transition
         assert transition is not None
-        value = float(self.term(transition))
+        with full_precision(transition.endpoint.device):
+            value = float(self.term(transition))
         terms = info.setdefault("rewards", {})
         if self.term.name in terms:
             raise ValueError(f"two reward terms are named {self.term.name!r}: give one of them another name")
@@ -114,8 +116,9 @@ class VectorRewardTerm(VectorWrapper):
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         transition = self.core.last_transition
         assert transition is not None
-        values = self.term(transition).double().cpu().numpy()
-        live = transition.live.cpu().numpy()
+        with full_precision(transition.endpoint.device):
+            values = self.term(transition).numpy()
+        live = transition.live.numpy()
         ended = live & terminated if self.core.autoreset_mode is AutoresetMode.SAME_STEP else np.zeros_like(live)
         add_term(infos, self.term.name, values, live & ~ended)
         if ended.any():

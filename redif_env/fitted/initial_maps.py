@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from redif_env.diffusion.grids import Grid
+from redif_env.diffusion.placement import HOST, widest
 from redif_env.diffusion.schedules import Schedule
 from redif_env.diffusion.solvers import DPMSolverPP, trajectory
 from redif_env.fitted.regression import least_squares
@@ -50,11 +51,15 @@ class LinearInitialMap:
     offset: Tensor
 
     def __call__(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """Map ``noise`` ``(B, *S)`` for the indices ``condition`` ``(B,)`` of the teacher's conditions."""
-        # Float64, so that the result of a row does not depend on its batch.
-        matrix, offset = (part.to(noise.device, torch.float64) for part in (self.matrix, self.offset))
-        mapped = noise.flatten(1).double() @ matrix + offset[condition]
+        """Map ``noise`` ``(B, *S)``, of the conditions with indices ``condition`` ``(B,)`` (on the host)."""
+        # Float64 where the device has it, so that the result of a row does not depend on its batch.
+        matrix, offset = self.placed(noise.device)
+        mapped = noise.flatten(1).to(matrix.dtype) @ matrix + offset[condition.to(offset.device)]
         return mapped.to(noise.dtype).reshape(noise.shape)
+
+    def placed(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Its numbers on a device, in the most precise type that it has."""
+        return self.matrix.to(device, widest(device)), self.offset.to(device, widest(device))
 
     @property
     def key(self) -> str:
@@ -72,7 +77,7 @@ def fit_initial_map(teacher: Teacher, grid: Grid) -> LinearInitialMap:
         ValueError: if the grid starts at pure noise, samples have more than ``LARGEST`` dimensions, or the teacher
             takes prompts.
     """
-    zero = torch.zeros(1, dtype=torch.float64, device=teacher.device)
+    zero = torch.zeros(1, dtype=torch.float64, device=HOST)
     half_logsnr = grid.half_logsnr(zero, teacher.schedule).item()
     noisiest = teacher.schedule.half_logsnr_at(zero + 1).item()
     count = math.prod(teacher.sample_shape)
@@ -85,7 +90,7 @@ def fit_initial_map(teacher: Teacher, grid: Grid) -> LinearInitialMap:
 
     def compute() -> Tensor:
         targets = torch.cat(list(_targets(teacher, noise, condition, half_logsnr)))
-        prior = torch.eye(count, dtype=torch.float64)
+        prior = torch.eye(count, dtype=torch.float64, device=HOST)
         return least_squares(noise.flatten(1), targets.flatten(1), condition, len(teacher.conditions), prior).float()
 
     description = f"linear initial map {reference_key(teacher, noise, condition, STEPS)} {half_logsnr:.6f}"
@@ -118,7 +123,7 @@ class _GridToLevel(Grid):
     end: float
 
     def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
-        level = torch.tensor(self.end, dtype=torch.float64, device=position.device)
+        level = torch.tensor(self.end, dtype=torch.float64, device=HOST)
         return schedule.half_logsnr_at(torch.lerp(torch.ones_like(level), schedule.time(level), 2 * position))
 
 
@@ -126,8 +131,8 @@ class _GridToLevel(Grid):
 def _targets(teacher: Teacher, noise: Tensor, condition: Tensor, half_logsnr: float) -> Iterator[Tensor]:
     """Normalised samples ``(B, *S)`` of the teacher's trajectories at the level, batch by batch."""
     batches = list(zip(noise.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True))
-    for batch in tqdm(batches, desc="linear initial map", disable=len(noise) * STEPS < QUIET_BELOW):
-        x, rows = (part.to(teacher.device) for part in batch)
+    for part, rows in tqdm(batches, desc="linear initial map", disable=len(noise) * STEPS < QUIET_BELOW):
+        x = part.to(teacher.device)
         steps = trajectory(teacher, DPMSolverPP(2), _GridToLevel(half_logsnr), x, 2 * STEPS, rows)
         state = next(islice(steps, STEPS - 1, None))
         yield teacher.schedule.normalised(state.x, state.half_logsnr).cpu()

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from redif_env.diffusion.grids import Grid, next_position
-from redif_env.diffusion.solvers import Solver, clean_target, initial_state, predict, step_to
-from redif_env.diffusion.types import Decision, Level, State, expand
+from redif_env.diffusion.placement import HOST, place, widest
+from redif_env.diffusion.solvers import Estimate, Solver, clean_target, ddim_step, initial_state, predict, step_to
+from redif_env.diffusion.types import Decision, Level, State
 from redif_env.fitted.initial_maps import LinearInitialMap, check_fittable
 from redif_env.fitted.regression import least_squares, moment_map
 from redif_env.storage.cache import cached
@@ -62,29 +63,42 @@ class LinearSolver(Solver):
     matrices: Tensor
     offset: Tensor
     clipped: bool = False
+    _on_devices: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
 
     @property
     def order(self) -> int:  # type: ignore[override]
         """Number of predictions used: all."""
         return len(self.half_logsnr)
 
-    def estimate(self, state: State, next_half_logsnr: Tensor, level: Level) -> Tensor:
-        x0 = torch.zeros_like(state.x).flatten(1).double()
+    def estimate(self, state: State, next_half_logsnr: Tensor, level: Level) -> Estimate:
         inputs = _inputs(state, level, self.order, self.clipped)
         step = (state.predictions - 1).clamp(0, self.order - 1)
-        for index in range(self.order):
-            rows = step == index
-            # A traced program cannot branch on data, so it computes all steps.
-            if torch.compiler.is_compiling() or bool(rows.any()):
-                x0 = torch.where(rows[:, None], self._estimate(index, inputs, state.condition), x0)
-        return x0.to(state.x.dtype).reshape(state.x.shape)
+        condition = state.condition.to(inputs.device)
+        if torch.compiler.is_compiling():  # a traced program cannot branch on the step, and computes all
+            steps = [self._estimate(index, inputs, condition) for index in range(self.order)]
+            x0 = torch.stack(steps)[step.to(inputs.device), torch.arange(len(inputs), device=inputs.device)]
+        elif bool((step == step[0]).all()):
+            x0 = self._estimate(int(step[0]), inputs, condition)
+        else:
+            x0 = torch.zeros_like(inputs[:, 0])
+            for index in step.unique().tolist():
+                rows = (step == index).nonzero()[:, 0].to(inputs.device)
+                x0 = x0.index_copy(0, rows, self._estimate(index, inputs[rows], condition[rows]))
+        weights = level.alpha.new_zeros(len(inputs), 1 + state.history.shape[1])
+        return Estimate(weights, x0.to(state.x.dtype).reshape(state.x.shape))
 
     def _estimate(self, index: int, inputs: Tensor, condition: Tensor) -> Tensor:
         """Clean estimates ``(B, D)`` of step ``index``."""
-        # Float64, so that the result of a row does not depend on its batch.
-        matrices, offset = (part[index].to(inputs) for part in (self.matrices, self.offset))
+        matrices, offset = self._placed(inputs.device)
         used = index + 2  # the sample and ``index + 1`` predictions
-        return inputs[:, :used].flatten(1) @ matrices[:used].flatten(0, 1) + offset[condition]
+        return inputs[:, :used].flatten(1) @ matrices[index, :used].flatten(0, 1) + offset[index, condition]
+
+    def _placed(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Matrices and offsets on a device: float64 where it has that, so that a row does not depend on its batch."""
+        if device not in self._on_devices:
+            dtype = widest(device)
+            self._on_devices[device] = (self.matrices.to(device, dtype), self.offset.to(device, dtype))
+        return self._on_devices[device]
 
     @property
     def key(self) -> str:
@@ -151,7 +165,7 @@ def _size(teacher: Teacher, num_steps: int) -> int:
 
 def _levels(teacher: Teacher, grid: Grid, num_steps: int) -> Tensor:
     """``half_logsnr`` ``(num_steps,)`` at which steps start."""
-    position = torch.arange(num_steps, dtype=torch.float64, device=teacher.device) / num_steps
+    position = torch.arange(num_steps, dtype=torch.float64, device=HOST) / num_steps
     return grid.half_logsnr(position, teacher.schedule)
 
 
@@ -165,50 +179,53 @@ def _fit(
     paths: ReferencePaths,
 ) -> Tensor:
     """Stacked matrices and, below them, offsets: ``(num_steps, (num_steps + 1) * D + C, D)``."""
-    schedule, condition = teacher.schedule, reference.condition.to(teacher.device)
+    schedule, condition = teacher.schedule, reference.condition
     noise = reference.noise.to(teacher.device)
     initial = noise if initial_map is None else initial_map(noise, condition)
     guidance = teacher.guidance_scale or 1.0
     state = initial_state(initial, schedule, grid, num_steps, num_steps, condition, guidance)
-    pairs, maps, count = torch.arange(len(noise)), [], math.prod(teacher.sample_shape)
+    pairs, maps = torch.arange(len(noise), device=HOST), []
+    count = math.prod(teacher.sample_shape)
     bar = tqdm(range(num_steps), desc="least-squares solver", disable=len(noise) * num_steps < QUIET_BELOW)
     for index in bar:
         state = _predict(teacher, state)
         position = next_position(state.position, state.steps_left, torch.zeros_like(state.position))
-        next_level, level = grid.half_logsnr(position, schedule), schedule.level(state.half_logsnr)
-        last = index == num_steps - 1
-        next_x = reference.endpoints if last else paths.at(pairs, next_level.cpu())
-        next_x = next_x.to(state.x) * expand(schedule.size(next_level), state.x).to(state.x.dtype)
-        target = clean_target(state.x, next_x, level, schedule.level(next_level)).flatten(1)
-        inputs = _inputs(state, level, num_steps, _clips(teacher))[:, : index + 2].flatten(1)
-        prior = _ddim_prior(index, count)
-        fitted = least_squares(inputs.cpu(), target.cpu(), reference.condition, len(teacher.conditions), prior)
+        there, level = grid.half_logsnr(position, schedule), schedule.level(state.half_logsnr)
+        next_level, last = schedule.level(there), index == num_steps - 1
+        next_x = schedule.scaled((reference.endpoints if last else paths.at(pairs, there)).to(state.x), there)
+        target = clean_target(state.x, next_x, level, next_level).flatten(1).to(HOST)
+        inputs = _inputs(state, level, num_steps, _clips(teacher))[:, : index + 2].flatten(1).to(HOST, torch.float64)
+        fitted = least_squares(inputs, target, condition, len(teacher.conditions), _ddim_prior(index, count))
         if last:
-            fitted = _match_moments(fitted, inputs.cpu(), reference.condition, target.cpu().double(), _clips(teacher))
-        unused = torch.zeros((num_steps - index - 1) * count, count, dtype=torch.float64)
+            fitted = _match_moments(fitted, inputs, condition, target.double(), _clips(teacher))
+        unused = fitted.new_zeros((num_steps - index - 1) * count, count)
         rows = (index + 2) * count
         maps.append(torch.cat([fitted[:rows], unused, fitted[rows:]]))
-        x0 = (inputs @ fitted[:rows].to(inputs) + fitted[rows:].to(inputs)[condition]).to(state.x)
-        x0 = x0.reshape(state.x.shape)
-        timestep = schedule.timestep(next_level)
-        state = step_to(state, Decision(position, next_level, x0, timestep, state.steps_left), schedule)
+        x0 = (inputs @ fitted[:rows] + fitted[rows:][condition]).to(state.x).reshape(state.x.shape)
+        x = ddim_step(state.x, x0, level, next_level)
+        state = step_to(state, Decision(position, there, x0, x, schedule.timestep(there), state.steps_left))
     return torch.stack(maps)
 
 
 def _predict(teacher: Teacher, state: State) -> State:
     """Add the teacher's predictions to all states, batch by batch."""
-    rows = torch.arange(len(state.x), device=state.x.device).split(ENDPOINT_BATCH)
+    rows = torch.arange(len(state.x), device=HOST).split(ENDPOINT_BATCH)
     parts = [predict(teacher, state.rows(part)) for part in rows]
-    return State(**{item.name: torch.cat([getattr(part, item.name) for part in parts]) for item in fields(State)})
+    return State(**{name: torch.cat([getattr(part, name) for part in parts]) for name, _ in state.items()})
 
 
 def _inputs(state: State, level: Level, order: int, clipped: bool) -> Tensor:
-    """Inputs of a step ``(B, order + 1, D)`` float64: the normalised sample, then predictions, newest first."""
-    size = expand((level.alpha**2 + level.sigma**2).sqrt(), state.x)
-    predicted = state.x0_history[:, :order].double()
+    """Inputs of a step ``(B, order + 1, D)``: the normalised sample, then the past clean estimates, newest first.
+
+    They are in the most precise type of the device.
+    """
+    dtype = widest(state.x.device)
+    predicted = state.x0_history[:, :order].to(dtype)
     if clipped:
         predicted = predicted.clamp(-1, 1)
-    return torch.cat([(state.x.double() / size)[:, None], predicted], dim=1).flatten(2)
+    x = state.x.to(dtype)
+    x = x / place((level.alpha**2 + level.sigma**2).sqrt(), x)
+    return torch.cat([x[:, None], predicted], dim=1).flatten(2)
 
 
 def _match_moments(fitted: Tensor, inputs: Tensor, condition: Tensor, target: Tensor, clipped: bool) -> Tensor:
@@ -230,6 +247,6 @@ def _match_moments(fitted: Tensor, inputs: Tensor, condition: Tensor, target: Te
 
 def _ddim_prior(index: int, count: int) -> Tensor:
     """The prior of step ``index``: the newest prediction is the clean estimate, as in DDIM."""
-    prior = torch.zeros((index + 2) * count, count, dtype=torch.float64)
-    prior[count : 2 * count] = torch.eye(count, dtype=torch.float64)
+    prior = torch.zeros((index + 2) * count, count, dtype=torch.float64, device=HOST)
+    prior[count : 2 * count] = torch.eye(count, dtype=torch.float64, device=HOST)
     return prior

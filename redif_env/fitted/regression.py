@@ -56,7 +56,7 @@ def moment_map(samples: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Matrix ``(D, D)``, which acts from the right, and offset ``(D,)``.
     """
-    slack = SLACK * target.var(dim=0).mean() * torch.eye(target.shape[1], dtype=target.dtype)
+    slack = SLACK * target.var(dim=0).mean() * torch.eye(target.shape[1], dtype=target.dtype, device=target.device)
     source_cov, target_cov = (torch.cov(rows.T) + slack for rows in (samples, target))
     root, inverse = _power(source_cov, 0.5), _power(source_cov, -0.5)
     matrix = inverse @ _power(root @ target_cov @ root, 0.5) @ inverse

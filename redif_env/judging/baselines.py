@@ -11,6 +11,7 @@ from diffusers import DEISMultistepScheduler, SchedulerMixin, UniPCMultistepSche
 from torch import Tensor
 
 from redif_env.diffusion.grids import GRIDS, Grid
+from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.schedules import VariancePreservingSchedule
 from redif_env.diffusion.solvers import SOLVERS, sample
 from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
@@ -40,7 +41,7 @@ class Baseline:
 
         ``condition`` ``(B,)`` holds indices into the teacher's conditions and defaults to the first.
         """
-        rows = torch.zeros(len(noise), dtype=torch.int64, device=noise.device) if condition is None else condition
+        rows = torch.zeros(len(noise), dtype=torch.int64, device=HOST) if condition is None else condition
         parts = zip(noise.split(ENDPOINT_BATCH), rows.split(ENDPOINT_BATCH), strict=True)
         return torch.cat([self._run(teacher, x, num_steps, index) for x, index in parts])
 
@@ -105,12 +106,12 @@ def diffusers_sample(
     """
     schedule = teacher.schedule
     scheduler.set_timesteps(num_steps)
-    position = torch.arange(num_steps, dtype=torch.float64, device=noise.device) / num_steps
+    position = torch.arange(num_steps, dtype=torch.float64, device=HOST) / num_steps
     # A level without signal cannot be stepped from; diffusers clamps it too.
-    half_logsnr = grid.half_logsnr(position, schedule).clamp(min=schedule.ends(noise.device)[0])
+    half_logsnr = grid.half_logsnr(position, schedule).clamp(min=schedule.ends[0])
     scheduler.timesteps = schedule.timestep(half_logsnr)
-    scheduler.sigmas = torch.cat([torch.exp(-half_logsnr).float().cpu(), scheduler.sigmas[-1:].cpu()])
-    rows = torch.ones(len(noise), dtype=torch.float64, device=noise.device)
+    scheduler.sigmas = torch.cat([torch.exp(-half_logsnr).float(), scheduler.sigmas[-1:].cpu()])
+    rows = torch.ones(len(noise), dtype=torch.float64, device=HOST)
     x = noise
     for index, timestep in enumerate(scheduler.timesteps):
         level = half_logsnr[index] * rows

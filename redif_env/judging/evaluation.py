@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from redif_env.diffusion.grids import GRIDS
+from redif_env.diffusion.placement import HOST, full_precision
 from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.judging.baselines import Baseline, all_baselines
 from redif_env.mdp.policies import Policy
@@ -82,7 +83,7 @@ class Evaluator:
         reference = reference_set(teacher, size, seed, teacher_steps)
         self.teacher, self.teacher_steps, self.train_size = teacher, teacher_steps, train_size
         self.noise = reference.noise.to(teacher.device)
-        self.condition = reference.condition.to(teacher.device)
+        self.condition = reference.condition
         self.endpoints = teacher.clip(reference.endpoints).to(teacher.device)
         name = features or evaluation_features(teacher.image_shape)
         self.feature_name = f"{CLASSIFIERS[name][0]}-64" if name in CLASSIFIERS else name
@@ -91,11 +92,12 @@ class Evaluator:
         self.data_features: Tensor | None = None
         # The digits data come with scikit-learn, which is optional.
         if teacher.name in ("digits", "digits-classes") and find_spec("sklearn"):
-            self.data_features = embed(self.features, load_digits()[0].to(teacher.device))
+            self.data_features = embed(self.features, load_digits()[0].to(teacher.device)).to(HOST)
 
     def embed(self, samples: Tensor) -> Tensor:
-        """Features ``(N, D)`` of samples ``(N, *S)``; latents are decoded first."""
-        return embed(self.features, self.teacher.images(samples))
+        """Features ``(N, D)`` of samples ``(N, *S)``, on the host; latents are decoded first."""
+        with full_precision(samples.device):
+            return embed(self.features, self.teacher.images(samples)).to(HOST)
 
     @property
     def description(self) -> str:
@@ -163,8 +165,8 @@ class Evaluator:
         mixture = self.teacher.network
         if not isinstance(mixture, GaussianMixture):
             return {}
-        clean = torch.full((len(samples),), torch.inf, dtype=torch.float64, device=samples.device)
-        drawn = mixture.sample(len(samples), torch.Generator(samples.device).manual_seed(TEST_SEED))
+        clean = torch.full((len(samples),), torch.inf, dtype=torch.float64, device=HOST)
+        drawn = mixture.sample(len(samples), torch.Generator().manual_seed(TEST_SEED))
         return {
             "nll": -mixture.log_prob(samples, clean).mean().item(),
             "wasserstein": wasserstein(samples.flatten(1), drawn.flatten(1)),
@@ -217,7 +219,7 @@ def fitted_rows(evaluator: Evaluator, student: Student) -> list[Row]:
     mdp = student.mdp
     if not isinstance(mdp.solver, LinearSolver) or mdp.teacher.own_network:
         return []
-    zero = Policy.from_table(torch.zeros(mdp.num_steps, mdp.action_size), mdp.observation_size)
+    zero = Policy.from_table(torch.zeros(mdp.num_steps, mdp.action_size, device=HOST), mdp.observation_size)
     row = evaluator.student_row("least squares", Student(mdp, zero))
     return [replace(row, grid=name_of(mdp.grid, GRIDS))]
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from redif_env.diffusion.grids import GRIDS, Grid
+from redif_env.diffusion.placement import has_float64
 from redif_env.diffusion.solvers import SOLVERS, Solver
 from redif_env.fitted.initial_maps import LinearInitialMap, fit_initial_map
 from redif_env.fitted.linear_solver import LinearSolver, fit_solver
@@ -196,6 +197,10 @@ def build_mdp(settings: MDPSettings) -> DenoisingMDP:
         ValueError: if a setting is unknown or does not fit the others; it names the argument and the value.
     """
     placed, floating = parse_device(settings.device), parse_dtype(settings.dtype)
+    if floating == torch.float64 and not has_float64(placed):
+        raise ValueError(
+            f"dtype='float64' cannot be used on device={settings.device!r}, which has no such type: use 'float32'"
+        )
     of_teacher = (settings.conditions, settings.null_label, settings.guidance_scale)
     if not isinstance(settings.teacher, Teacher):
         teacher = shared_teacher(str(settings.teacher), placed, floating, *of_teacher)

@@ -6,10 +6,14 @@ distances clip to [-1, 1], the range of a student's output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from redif_env.diffusion.placement import stock_defaults
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """``(samples, endpoints) -> (B,)``."""
@@ -19,8 +23,9 @@ SMALL_SIDE = 16
 
 
 def root_mean_square(samples: Tensor, endpoints: Tensor) -> Tensor:
-    """Root mean squared error over dimensions."""
-    return squared_error(samples, endpoints).sqrt()
+    """Root of the mean squared difference over dimensions."""
+    difference = (samples - endpoints).flatten(1)
+    return torch.linalg.vector_norm(difference, dim=1) / math.sqrt(difference.shape[1])
 
 
 def squared_error(samples: Tensor, endpoints: Tensor) -> Tensor:
@@ -33,6 +38,7 @@ def cosine_distance(samples: Tensor, endpoints: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(samples.flatten(1), endpoints.flatten(1), dim=1)
 
 
+@stock_defaults()
 def structural_dissimilarity(samples: Tensor, endpoints: Tensor) -> Tensor:
     """One minus the structural similarity (Wang et al. 2004, Eq. 13) of images in [-1, 1], from torchmetrics.
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from redif_env.diffusion.placement import stock_defaults
 from redif_env.storage.files import ASSETS
 
 FEATURE_BATCH = 1024
@@ -202,6 +203,11 @@ def load_features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
     Raises:
         ValueError: if ``name`` is unknown, or the network does not take samples of this shape.
     """
+    with stock_defaults():
+        return _features(name, sample_shape).eval().requires_grad_(False)
+
+
+def _features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
     network: nn.Module
     if name == "pixels":
         network = PixelFeatures(math.prod(sample_shape))
@@ -218,7 +224,7 @@ def load_features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
         network = VisionFeatures.from_pretrained(name)
     else:
         raise ValueError(f"features={name!r} takes images, not samples of shape {sample_shape}: try 'pixels'")
-    return network.eval().requires_grad_(False)
+    return network
 
 
 def default_features(sample_shape: tuple[int, ...]) -> str:

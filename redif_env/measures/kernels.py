@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from redif_env.diffusion.placement import double
+
 
 class Kernel(Protocol):
     """A (conditionally) positive definite kernel: ``(N, D), (M, D) -> (N, M)``."""
@@ -50,7 +52,7 @@ class RationalQuadraticKernel:
 
 def median_lengths(features: Tensor, factors: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)) -> tuple[float, ...]:
     """Length scales: the median distance between features ``(N, D)`` times each factor."""
-    distances = torch.pdist(features[:512].double())
+    distances = torch.pdist(double(features[:512]))
     return tuple(float(factor * distances.median()) for factor in factors)
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from redif_env.diffusion.placement import HOST, double, stock_defaults
 from redif_env.measures.kernels import PolynomialKernel
 
 
+@stock_defaults()
 @torch.inference_mode()
 def frechet_distance(samples: Tensor, reference: Tensor) -> float:
     """Frechet distance (Heusel et al. 2017, Eq. 6), from torchmetrics, in float64. Each set needs at least two rows."""
@@ -18,9 +20,9 @@ def frechet_distance(samples: Tensor, reference: Tensor) -> float:
 
     identity = nn.Identity()
     identity.num_features = samples.shape[1]  # type: ignore[assignment]
-    metric = FrechetInceptionDistance(feature=identity, normalize=True).to(samples.device)
-    metric.update(reference, real=True)
-    metric.update(samples, real=False)
+    metric = FrechetInceptionDistance(feature=identity, normalize=True)
+    metric.update(reference.to(HOST), real=True)
+    metric.update(samples.to(HOST), real=False)
     # Rounding can make the distance of equal sets slightly negative.
     return max(0.0, float(metric.compute()))
 
@@ -31,7 +33,7 @@ def kernel_distance(samples: Tensor, reference: Tensor) -> float:
 
     It can be slightly negative for similar sets.
     """
-    kernel, samples, reference = PolynomialKernel(), samples.double(), reference.double()
+    kernel, samples, reference = PolynomialKernel(), double(samples), double(reference)
     within = [(matrix.sum() - matrix.trace()) / (len(matrix) * (len(matrix) - 1))
               for matrix in (kernel(samples, samples), kernel(reference, reference))]  # fmt: skip
     return float(within[0] + within[1] - 2 * kernel(samples, reference).mean())
@@ -80,9 +82,9 @@ def sliced_wasserstein(samples: Tensor, reference: Tensor, projections: int = 25
     if len(samples) != len(reference):
         raise ValueError(f"samples must be as many as reference ({len(reference)}), got {len(samples)}")
     generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(samples.shape[1], projections, generator=generator, dtype=torch.float64)
-    directions = (directions / directions.norm(dim=0)).to(samples.device)
-    along = [(points.double() @ directions).sort(dim=0).values for points in (samples, reference)]
+    directions = torch.randn(samples.shape[1], projections, generator=generator, dtype=torch.float64, device=HOST)
+    directions = directions / directions.norm(dim=0)
+    along = [(points.to(HOST).double() @ directions).sort(dim=0).values for points in (samples, reference)]
     return float((along[0] - along[1]).square().mean().sqrt())
 
 
@@ -99,7 +101,7 @@ def wasserstein(samples: Tensor, reference: Tensor) -> float:
 
     if len(samples) != len(reference):
         raise ValueError(f"samples must be as many as reference ({len(reference)}), got {len(samples)}")
-    apart = torch.cdist(samples.double(), reference.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    apart = torch.cdist(double(samples), double(reference), compute_mode="donot_use_mm_for_euclid_dist")
     costs = apart.square().cpu().numpy()
     return float(costs[linear_sum_assignment(costs)].mean() ** 0.5)
 
@@ -110,14 +112,13 @@ def mode_switches(samples: Tensor, endpoints: Tensor) -> Tensor:
 
     Such samples raise the distance between finite sets as new samples would, although each can be a valid sample.
     """
-    return torch.cdist(samples.double(), endpoints.double()).argmin(dim=1) != torch.arange(
-        len(samples), device=samples.device
-    )
+    nearest = torch.cdist(double(samples), double(endpoints)).argmin(dim=1)
+    return nearest != torch.arange(len(samples), device=nearest.device)
 
 
 def mean_squared_error(samples: Tensor, endpoints: Tensor) -> float:
     """Mean squared error of samples against the endpoints of the same noise, over samples and dimensions."""
-    return float((samples - endpoints).double().square().mean())
+    return float(double(samples - endpoints).square().mean())
 
 
 def _radii(members: Tensor, neighbours: int) -> Tensor:

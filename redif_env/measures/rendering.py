@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from redif_env.diffusion.placement import HOST
+
 TILE = 64
 """Minimum side of one tile, in pixels."""
 GAP = 4
@@ -21,7 +23,7 @@ class Filmstrip:
 
     def __init__(self, num_envs: int, num_steps: int, sample_shape: tuple[int, ...]) -> None:
         self.shape = sample_shape if len(sample_shape) == 3 else (1, 1, int(np.prod(sample_shape)))
-        self.tiles = torch.full((num_envs, 2, num_steps + 1, *self.shape), torch.nan)
+        self.tiles = torch.full((num_envs, 2, num_steps + 1, *self.shape), torch.nan, dtype=torch.float32, device=HOST)
 
     def clear(self, rows: Tensor) -> None:
         """Clear the strips of the environments in the mask ``rows`` ``(B,)``."""
@@ -31,8 +33,8 @@ class Filmstrip:
         """Draw ``x`` and ``x0`` ``(B, *S)`` of the environments in the mask ``rows`` in their ``column`` ``(B,)``."""
         chosen = rows.nonzero()[:, 0]
         for line, samples in enumerate((x, x0)):
-            pictures = samples[chosen].reshape(len(chosen), *self.shape).float().cpu()
-            self.tiles[chosen.cpu(), line, column[chosen].cpu()] = pictures
+            pictures = samples.to(HOST)[chosen].reshape(len(chosen), *self.shape).float()
+            self.tiles[chosen, line, column[chosen]] = pictures
 
     def frames(self) -> tuple[NDArray[np.uint8], ...]:
         """One frame ``(height, width, 3)`` per environment."""

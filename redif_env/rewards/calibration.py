@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from redif_env.diffusion.placement import HOST, full_precision
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.distances import Distance
 from redif_env.teachers.references import ReferenceSet, base_samples
@@ -17,4 +18,6 @@ def base_pairs(mdp: DenoisingMDP, reference: ReferenceSet) -> tuple[Tensor, Tens
 
 def base_distance(mdp: DenoisingMDP, reference: ReferenceSet, distance: Distance) -> float:
     """The base solver's mean distance to the teacher's endpoints."""
-    return float(distance(*base_pairs(mdp, reference)).double().mean())
+    base, endpoints = base_pairs(mdp, reference)
+    with full_precision(base.device):
+        return float(distance(base, endpoints).to(HOST).double().mean())

@@ -15,7 +15,7 @@ class CallableReward:
     """A reward from any function of the transition; it need not be differentiable.
 
     Args:
-        fn: takes a ``Transition`` of B episodes and returns a tensor ``(B,)`` on the same device.
+        fn: takes a ``Transition`` of B episodes and returns a tensor ``(B,)``, on the host or the samples' device.
         name: the name of the reward in ``info["rewards"]``.
     """
 

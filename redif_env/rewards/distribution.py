@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from redif_env.diffusion.placement import double, full_precision
 from redif_env.diffusion.types import Transition
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.kernels import (
@@ -80,7 +81,7 @@ class DistributionAlignment:
 
     def _embed(self, samples: Tensor) -> Tensor:
         # Float64: a good student's samples differ from their endpoints by less than float32 resolves.
-        return embed_samples(self.features, samples).double()
+        return double(embed_samples(self.features, samples))
 
     def _add(self, samples: Tensor, endpoints: Tensor) -> None:
         """Replace the oldest pairs of the buffer by new ones."""
@@ -102,5 +103,6 @@ class DistributionAlignment:
         """Make the reward; the default kernel is rational quadratic with lengths around the median distance."""
         network = frozen_features(features, mdp.teacher)
         base, endpoints = base_pairs(mdp, reference)
-        chosen = kernel or RationalQuadraticKernel(median_lengths(embed_samples(network, endpoints)))
-        return cls(chosen, network, base, endpoints, name)
+        with full_precision(base.device):
+            kernel = kernel or RationalQuadraticKernel(median_lengths(embed_samples(network, endpoints)))
+            return cls(kernel, network, base, endpoints, name)

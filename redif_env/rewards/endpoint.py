@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-import torch
 from torch import Tensor
 
-from redif_env.diffusion.types import Transition, expand
+from redif_env.diffusion.types import Transition, chosen
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.distances import Distance, root_mean_square
 from redif_env.rewards.calibration import base_distance
@@ -33,7 +32,7 @@ class EndpointAlignment:
         check_scale(self.scale)
 
     def __call__(self, transition: Transition) -> Tensor:
-        return -terminal_values(self.name, transition, self.distance) / self.scale
+        return terminal_values(self.name, transition, self.distance) * (-1 / self.scale)
 
     @classmethod
     def calibrated(
@@ -62,10 +61,11 @@ class TrajectoryAlignment(EndpointAlignment):
 
     def __call__(self, transition: Transition) -> Tensor:
         before, after = transition.state, transition.next_state
-        x0_after = torch.where(expand(transition.terminated, after.x), after.x, after.x0_history[:, 0])
         x0_before = before.x0_history[:, 1 if self.predicted_by_action else 0]
+        distance = self.distance(x0_before, transition.endpoint)
         # The first prediction depends on the noise alone; its potential of 0 makes the sum telescope.
-        potential = torch.where(before.predictions > 1, self.distance(x0_before, transition.endpoint), 0.0)
+        potential = distance * (before.predictions > 1).to(distance)
+        x0_after = chosen(transition.terminated, after.x, after.x0_history[:, 0])
         return (potential - self.distance(x0_after, transition.endpoint)) / self.scale
 
     @classmethod

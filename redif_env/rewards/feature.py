@@ -33,7 +33,8 @@ class FeatureAlignment:
         check_scale(self.scale)
 
     def __call__(self, transition: Transition) -> Tensor:
-        return -terminal_values(self.name, transition, partial(feature_root_mean_square, self.features)) / self.scale
+        distance = partial(feature_root_mean_square, self.features)
+        return terminal_values(self.name, transition, distance) * (-1 / self.scale)
 
     @classmethod
     def calibrated(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from redif_env.diffusion.placement import HOST, full_precision
 from redif_env.diffusion.schedules import Schedule
 from redif_env.diffusion.solvers import trajectory
 from redif_env.diffusion.types import State, Transition
@@ -35,7 +36,7 @@ class PathAlignment:
         check_scale(self.scale)
 
     def __call__(self, transition: Transition) -> Tensor:
-        return -self.distance(transition.next_state, transition.pair) / self.scale
+        return self.distance(transition.next_state, transition.pair) * (-1 / self.scale)
 
     def distance(self, state: State, pair: Tensor) -> Tensor:
         """Distance ``(B,)`` of states to the teacher's trajectories of the reference rows ``pair`` ``(B,)``."""
@@ -46,10 +47,10 @@ class PathAlignment:
     def calibrated(cls, mdp: DenoisingMDP, reference: ReferenceSet, name: str = "path") -> PathAlignment:
         """Make the reward with the base solver's mean sum of distances over the reference set as scale."""
         bare = cls(reference_paths(mdp.teacher, reference), mdp.teacher.schedule, 1.0, name)
-        noise, condition = (part[:BASE_SIZE].to(mdp.teacher.device) for part in (reference.noise, reference.condition))
-        pair = torch.arange(len(noise), device=noise.device)
-        with torch.no_grad():
+        noise, condition = reference.noise[:BASE_SIZE].to(mdp.teacher.device), reference.condition[:BASE_SIZE]
+        pair = torch.arange(len(noise), device=HOST)
+        with torch.no_grad(), full_precision(noise.device):
             initial = mdp.initial_sample(noise, condition)
             steps = trajectory(mdp.teacher, mdp.solver, mdp.grid, initial, mdp.num_steps, condition)
-            scale = sum(float(bare.distance(state, pair).double().mean()) for state in steps)
+            scale = sum(float(bare.distance(state, pair).to(HOST).double().mean()) for state in steps)
         return replace(bare, scale=scale)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from redif_env.diffusion.placement import HOST, fetch
 from redif_env.diffusion.types import Transition
 from redif_env.measures.distances import Distance
 
@@ -74,12 +75,15 @@ class Term:
         return self.reward.name
 
     def __call__(self, transition: Transition) -> Tensor:
-        """Weighted values ``(B,)``; 0 where no step was taken.
+        """Weighted values ``(B,)`` float64 on the host; 0 where no step was taken.
 
         Raises:
-            ValueError: if the reward does not return B finite numbers on the transition's device.
+            ValueError: if the reward does not return B finite numbers.
         """
-        values = self.reward(transition)
+        return self.checked(self.reward(transition), transition)
+
+    def checked(self, values: Tensor, transition: Transition) -> Tensor:
+        """What the term pays where its reward returned ``values``."""
         live = transition.live
         if not isinstance(values, Tensor):
             raise ValueError(f"reward {self.name!r} returned {type(values).__name__}: return a torch tensor (B,)")
@@ -88,12 +92,12 @@ class Term:
                 f"reward {self.name!r} returned shape {tuple(values.shape)}: return one number an episode, "
                 f"shape {tuple(live.shape)}"
             )
-        if values.device != live.device:
+        if values.device not in (HOST, transition.endpoint.device):
             raise ValueError(
-                f"reward {self.name!r} returned a tensor on {values.device}: the transition is on {live.device}, "
-                f"return it there"
+                f"reward {self.name!r} returned a tensor on {values.device}: return it on the host or on "
+                f"{transition.endpoint.device}, where the samples are"
             )
-        values = torch.where(live, values.to(transition.endpoint.dtype), 0.0)
+        values = torch.where(live, values.to(HOST).double(), 0.0)
         if not bool(values.isfinite().all()):
             bad = int((~values.isfinite()).nonzero()[0, 0])
             raise ValueError(
@@ -101,6 +105,24 @@ class Term:
                 f"{int(transition.state.predictions[bad])} of its episode: rewards must be finite"
             )
         return self.weight * values
+
+
+def pay(terms: Sequence[Term], transition: Transition) -> dict[str, Tensor]:
+    """What each of ``terms`` pays, by name; values on the device are fetched in one copy.
+
+    Raises:
+        ValueError: if a reward returns something else than B finite numbers.
+    """
+    values = [term.reward(transition) for term in terms]
+    place = transition.endpoint.device
+    far = [
+        index
+        for index, value in enumerate(values)
+        if isinstance(value, Tensor) and value.device == place and place != HOST
+    ]
+    for index, value in zip(far, fetch([values[index].to(transition.endpoint.dtype) for index in far]), strict=True):
+        values[index] = value
+    return {term.name: term.checked(value, transition) for term, value in zip(terms, values, strict=True)}
 
 
 def check_scale(scale: float) -> None:
@@ -124,14 +146,17 @@ def terminal_values(name: str, transition: Transition, distance: Distance) -> Te
     Raises:
         ValueError: if ``distance`` does not return one number per sample.
     """
-    ended = transition.terminated.nonzero()[:, 0]
-    values = torch.zeros_like(transition.endpoint.flatten(1)[:, 0])
-    if len(ended):
-        found = distance(transition.next_state.x[ended], transition.endpoint[ended])
-        if found.shape != ended.shape:
-            raise ValueError(
-                f"reward {name!r}: its distance returned shape {tuple(found.shape)} for {len(ended)} samples: return "
-                f"one number a sample"
-            )
-        values[ended] = found.to(values.dtype)
-    return values
+    terminated = transition.terminated
+    if not bool(terminated.any()):
+        return torch.zeros(len(terminated), dtype=torch.float64, device=HOST)
+    samples, endpoints = transition.next_state.x, transition.endpoint
+    ended = None if bool(terminated.all()) else terminated.nonzero()[:, 0].to(samples.device)
+    if ended is not None:
+        samples, endpoints = samples[ended], endpoints[ended]
+    found = distance(samples, endpoints)
+    if found.shape != (len(samples),):
+        raise ValueError(
+            f"reward {name!r}: its distance returned shape {tuple(found.shape)} for {len(samples)} samples: return "
+            f"one number a sample"
+        )
+    return found if ended is None else found.new_zeros(len(terminated)).index_copy(0, ended, found)

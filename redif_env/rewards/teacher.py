@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from redif_env.diffusion.placement import HOST, full_precision, place
 from redif_env.diffusion.predictions import noise_estimate
-from redif_env.diffusion.types import Transition, expand
+from redif_env.diffusion.types import Transition
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.distances import root_mean_square, squared_error
 from redif_env.rewards.calibration import base_pairs
@@ -35,7 +36,7 @@ class ScoreAgreement:
         stepped = noise_estimate(state.x, transition.decision.x0, level)
         timestep = schedule.timestep(state.half_logsnr)
         eps = self.teacher.predict(state.x, state.half_logsnr, timestep, state.condition).eps
-        return -root_mean_square(stepped, eps) / root_mean_square(eps, torch.zeros_like(eps)) / self.num_steps
+        return root_mean_square(stepped, eps) / root_mean_square(eps, torch.zeros_like(eps)) * (-1 / self.num_steps)
 
     @classmethod
     def calibrated(cls, mdp: DenoisingMDP, reference: ReferenceSet, name: str = "score") -> ScoreAgreement:
@@ -73,11 +74,10 @@ class TeacherResidual:
     def residual(self, samples: Tensor, condition: Tensor | None = None) -> Tensor:
         """MSE ``(N,)`` of the noise predicted for noised samples ``(N, *S)`` under ``condition`` ``(N,)``."""
         errors = []
-        for noise, lam in zip(self.noise.to(samples), self.half_logsnr, strict=True):
-            levels = lam.expand(len(samples)).to(samples.device)
+        for noise, half_logsnr in zip(self.noise.to(samples), self.half_logsnr, strict=True):
+            levels = half_logsnr.expand(len(samples))
             level = self.teacher.schedule.level(levels)
-            alpha, sigma = (expand(value, samples).to(samples.dtype) for value in (level.alpha, level.sigma))
-            x = alpha * self.teacher.clip(samples) + sigma * noise
+            x = place(level.alpha, samples) * self.teacher.clip(samples) + place(level.sigma, samples) * noise
             predicted = self.teacher.predict(x, levels, self.teacher.schedule.timestep(levels), condition).eps
             errors.append(squared_error(predicted, noise.expand_as(predicted)))
         return torch.stack(errors).mean(dim=0)
@@ -101,14 +101,14 @@ class TeacherResidual:
             ValueError: if the base solver's samples have a smaller residual than the teacher's endpoints.
         """
         schedule = mdp.teacher.schedule
-        fractions = torch.tensor(times, dtype=torch.float64, device=mdp.teacher.device)
+        fractions = torch.tensor(times, dtype=torch.float64, device=HOST)
         half_logsnr = schedule.half_logsnr_at(fractions)
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(len(times), *mdp.teacher.sample_shape, generator=generator)
+        generator, shape = torch.Generator().manual_seed(0), (len(times), *mdp.teacher.sample_shape)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=HOST)
         bare = cls(mdp.teacher, noise, half_logsnr)
         base, endpoints = base_pairs(mdp, reference)
-        condition = reference.condition[: len(base)].to(base.device)
-        with torch.no_grad():
+        condition = reference.condition[: len(base)]
+        with torch.no_grad(), full_precision(base.device):
             floor, of_base = (float(bare.residual(samples, condition).mean()) for samples in (endpoints, base))
         if of_base <= floor:
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from redif_env.diffusion.placement import HOST
 from redif_env.mdp.actions import NoiseMap
 from redif_env.mdp.process import DenoisingMDP
 
@@ -37,9 +38,10 @@ def step_gains(mdp: DenoisingMDP) -> Tensor:
     prediction unless it clips.
     """
     schedule, generator = mdp.teacher.schedule, torch.Generator().manual_seed(0)
-    state = mdp.initial(torch.zeros(DIRECTIONS, *mdp.teacher.sample_shape, device=mdp.teacher.device))
-    zero = torch.zeros(DIRECTIONS, mdp.action_size, device=mdp.teacher.device)
-    perturbation = torch.randn(zero.shape, generator=generator).to(zero) * SMALL
+    shape = (DIRECTIONS, *mdp.teacher.sample_shape)
+    state = mdp.initial(torch.zeros(shape, dtype=torch.float32, device=mdp.teacher.device))
+    zero = torch.zeros(DIRECTIONS, mdp.action_size, dtype=torch.float32, device=HOST)
+    perturbation = torch.randn(zero.shape, generator=generator, dtype=torch.float32, device=HOST) * SMALL
     perturbation[:, 0] = 0  # the step size
     gains = []
     for _ in range(mdp.num_steps):
@@ -48,5 +50,5 @@ def step_gains(mdp: DenoisingMDP) -> Tensor:
         change = schedule.normalised(perturbed.x, perturbed.half_logsnr) - schedule.normalised(
             state.x, state.half_logsnr
         )
-        gains.append(change.norm() / perturbation.norm())
-    return torch.stack(gains).double().cpu()
+        gains.append(change.norm().to(HOST) / perturbation.norm())
+    return torch.stack(gains).double()

@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from redif_env.diffusion.placement import stock_defaults
 from redif_env.diffusion.predictions import velocity
 from redif_env.diffusion.schedules import preserving_level
 from redif_env.mdp.actions import NoiseMap
@@ -143,6 +144,7 @@ class StudentPolicy(ActorCriticPolicy):
             optimizer_kwargs=optimizer_kwargs,
         )
 
+    @stock_defaults()
     def _build(self, lr_schedule: Schedule) -> None:
         settings = self.settings
         self.unet = build_network(settings["network"])

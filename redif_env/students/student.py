@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from redif_env.diffusion.placement import HOST, full_precision
 from redif_env.diffusion.types import State
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
@@ -49,7 +50,7 @@ class Student:
                 f"policy maps {policy.config.sizes}, but the decision process needs (observation, action) {expected}"
             )
         self.mdp = mdp
-        self.policy = policy.to(mdp.teacher.device).eval().requires_grad_(False)
+        self.policy = policy.to(HOST).eval().requires_grad_(False)
         self.record = record or Record()
 
     @property
@@ -98,8 +99,8 @@ class Student:
         noise = self._initial_noise(num_samples, generator, noise)
         conditions = self.mdp.teacher.conditions
         if condition is None:
-            cpu = generator is None or generator.device.type == "cpu"
-            rows = conditions.draw(len(noise), generator if generator and cpu else torch.default_generator)
+            chance = torch.default_generator if generator is None or generator.device != HOST else generator
+            rows = conditions.draw(len(noise), chance)
         else:
             rows = conditions.rows_of(condition, len(noise))
         return self.mdp.teacher.images(self.trajectory(noise, price, rows)[-1].x)
@@ -112,7 +113,8 @@ class Student:
         the teacher's conditions and defaults to the first.
         """
         prices = self.mdp.constant_price(len(noise), price)
-        return list(trajectory(self.mdp, self.policy, noise, prices, condition))
+        with full_precision(noise.device):
+            return list(trajectory(self.mdp, self.policy, noise, prices, condition))
 
     @cached_property
     def mean_actions(self) -> Tensor | None:
@@ -126,7 +128,7 @@ class Student:
         if table is not None:
             return table
         drawn = draw_starts(self.mdp.teacher, MEAN_OVER, VALIDATION_SEED)
-        noise, condition = (part.to(self.mdp.teacher.device) for part in drawn)
+        noise, condition = drawn[0].to(self.mdp.teacher.device), drawn[1]
         actions: list[Tensor] = []
 
         def recorded(observation: Tensor) -> Tensor:
@@ -242,8 +244,8 @@ class Student:
         if noise is None:
             if num_samples is None or num_samples < 1:
                 raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-            device = generator.device if generator is not None else self.mdp.teacher.device
-            noise = torch.randn(num_samples, *self.sample_shape, generator=generator, device=device)
+            shape, device = (num_samples, *self.sample_shape), HOST if generator is None else generator.device
+            noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
         if noise.shape[1:] != self.sample_shape:
             raise ValueError(f"noise must have shape (N, {self.sample_shape}), got {tuple(noise.shape)}")
         return noise.to(self.mdp.teacher.device)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from redif_env.diffusion.bands import split_bands
+from redif_env.diffusion.bands import band_moments, filter_bands
 from redif_env.diffusion.grids import GRIDS, TimeGrid
 from redif_env.diffusion.solvers import DDIM, SOLVERS, sample, trajectory
 from redif_env.mdp.actions import ACTION_MAPS, BaseSolver, SolverMap, StepMap
@@ -99,13 +99,31 @@ def test_band_numbers_by_hand(pipeline_folder):
 
 def test_bands_add_up_and_hold_their_frequencies():
     images = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
-    bands = split_bands(images, 3)
+    bands = split(images, 3)
     torch.testing.assert_close(bands.sum(0), images)
     flat = torch.ones(1, 1, 8, 8)
     checkers = flat.clone()
     checkers[..., ::2] *= -1
-    assert split_bands(flat, 2)[0].allclose(flat)
-    assert split_bands(checkers, 2)[1].allclose(checkers, atol=1e-6)
+    assert split(flat, 2)[0].allclose(flat)
+    assert split(checkers, 2)[1].allclose(checkers, atol=1e-6)
+
+
+def split(images, count):
+    """Each band by itself, ``(count, B, C, H, W)``."""
+    gains = torch.eye(count, dtype=torch.float64)
+    return torch.stack([filter_bands(images, gain.expand(len(images), -1)) for gain in gains])
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 6), (1, 7, 5), (2, 5, 8)])
+def test_moments_of_bands_are_those_of_the_bands_themselves(shape):
+    """By Parseval's theorem, at even and odd sizes; a control without the mirrored frequencies is off."""
+    pair = torch.randn(4, 2, *shape, generator=torch.Generator().manual_seed(0))
+    bands = split(pair.flatten(0, 1), 3).unflatten(1, (4, 2))
+    expected = torch.einsum("kbi...,kbj...->bijk", bands.flatten(3), bands.flatten(3)) / bands[0, 0, 0].numel()
+    found = band_moments(pair, 3)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.sum(3).diagonal(dim1=1, dim2=2), pair.square().flatten(2).mean(2))
+    assert not torch.allclose(found, 0.5 * expected, rtol=1e-2)
 
 
 def test_action_sizes():

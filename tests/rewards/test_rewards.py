@@ -107,7 +107,7 @@ def test_trajectory_rewards_sum_to_the_endpoint_reward_for_predicting_actions():
     env = ReDiFVectorEnv(8, **RING, num_steps=4, action="noise", observation="sample", reward="trajectory")
     terminal, transitions = EndpointAlignment(env.terms[0].reward.scale), episode(env)
     total = sum(env.terms[0](transition) for transition in transitions)
-    torch.testing.assert_close(total, terminal(transitions[-1]))
+    torch.testing.assert_close(total.float(), terminal(transitions[-1]))
     assert (env.terms[0](transitions[0]) != 0).all()
 
 
@@ -168,8 +168,11 @@ def test_trajectory_reward_by_hand():
     env = ReDiFVectorEnv(3, **RING, num_steps=4)
     second = episode(env)[1]
     end = second.endpoint
-    before = dataclasses.replace(second.state, x0_history=(end + 0.5)[:, None])
-    after = dataclasses.replace(second.next_state, x0_history=(end - 0.2)[:, None])
+    level = second.state.half_logsnr_history[:, :1]
+    before, after = (
+        dataclasses.replace(state, history=(end + apart)[:, None].repeat(1, 2, 1), half_logsnr_history=level)
+        for state, apart in ((second.state, 0.5), (second.next_state, -0.2))
+    )
     moved = dataclasses.replace(second, state=before, next_state=after)
     torch.testing.assert_close(TrajectoryAlignment(2.0)(moved), torch.full((3,), 0.15))
 
@@ -319,7 +322,10 @@ def test_unknown_rewards_are_refused(reward, message):
         ),
         (lambda t: t.terminated.float().mean(), r"reward 'mine' returned shape \(\)"),
         (lambda t: 1.0, "reward 'mine' returned float: return a torch tensor"),
-        (lambda t: torch.zeros(3, device="meta"), "reward 'mine' returned a tensor on meta: the transition is on cpu"),
+        (
+            lambda t: torch.zeros(3, device="meta"),
+            "reward 'mine' returned a tensor on meta: return it on the host or on cpu",
+        ),
         (lambda t: torch.tensor([0.0, torch.nan, 0.0]), "reward 'mine' returned nan in sub-environment 1 at step 1"),
         (lambda t: torch.tensor([0.0, 0.0, -torch.inf]), "reward 'mine' returned -inf in sub-environment 2 at step 1"),
     ],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from redif_env.diffusion.noise_schedulers import action_parameterization
+from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.solvers import predict
 from redif_env.diffusion.types import Prediction
 from redif_env.mdp.process import DenoisingMDP
@@ -57,8 +58,9 @@ class CloningBatch:
     weight: Tensor
 
     def rows(self, index: Tensor) -> CloningBatch:
-        """The examples at ``index``."""
-        return CloningBatch(*(getattr(self, part.name)[index] for part in fields(self)))
+        """The examples at ``index`` (on the host)."""
+        parts = (getattr(self, part.name) for part in fields(self))
+        return CloningBatch(*(part[index.to(part.device)] for part in parts))
 
 
 def clone(mdp: DenoisingMDP, network: nn.Module, plan: CloningPlan, progress: Callable[[float], object]) -> None:
@@ -137,14 +139,14 @@ def _losses(mdp: DenoisingMDP, student: Teacher, plan: CloningPlan) -> Iterator[
     for update in range(plan.updates):
         if update % plan.refresh == 0:
             examples = rollout(mdp, student if update else None, plan.rollouts, weights, generator)
-        rows = torch.randint(len(examples.inputs), (plan.batch_size,), generator=generator)
-        yield cloning_loss(student, examples.rows(rows.to(examples.inputs.device)))
+        rows = torch.randint(len(examples.inputs), (plan.batch_size,), generator=generator, device=HOST)
+        yield cloning_loss(student, examples.rows(rows))
 
 
 def step_weights(mdp: DenoisingMDP, by_sensitivity: bool) -> Tensor:
     """Weights ``(num_steps,)`` of the squared errors of each step, with mean 1."""
     if not by_sensitivity:
-        return torch.ones(mdp.num_steps, device=mdp.teacher.device)
+        return torch.ones(mdp.num_steps, dtype=torch.float32, device=HOST)
     squares = sensitivities(mdp).square()
     return (squares / squares.mean()).float()
 
@@ -163,11 +165,12 @@ def rollout(
         generator: generator of the noises.
     """
     teacher, parameterization = mdp.teacher, action_parameterization(mdp.teacher.parameterization)
-    noise = torch.randn(count, *teacher.sample_shape, generator=generator).to(teacher.device)
-    condition = teacher.conditions.draw(count, generator).to(teacher.device)
-    by_student = (torch.rand(count, generator=generator) < STUDENT_SHARE).to(teacher.device)
+    shape = (count, *teacher.sample_shape)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=HOST).to(teacher.device)
+    condition = teacher.conditions.draw(count, generator)
+    by_student = torch.rand(count, generator=generator, dtype=torch.float32, device=HOST) < STUDENT_SHARE
     state, steps = mdp.initial(noise, None, condition), []
-    zero = torch.zeros(count, mdp.action_size, device=teacher.device)
+    zero = torch.zeros(count, mdp.action_size, device=HOST)
     for weight in weights:
         predicted = predict(teacher, state)
         level = parameterization.schedule.level(state.half_logsnr)
@@ -185,6 +188,7 @@ def cloning_loss(student: Teacher, examples: CloningBatch) -> Tensor:
     """Weighted MSE of the student's outputs."""
     conditions = student.conditions.select(examples.condition)
     dtype = student.dtype
-    output = student.call(student.network, examples.inputs.to(dtype), examples.timestep.to(dtype), conditions)
+    timestep = examples.timestep.to(examples.inputs.device, dtype)
+    output = student.call(student.network, examples.inputs.to(dtype), timestep, conditions)
     errors = (output - examples.output.to(dtype)).square().flatten(1).mean(dim=1)
-    return (examples.weight.to(dtype) * errors).mean()
+    return (examples.weight.to(errors) * errors).mean()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from redif_env.diffusion.placement import HOST
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.features import default_features, load_features
 from redif_env.measures.kernels import EnergyKernel, squared_mmd
@@ -100,9 +101,11 @@ def _losses(mdp: DenoisingMDP, student: Teacher, plan: RefinementPlan, finer: De
     for update in range(plan.updates):
         if update % plan.refresh == 0:
             examples = rollout(mdp, student, ROLLOUTS * rows, weights, generator)
-        chosen = torch.randint(len(examples.inputs), (rows,), generator=generator).to(teacher.device)
-        noise = torch.randn(rows, *teacher.sample_shape, generator=generator).to(teacher.device, student.dtype)
-        condition = teacher.conditions.draw(rows, generator).to(teacher.device)
+        chosen = torch.randint(len(examples.inputs), (rows,), generator=generator, device=HOST)
+        shape = (rows, *teacher.sample_shape)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=HOST)
+        noise = noise.to(teacher.device, student.dtype)
+        condition = teacher.conditions.draw(rows, generator)
         with torch.no_grad():
             endpoints = teacher.clip(solver_samples(finer, finer.teacher, noise, condition))
         samples = solver_samples(mdp, student, noise, condition)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from redif_env.diffusion.noise_schedulers import action_parameterization
+from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.solvers import predict, record
 from redif_env.diffusion.types import Prediction, State
 from redif_env.mdp.process import DenoisingMDP
@@ -24,17 +25,19 @@ def sensitivities(mdp: DenoisingMDP) -> Tensor:
     mean square would be dominated by the few trajectories that switch modes.
     """
     teacher, generator = mdp.teacher, torch.Generator().manual_seed(0)
-    noise = torch.randn(NUM_NOISES, *teacher.sample_shape, generator=generator).to(teacher.device)
-    state = mdp.initial(noise, None, teacher.conditions.draw(NUM_NOISES, generator).to(teacher.device))
+    shape = (NUM_NOISES, *teacher.sample_shape)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=HOST).to(teacher.device)
+    state = mdp.initial(noise, None, teacher.conditions.draw(NUM_NOISES, generator))
     samples, ratios = solve(mdp, teacher, state), []
     for _ in range(mdp.num_steps):
         predicted = predict(teacher, state)
-        perturbation = SMALL * torch.randn(noise.shape, generator=generator).to(predicted.x)
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float32, device=HOST)
+        perturbation = SMALL * drawn.to(predicted.x)
         perturbed = _base_step(mdp, record(state, _perturbed_prediction(mdp, predicted, perturbation)))
         change = (solve(mdp, teacher, perturbed) - samples).flatten(1).norm(dim=1)
         ratios.append((change / perturbation.flatten(1).norm(dim=1)).mean())
         state = _base_step(mdp, predicted)
-    return torch.stack(ratios).double()
+    return torch.stack(ratios).to(HOST).double()
 
 
 def sensitivity_calls(num_steps: int) -> int:
@@ -51,7 +54,7 @@ def solve(mdp: DenoisingMDP, model: Teacher, state: State) -> Tensor:
 
 def _base_step(mdp: DenoisingMDP, state: State) -> State:
     """The step of the base solver with the newest prediction."""
-    zero = torch.zeros(len(state.x), mdp.action_size, device=state.x.device)
+    zero = torch.zeros(len(state.x), mdp.action_size, device=HOST)
     return mdp.advance(state, mdp.decode(state, zero))
 
 
