@@ -58,6 +58,8 @@ class Args:
     """Generations between two checkpoints."""
     license: str | None = None
     """Of the teacher's weights, for the model card; by default that of a built-in teacher, else unknown."""
+    device: str = "cpu"
+    """Or "auto": the machine's accelerator, if it has one."""
     resume: bool = False
     """Go on with the run in out, with its settings; start it if there is none."""
 
@@ -137,6 +139,7 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
         group_size=args.population,
         reference_size=args.reference_size,
         teacher_steps=args.teacher_steps,
+        device=args.device,
     )
     begin(args, PROGRAM)
     found = search(args, env)

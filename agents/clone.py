@@ -53,6 +53,7 @@ class Args:
     license: str | None = None
     """Of the teacher's weights, for the model card."""
     device: str = "cpu"
+    """Or "auto": the machine's accelerator, if it has one."""
     resume: bool = False
     """Take an unfinished run's folder; it starts again, with its settings."""
 

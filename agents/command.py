@@ -27,8 +27,11 @@ DEFAULT_REWARD = (("feature", 1.0), ("energy", 0.1))
 def run(main: Callable[[Settings], None], settings: type[Settings]) -> None:
     """Parse ``settings`` (a dataclass) from the command line, call ``main``; on bad input say a sentence and exit."""
     try:
-        main(parse(settings))
-    except (ValueError, FileNotFoundError, ImportError) as error:
+        arguments = parse(settings)
+        if getattr(arguments, "device", None) == "auto":
+            print(f"device: {parse_device('auto')}")
+        main(arguments)
+    except (ValueError, FileNotFoundError, PermissionError, ImportError) as error:
         _leave(f"error: {error}", 2)
     except (OSError, SafetensorError) as error:
         if "No space left" not in str(error) and getattr(error, "errno", None) != errno.ENOSPC:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from dataclasses import dataclass
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -73,8 +72,8 @@ def calls_per_second(teacher: Teacher, batch_size: int) -> float:
             if calls < 0:  # the first batch warms up
                 start = time.perf_counter()
             calls += batch_size if calls < 0 else batch_size * teacher.calls
-    if teacher.device.type == "cuda":
-        torch.cuda.synchronize()
+    if teacher.device.type != "cpu":
+        torch.accelerator.synchronize(teacher.device)
     return calls / (time.perf_counter() - start)
 
 
@@ -89,8 +88,7 @@ def print_plan(items: list[Item], teacher: Teacher, batch_size: int, sizes: Size
     Console(width=100).print(table)
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in teacher.network.parameters())
     pairs = 2 * (sizes.reference + sizes.held_out + sizes.test) * torch.Size(teacher.sample_shape).numel() * 4
-    # Linux counts in kilobytes, macOS in bytes.
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    used = psutil.Process().memory_info().rss
     print(
         f"Memory: network {_megabytes(parameters)}, noises and endpoints {_megabytes(pairs)}; "
         f"this process, with one batch through the network, {_megabytes(used)}. Nothing was trained or written."

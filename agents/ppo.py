@@ -135,6 +135,7 @@ class Args:
     license: str | None = None
     """Of the teacher's weights, for the model card; by default that of a built-in teacher, else unknown."""
     device: str = "cpu"
+    """Or "auto": the machine's accelerator, if it has one."""
     autocast: bool = False
     """Ask the teacher in bfloat16 while training, which some processors do twice as fast. Endpoints and judgements are
     made in its own type."""
@@ -214,7 +215,7 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
         normalize_advantage=not args.level_advantages,
         policy_kwargs=policy_kwargs(args.network, mdp) if network else {"net_arch": {"pi": args.hidden, "vf": VALUE}},
         seed=args.seed,
-        device=args.device if network else "cpu",
+        device=mdp.teacher.device if network else "cpu",
     )
 
 

@@ -37,14 +37,15 @@ class Args:
     cifar_sized: bool = False
     """Time the student's policy around a network of the size of google/ddpm-cifar10-32 instead, with random weights."""
     device: str = "cpu"
+    """Or "auto": the machine's accelerator, if it has one."""
 
 
 def seconds(action: Callable[[], object], device: torch.device) -> float:
     """How long ``action`` takes."""
     start = time.perf_counter()
     action()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter() - start
 
 
@@ -82,7 +83,7 @@ def contenders(args: Args, pipeline: ReDiFPipeline, batch: int) -> dict[str, Cal
 
     @torch.inference_mode()
     def traced() -> object:
-        return (program(torch.randn(shape, device=args.device)) / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()
+        return (program(torch.randn(shape, device=pipeline.device)) / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()
 
     return {
         "ReDiFPipeline": lambda: pipeline(batch, output_type="np"),
@@ -129,7 +130,7 @@ def main(args: Args) -> None:
     for batch in args.batches:
         found = timed(contenders(args, pipeline, batch), args.rounds, device)
         *ours, same, more = found
-        table = Table(f"batch {batch}", title=f"{name}, {nfe} NFE, {args.device}, {args.rounds} rounds")
+        table = Table(f"batch {batch}", title=f"{name}, {nfe} NFE, {device}, {args.rounds} rounds")
         for column in ("images a second", f"over {same}", f"over {more}"):
             table.add_column(column, justify="right")
         for contender in ours:

@@ -370,13 +370,14 @@ def compare(args: Args, field: Field) -> None:
     write_json(args.out / "rows.json", rows)
     console = Console(width=190)
     for teacher in args.teacher:
+        stem = file_name(teacher)
         for nfe in args.nfe:
             console.print(summary(rows, teacher, nfe))
             own = [cell for cell in cells if (cell.teacher, cell.nfe, cell.seed) == (teacher, nfe, 0)]
             kept = [args.out / "samples" / f"{cell.name}.safetensors" for cell in own]
-            draw_samples(kept, [cell.label for cell in own], args.out / f"samples-{teacher}-{nfe}.png")
-            draw_schedules(rows, teacher, nfe, placed(teacher).schedule, args.out / f"schedules-{teacher}-{nfe}.png")
-        draw_curves([row for row in rows if row["method"] != FLOOR], teacher, args.out / f"quality-{teacher}.png")
+            draw_samples(kept, [cell.label for cell in own], args.out / f"samples-{stem}-{nfe}.png")
+            draw_schedules(rows, teacher, nfe, placed(teacher).schedule, args.out / f"schedules-{stem}-{nfe}.png")
+        draw_curves([row for row in rows if row["method"] != FLOOR], teacher, args.out / f"quality-{stem}.png")
     print(f"Rows, samples and figures: {args.out}")
 
 

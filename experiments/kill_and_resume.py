@@ -12,7 +12,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -81,7 +80,7 @@ def finish(args: Args, out: Path) -> None:
 def outcome(out: Path) -> dict[str, str]:
     """What a run ended with: digests of the student's files, and the table."""
     files = {str(path.relative_to(out)): sha256(path) for path in (out / "student").rglob("*") if path.is_file()}
-    return {**files, "rows": json.dumps(json.loads((out / RESULT).read_text())["rows"])}
+    return {**files, "rows": json.dumps(json.loads((out / RESULT).read_text(encoding="utf-8"))["rows"])}
 
 
 def phase_of(out: Path) -> str:
@@ -102,7 +101,7 @@ def kill_and_resume(args: Args, number: int, seconds: float, expected: dict[str,
     shutil.rmtree(out, ignore_errors=True)
     process = start(args, out)
     time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
     phase = phase_of(out)
     kept = checkpoints(out / "checkpoints")

@@ -47,6 +47,7 @@ class Sample:
     condition: str | None = None
     """Class label or prompt that all samples are to show; drawn as in training if not given."""
     device: str = "cpu"
+    """Or "auto": the machine's accelerator, if it has one."""
 
     def run(self) -> None:
         if self.num_samples < 1:
@@ -100,6 +101,7 @@ class Evaluate:
     out: Path | None = None
     """File for the rows, as JSON."""
     device: str = "cpu"
+    """Or "auto": the machine's accelerator, if it has one."""
 
     def run(self) -> None:
         if self.size < 2:
@@ -111,7 +113,7 @@ class Evaluate:
         print_table(rows, f"{student.mdp.teacher.name}, {nfe:.4g} NFE, {evaluator.described}")
         if self.out is not None:
             with write_file(self.out) as temporary:
-                temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+                temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
 
 
 def as_condition(word: str) -> int | str:
@@ -121,8 +123,10 @@ def as_condition(word: str) -> int | str:
 
 def load(student: str, device: str) -> Student:
     """The student of a folder or hub id."""
-    parse_device(device)
-    return Student.from_pretrained(student, device)
+    loaded = Student.from_pretrained(student, device)
+    if device == "auto":
+        print(f"device: {loaded.mdp.teacher.device}")
+    return loaded
 
 
 def teacher_of(student: Student) -> Teacher:

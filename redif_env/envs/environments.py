@@ -494,7 +494,8 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
       `StepCost` without a cost charge it.
     - `reference_size=4096`, `teacher_steps=100`: pairs in the reference set, and the network calls that the teacher
       spent on each. Computed once and cached under `$REDIF_CACHE` or `~/.cache/redif`; shipped for the defaults.
-    - `device="cpu"`, `dtype="float32"`: where and in what type samples are kept.
+    - `device="cpu"`, `dtype="float32"`: where and in what type samples are kept; `"auto"` is the machine's accelerator
+      (cuda, xpu, mps), or the CPU without one.
     - `autocast=False`: whether the network answers steps in bfloat16, for speed; endpoints stay in its own type.
     - `render_mode=None` or `"rgb_array"`: the trajectory as a strip.
 

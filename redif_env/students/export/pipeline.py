@@ -238,7 +238,7 @@ class ReDiFPipeline(DiffusionPipeline):
         with write_folder(folder) as fresh:
             super().save_pretrained(fresh, variant=variant)
             self._write_steps(fresh)
-            (fresh / CARD_FILE).write_text(model_card(self.mdp, self.record))
+            (fresh / CARD_FILE).write_text(model_card(self.mdp, self.record), encoding="utf-8")
             content = {"format": FORMAT, "teacher": self.scheduler.config.teacher, **self.record.to_json()}
             write_sealed(fresh, CONFIG_FILE, content, loose={CARD_FILE})
 
@@ -354,7 +354,9 @@ class ReDiFPipeline(DiffusionPipeline):
         if self.scheduler.config.actions is None or self.linear is not None:
             return
         steps = steps_of(self.mdp, torch.tensor(self.scheduler.config.actions))
-        (folder / STEPS_FILE).write_text(json.dumps([asdict(step) for step in steps], indent=2) + "\n")
+        (folder / STEPS_FILE).write_text(
+            json.dumps([asdict(step) for step in steps], indent=2) + "\n", encoding="utf-8"
+        )
 
     def _check(
         self, mdp: DenoisingMDP, num_inference_steps: int | None, output_type: str, tensor_inputs: Sequence[str]
@@ -411,7 +413,7 @@ def read_student(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no student in {folder}: it has no {CONFIG_FILE}")
     try:
-        found = json.loads(path.read_text())["format"]
+        found = json.loads(path.read_text(encoding="utf-8"))["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(f"{path} is no student's config ({error!r}): {REMEDY}") from error
     content = read_sealed(folder, CONFIG_FILE, REMEDY) if found == FORMAT else {}
