@@ -121,7 +121,7 @@ def surroundings() -> dict[str, Any]:
 def _git_state() -> dict[str, Any] | None:
     def ask(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", check=True
         ).stdout.strip()
 
     try:

@@ -65,7 +65,7 @@ def start(args: Args, out: Path) -> subprocess.Popen[str]:
     """The run as a process of one thread, so that several beside each other do not slow down."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command(args, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+        command(args, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8", env=environment
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -251,6 +252,8 @@ def _numbers(states: list[State]) -> list[str]:
 def main() -> None:
     """Parse the command line and do what it says; on bad input say a sentence and exit with code 2."""
     diffusers_logging.disable_progress_bar()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a pipe on Windows has few characters
+        sys.stdout.reconfigure(errors="replace")
     command = tyro.extras.subcommand_cli_from_dict({"sample": Sample, "info": Info, "evaluate": Evaluate}, prog="redif")
     try:
         command.run()

@@ -11,12 +11,16 @@ ROOT = Path(__file__).parent.parent
 BOUND = re.compile(r"([\w.-]+)(?:\[.*\])?>=([\w.]+)")
 
 
-def bounds():
-    """The lower bound of every package that pyproject.toml names, its extras included."""
+def requirements():
+    """What pyproject.toml asks for, its extras included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
-    lines = [line for lines in lists for line in lines if not line.startswith(project["name"])]
-    return dict(BOUND.match(line).groups() for line in lines)
+    return [line for lines in lists for line in lines if not line.startswith(project["name"])]
+
+
+def bounds():
+    """The lower bound of every package that pyproject.toml names."""
+    return dict(BOUND.match(line).groups() for line in requirements())
 
 
 def pinned():

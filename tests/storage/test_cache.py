@@ -1,5 +1,4 @@
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -97,7 +96,7 @@ def test_a_killed_writer_leaves_no_cache_that_loads(tmp_path):
     with subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         time.sleep(0.1)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
     assert any(tmp_path.iterdir())
     assert not (tmp_path / "key.safetensors").exists()
     check = "import torch\nfrom redif_env.storage.cache import cached\n"
