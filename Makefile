@@ -9,7 +9,7 @@ CORE := tests/diffusion tests/mdp tests/envs tests/storage tests/sb3/test_vec_en
 
 demo: .venv/ready
 	$(RUN) -m agents.ppo --teacher digits --num-steps 4 --solver linear --grid 'time^1.25@2.5' --initial-map linear --seed 0 \
-		--out runs/digits-4 --resume
+		--baselines all --out runs/digits-4 --resume
 
 test: .venv/ready
 	$(RUN) -m pytest

@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from agents.command import prepare_folder, run
 from experiments.nfe_curve import ppo_settings, run_of, solvers_at
 from experiments.tasks import Task, finish_all
 from redif_env.diffusion.noise_schedulers import scheduler_config
@@ -30,6 +29,8 @@ from redif_env.students.export import ReDiFPipeline
 from redif_env.students.export.steps import run_steps
 from redif_env.students.student import Student
 from redif_env.teachers.references import ENDPOINT_BATCH
+from redif_env.training.command import run
+from redif_env.training.runs import prepare_folder
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def main(args: Args) -> None:
     tasks = tasks_of(args)
     finish_all([task for group in tasks.values() for task in group], args.teacher, args.jobs)
     evaluator = Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32))
-    table = Table("form", title=f"fd_teacher, median of {args.seeds} seeds, {evaluator.described}")
+    table = Table("form", title=f"fd_teacher, median of {args.seeds} seeds, {evaluator.description}")
     for name in tasks:
         table.add_column(name, justify="right")
     students = {

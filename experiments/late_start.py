@@ -19,12 +19,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from agents.command import run
 from redif_env.diffusion.grids import TimeGrid
 from redif_env.diffusion.solvers import SOLVERS, sample
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.settings import initial_map_of, look_up, shared_teacher
 from redif_env.teachers.references import VALIDATION_SEED
+from redif_env.training.command import run
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Args:
 
 def main(args: Args) -> None:
     judge = Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32), args.size, VALIDATION_SEED)
-    table = Table("solver", "initial_map", title=f"{args.teacher}: fd_teacher / mse_teacher, {judge.described}")
+    table = Table("solver", "initial_map", title=f"{args.teacher}: fd_teacher / mse_teacher, {judge.description}")
     for name in ("from", *(f"{nfe} NFE" for nfe in args.nfe)):
         table.add_column(name, justify="right")
     for name in args.solvers:

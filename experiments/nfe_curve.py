@@ -18,13 +18,14 @@ from rich.console import Console
 from rich.table import Table
 
 from agents import cem, ppo
-from agents.command import prepare_folder, run
-from agents.recipes import settled
 from experiments.stored import once
 from experiments.tasks import Task, finish_all
 from redif_env.judging.baselines import Baseline
 from redif_env.judging.evaluation import Evaluator, Row
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, shared_teacher
+from redif_env.sb3.training.recipes import settled
+from redif_env.training.command import run
+from redif_env.training.runs import prepare_folder
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,6 @@ def ppo_settings(given: ppo.Args, out: Path) -> ppo.Args:
     return replace(given, out=out / f"redif-ppo-{given.num_steps}-{given.seed}")
 
 
-def privileged_settings(given: ppo.Args, out: Path) -> ppo.Args:
-    """The same with a baseline that knows the endpoint."""
-    return replace(given, privileged_baseline=True, out=out / f"redif-ppo-privileged-{given.num_steps}-{given.seed}")
-
-
 def large_settings(given: ppo.Args, out: Path) -> ppo.Args:
     """More calls, in larger batches, and the best student chosen on four times the noises.
 
@@ -113,7 +109,6 @@ def cem_settings(given: ppo.Args, out: Path) -> cem.Args:
 
 SETTINGS = {
     "redif-ppo": ppo_settings,
-    "redif-ppo-privileged": privileged_settings,
     "redif-ppo-large": large_settings,
     "cem": cem_settings,
 }
@@ -156,7 +151,7 @@ def print_summary(args: Args, rows: list[dict[str, Any]]) -> None:
 
 def print_sources(args: Args, rows: list[dict[str, Any]]) -> None:
     """Where the distance comes from: samples that ended in another mode, and how far off the others are."""
-    measures = ("strayed", "fd_switched", "fd_others", "fd_pixels", "recall", "coverage")
+    measures = ("mode_switches", "fd_switched", "fd_others", "fd_pixels", "recall", "coverage")
     table = Table("sampler", "NFE", *measures, title="samples nearer to another noise's endpoint, and the rest")
     evaluator = Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32))
     for nfe in (*args.nfe, *args.solvers_only):

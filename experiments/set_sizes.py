@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from agents.command import run
 from redif_env.judging.evaluation import Evaluator
-from redif_env.measures.metrics import frechet_distance, mean_squared_error, strayed
+from redif_env.measures.metrics import frechet_distance, mean_squared_error, mode_switches
 from redif_env.students.student import Student
 from redif_env.teachers.teacher import load_teacher
+from redif_env.training.command import run
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def cells(judge: Evaluator, student: Student, sizes: tuple[int, ...]) -> list[st
         *(f"{value:.4f}" for value in means),
         f"{min(found[0]):.3f} to {max(found[0]):.3f}",
         f"{intercept(sizes, means):.4f}",
-        f"{strayed(features[: sizes[0]], endpoints[: sizes[0]]).double().mean():.1%}",
+        f"{mode_switches(features[: sizes[0]], endpoints[: sizes[0]]).double().mean():.1%}",
         f"{mean_squared_error(samples, judge.endpoints):.5f}",
     ]
 

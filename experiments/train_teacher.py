@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from redif_env.measures.features import embed, judge_features, load_features
+from redif_env.measures.features import embed, evaluation_features, load_features
 from redif_env.measures.metrics import frechet_distance
 from redif_env.storage.data import ImageSet, load_images
 from redif_env.storage.files import ASSETS, write_folder
@@ -165,7 +165,7 @@ def command(args: Args) -> str:
 def measure(args: Args, data: ImageSet) -> str:
     """Frechet distance of 100-step samples to the data, and between random halves of the data (mean of 10 splits)."""
     teacher = Teacher.from_pretrained(args.out, null_label=data.num_classes if args.conditional else None)
-    name = judge_features(teacher.sample_shape)
+    name = evaluation_features(teacher.sample_shape)
     network = load_features(name, teacher.sample_shape)
     generator = torch.Generator().manual_seed(args.seed)
     count = min(len(data), 2 * MEASURED)

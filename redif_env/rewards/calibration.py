@@ -1,4 +1,4 @@
-"""What rewards are scaled by: the base solver on the noises of the reference set."""
+"""Calibration of rewards: the base solver's samples and distance on the reference set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redif_env.teachers.references import ReferenceSet, base_samples
 
 
 def base_pairs(mdp: DenoisingMDP, reference: ReferenceSet) -> tuple[Tensor, Tensor]:
-    """Samples of the base solver and the teacher's endpoints of the same noises, ``(M, *S)`` each."""
+    """The base solver's samples and the teacher's endpoints of the same noises, both ``(M, *S)``."""
     base = base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, mdp.num_steps, mdp.initial_map)
     return base, reference.endpoints[: len(base)].to(base)
 

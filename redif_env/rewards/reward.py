@@ -1,9 +1,9 @@
-"""Rewards: what one is, the weighted term that an environment makes of it, and what some remember.
+"""The reward protocol, weighted reward terms, and the state of rewards that depend on past episodes.
 
-A reward is any object with a ``name`` and a call from a :class:`~redif_env.diffusion.types.Transition` of B episodes to
-``(B,)``. Those of this room are scaled so that what they pay an episode is known beforehand: 0 for the teacher and,
-where a ``scale`` is taken from the base solver, -1 for the base solver, both on average over noises. ``calibrated``
-makes a reward with that scale for a decision process and its reference set."""
+A reward is a callable with a ``name`` that maps a :class:`~redif_env.diffusion.types.Transition` of B episodes to
+``(B,)``. Built-in rewards are scaled: the mean return over noises is 0 for the teacher and, for rewards with a
+``scale``, -1 for the base solver. ``calibrated`` makes such a reward for a decision process and its reference set.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from redif_env.measures.distances import Distance
 
 
 class Reward(Protocol):
-    """A named reward term: ``(B,)`` from a transition of B episodes."""
+    """A named function from a transition of B episodes to ``(B,)``."""
 
     @property
     def name(self) -> str: ...
@@ -28,43 +28,43 @@ class Reward(Protocol):
 
 
 @runtime_checkable
-class Remembering(Protocol):
-    """A reward with a memory of past episodes: environments call ``restart`` when they are seeded.
+class StatefulReward(Protocol):
+    """A reward that depends on past episodes.
 
-    Checkpoints keep the memory: ``state_dict`` gives it, ``load_state_dict`` takes it back.
+    Environments call ``reset`` when they are seeded; checkpoints save ``state_dict``.
     """
 
-    def restart(self) -> None:
-        """Forget all that was seen since construction."""
+    def reset(self) -> None:
+        """Return to the state at construction."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What is remembered: tensors and JSON values."""
+        """The state as tensors and JSON values."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Remember this instead."""
+        """Restore a state of :meth:`state_dict`."""
 
 
-def restart(reward: Reward) -> None:
-    """Make a reward with a memory forget; the others have nothing to forget."""
-    if isinstance(reward, Remembering):
-        reward.restart()
+def reset_reward(reward: Reward) -> None:
+    """Reset a reward, if it is stateful."""
+    if isinstance(reward, StatefulReward):
+        reward.reset()
 
 
-def memories(terms: Sequence[Term]) -> dict[str, dict[str, Any]]:
-    """What the rewards of ``terms`` remember, by name."""
-    return {term.name: term.reward.state_dict() for term in terms if isinstance(term.reward, Remembering)}
+def reward_states(terms: Sequence[Term]) -> dict[str, dict[str, Any]]:
+    """States of the stateful rewards among ``terms``, by name."""
+    return {term.name: term.reward.state_dict() for term in terms if isinstance(term.reward, StatefulReward)}
 
 
-def load_memories(terms: Sequence[Term], state: Mapping[str, dict[str, Any]]) -> None:
-    """Make the rewards of ``terms`` remember what :func:`memories` gave."""
+def load_reward_states(terms: Sequence[Term], states: Mapping[str, dict[str, Any]]) -> None:
+    """Restore the states of :func:`reward_states`."""
     for term in terms:
-        if isinstance(term.reward, Remembering):
-            term.reward.load_state_dict(state[term.name])
+        if isinstance(term.reward, StatefulReward):
+            term.reward.load_state_dict(states[term.name])
 
 
 @dataclass(frozen=True)
 class Term:
-    """A reward and its weight in a sum; its values are checked before an agent sees them."""
+    """A reward and its weight in the sum; values are checked before they reach the agent."""
 
     reward: Reward
     weight: float = 1.0
@@ -77,7 +77,7 @@ class Term:
         """Weighted values ``(B,)``; 0 where no step was taken.
 
         Raises:
-            ValueError: if the reward answers with something else than B finite numbers on the transition's device.
+            ValueError: if the reward does not return B finite numbers on the transition's device.
         """
         values = self.reward(transition)
         live = transition.live
@@ -104,7 +104,7 @@ class Term:
 
 
 def check_scale(scale: float) -> None:
-    """Refuse a scale that is not above 0.
+    """Check that a reward's scale is above 0.
 
     Raises:
         ValueError: if it is not.
@@ -113,12 +113,21 @@ def check_scale(scale: float) -> None:
         raise ValueError(f"scale must be above 0, got {scale}: the base solver already equals the teacher")
 
 
-def when_finished(name: str, transition: Transition, of: Distance) -> Tensor:
-    """``of(samples, endpoints)`` of the episodes that ended, 0 for the others, ``(B,)``."""
+def terminal_values(name: str, transition: Transition, distance: Distance) -> Tensor:
+    """``distance(samples, endpoints)`` of terminated episodes and 0 for the others, ``(B,)``.
+
+    Args:
+        name: name of the reward, for messages.
+        transition: transition of B episodes.
+        distance: evaluated on the final samples alone.
+
+    Raises:
+        ValueError: if ``distance`` does not return one number per sample.
+    """
     ended = transition.terminated.nonzero()[:, 0]
     values = torch.zeros_like(transition.endpoint.flatten(1)[:, 0])
     if len(ended):
-        found = of(transition.next_state.x[ended], transition.endpoint[ended])
+        found = distance(transition.next_state.x[ended], transition.endpoint[ended])
         if found.shape != ended.shape:
             raise ValueError(
                 f"reward {name!r}: its distance returned shape {tuple(found.shape)} for {len(ended)} samples: return "

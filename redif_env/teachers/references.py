@@ -148,7 +148,7 @@ def reference_paths(teacher: Teacher, reference: ReferenceSet) -> ReferencePaths
         quiet = len(noise) * steps < QUIET_BELOW
         return torch.cat([way(*part) for part in tqdm(parts, desc="teacher's ways", disable=quiet)])
 
-    described = f"ways {reference.key} {kept} {reference.noise.dtype}"
+    described = f"trajectories {reference.key} {kept} {reference.noise.dtype}"
     x = cached(hashlib.sha256(described.encode()).hexdigest(), compute).to(reference.noise)
     return ReferencePaths(angle_of(levels), x)
 

@@ -100,7 +100,7 @@ def test_zero_terminal_snr_is_diffusers(kind):
 
 
 def test_edm_is_diffusers():
-    """Sigmas, initial scale, the time told, inputs and outputs of its preconditioning, both prediction types."""
+    """Sigmas, initial scale, timesteps, and inputs and outputs of the preconditioning, for both prediction types."""
     for kind in (PredictionType.EPSILON, PredictionType.V_PREDICTION):
         scheduler = diffusers.EDMEulerScheduler(prediction_type=kind.value, sigma_data=0.6)
         parameterization = read_scheduler(config_of(scheduler), "edm")
@@ -254,8 +254,8 @@ def run_diffusers(scheduler, model, noise, num_steps):
     x = noise if flow else noise * scheduler.init_noise_sigma
     for index, timestep in enumerate(scheduler.timesteps):
         # Some flow schedulers round what they tell the network to whole numbers.
-        told = scheduler.sigmas[index].to(x.dtype) * 1000 if flow else timestep.to(x.dtype)
-        output = model(x if flow else scheduler.scale_model_input(x, timestep), told).sample
+        given = scheduler.sigmas[index].to(x.dtype) * 1000 if flow else timestep.to(x.dtype)
+        output = model(x if flow else scheduler.scale_model_input(x, timestep), given).sample
         x = scheduler.step(output, timestep, x, return_dict=False)[0]
     return x
 

@@ -143,8 +143,8 @@ def integration_error(teacher, solver, nodes):
         half_logsnr = node.expand(4)
         exact_past = bool(state.predictions[0] < 4)
         here = flow(teacher, x, start, half_logsnr) if exact_past else state.x
-        told = teacher.schedule.timestep(half_logsnr)
-        state = predict(teacher, replace(state, x=here, half_logsnr=half_logsnr, timestep=told))
+        timestep = teacher.schedule.timestep(half_logsnr)
+        state = predict(teacher, replace(state, x=here, half_logsnr=half_logsnr, timestep=timestep))
         level, next_level = teacher.schedule.level(half_logsnr), teacher.schedule.level(following.expand(4))
         x0 = solver.estimate(state, following.expand(4), level)
         state = replace(state, x=ddim_step(state.x, x0, level, next_level))

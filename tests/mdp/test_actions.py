@@ -77,15 +77,15 @@ def test_noise_numbers_by_hand(ring, calls):
         torch.testing.assert_close((corrected.x0 - base.x0).double(), 0.5 * unit * part.double(), rtol=1e-3, atol=1e-4)
 
 
-def test_told_time_by_hand(ring):
+def test_timestep_shift_by_hand(ring):
     """Number 4 moves the conditioning timestep alone, by max_timestep_shift * sigma in half_logsnr."""
-    mdp, _, base, told = decision_after(ring, 1, SolverMap(max_timestep_shift=0.5), [0.0, 0.0, 0.0, 0.0, -1.0])
-    assert torch.equal(base.position, told.position)
-    assert torch.equal(base.x0, told.x0)
+    mdp, _, base, other = decision_after(ring, 1, SolverMap(max_timestep_shift=0.5), [0.0, 0.0, 0.0, 0.0, -1.0])
+    assert torch.equal(base.position, other.position)
+    assert torch.equal(base.x0, other.x0)
     schedule = mdp.teacher.schedule
     half_logsnr = schedule.half_logsnr(base.timestep)
     shifted = half_logsnr - 0.5 * schedule.level(half_logsnr).sigma
-    torch.testing.assert_close(schedule.half_logsnr(told.timestep), shifted)
+    torch.testing.assert_close(schedule.half_logsnr(other.timestep), shifted)
 
 
 def test_band_numbers_by_hand(pipeline_folder):
@@ -114,8 +114,8 @@ def test_action_sizes():
     assert StepMap().size((1, 8, 8)) == 1
 
 
-def test_states_of_different_age_decode_as_they_would_alone(ring):
-    """Rows that are at different steps of their episodes do not disturb one another."""
+def test_rows_at_different_steps_decode_independently(ring):
+    """Rows of a batch can be at different steps of their episodes."""
     noise = torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
     action = torch.full((1, 5), 0.3)
     mdp = DenoisingMDP(ring, SOLVERS["dpm++3m"], TimeGrid(), 5, SolverMap(), Features())
@@ -133,7 +133,7 @@ def test_states_of_different_age_decode_as_they_would_alone(ring):
     assert torch.equal(together, apart)
 
 
-def test_trajectory_and_decode_agree_on_the_told_time(ring):
+def test_trajectory_and_decode_agree_on_the_timestep(ring):
     states = list(trajectory(ring, DDIM(), TimeGrid(), torch.randn(3, 2), 4))
     _, _, base, _ = decision_after(ring, 1, StepMap(), [0.0])
     assert base.timestep[0] == states[0].timestep[0]

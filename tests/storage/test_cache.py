@@ -30,8 +30,8 @@ def test_computed_once(folder):
     assert [path.name for path in folder.iterdir()] == ["key.safetensors"]
 
 
-def test_damage_is_noticed(folder):
-    """A flipped bit anywhere, a cut, or another file altogether: an error that names the file and the remedy."""
+def test_damaged_files_are_refused(folder):
+    """A flipped bit, a truncated file or another file is an error that names the file and the remedy."""
     write_tensor(folder / "key.safetensors", torch.arange(100.0))
     whole = (folder / "key.safetensors").read_bytes()
     for place in (len(whole) - 1, len(whole) // 2, 9):
@@ -44,7 +44,7 @@ def test_damage_is_noticed(folder):
             cached("key", lambda: torch.zeros(1))
 
 
-def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
+def test_unwritable_cache_folder_is_a_warning(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("REDIF_CACHE", str(tmp_path / "file"))
     assert cached("key", lambda: torch.ones(2)).tolist() == [1.0, 1.0]
@@ -82,8 +82,8 @@ def test_folders_are_replaced_whole(tmp_path):
         pass
 
 
-def test_a_killed_writer_leaves_no_cache_that_loads(tmp_path):
-    """SIGKILL in the middle of writing: the key stays unknown, and the next run computes it."""
+def test_killed_writer_leaves_no_valid_cache_file(tmp_path):
+    """After SIGKILL during writing, the next run computes the tensor again."""
     script = (
         "import time, torch\n"
         "from redif_env.storage import cache, files\n"
@@ -121,14 +121,14 @@ def test_reference_sets_are_keyed_by_all_they_depend_on(folder, ring):
 
 
 def test_the_three_sets_share_no_noise(ring):
-    """Training, choosing and reporting: no noise in common, even between sets of different sizes."""
+    """Training, validation and test sets share no noise, also between sets of different sizes."""
     sets = [draw_starts(ring, 3000, seed)[0] for seed in (TRAIN_SEED, VALIDATION_SEED, TEST_SEED)]
     rows = [tuple(row) for noise in sets for row in noise.tolist()]
     assert len(set(rows)) == 9000
 
 
 def test_default_reference_set_is_shipped():
-    """The default environment needs no teacher run: its endpoints are in the package."""
+    """The endpoints of the default environment are in the package."""
     from redif_env import load_teacher
     from redif_env.storage.files import ASSETS
 

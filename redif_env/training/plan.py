@@ -10,8 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from redif_env.judging.baselines import all_baselines
-from redif_env.judging.evaluation import JUDGED, SCREENED
+from redif_env.judging.evaluation import SCREEN_SIZE, SHORTLIST
 from redif_env.storage.cache import cached_file
 from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_key
 from redif_env.teachers.teacher import Teacher
@@ -37,8 +36,10 @@ class Item:
     calls: int
 
 
-def plan(teacher: Teacher, num_steps: int, network_calls: int, judgements: int, sizes: Sizes) -> list[Item]:
-    """The parts of a training run, in the order in which they come."""
+def plan(
+    teacher: Teacher, num_steps: int, network_calls: int, evaluations: int, sizes: Sizes, solvers: int
+) -> list[Item]:
+    """The parts of a training run, in the order in which they come; its report compares with so many solvers."""
     references = (
         ("reference set", sizes.reference, TRAIN_SEED),
         ("held-out endpoints, to choose the best student", sizes.held_out, VALIDATION_SEED),
@@ -46,16 +47,15 @@ def plan(teacher: Teacher, num_steps: int, network_calls: int, judgements: int, 
     )
     nfe = num_steps * teacher.calls
     sets = [Item(name, _reference_calls(teacher, size, seed, sizes.teacher_steps)) for name, size, seed in references]
-    rivals = len(all_baselines())
-    judged = rivals * sizes.test
-    if sizes.test > SCREENED:
-        judged = rivals * SCREENED + JUDGED * sizes.test
+    judged = solvers * sizes.test
+    if sizes.test > SCREEN_SIZE and solvers > SHORTLIST:
+        judged = solvers * SCREEN_SIZE + SHORTLIST * sizes.test
     return [
         *sets[:2],
         Item("training", network_calls),
-        Item(f"{judgements} judgements of the student", judgements * sizes.held_out * nfe),
+        Item(f"{evaluations} evaluations of the student", evaluations * sizes.held_out * nfe),
         sets[2],
-        Item(f"report: student and {rivals} rivals", nfe * (sizes.test + judged)),
+        Item(f"report: student and {solvers} solvers", nfe * (sizes.test + judged)),
     ]
 
 
