@@ -7,7 +7,7 @@ import torch
 
 from redif_env import Student
 from redif_env.mdp.policies import Policy, PolicyConfig
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.storage import files
 from redif_env.storage.files import write_file, write_folder
 
@@ -70,7 +70,7 @@ def test_what_is_open_for_a_moment_is_waited_for(write, tmp_path, monkeypatch):
 
 def test_a_student_in_use_is_not_damaged(tmp_path, monkeypatch):
     """Saved over its own folder: with files mapped that may be replaced it goes on, else there is a sentence."""
-    mdp = build_mdp("gaussian-ring", 3, "solver", "features", "ipndm", "time^1.5@20", "cpu", "float32")
+    mdp = build_mdp(MDPSettings(teacher="gaussian-ring", num_steps=3))
     torch.manual_seed(0)
     Student(mdp, Policy(PolicyConfig((mdp.observation_size, 8, mdp.action_size)))).save_pretrained(tmp_path / "student")
     student = Student.from_pretrained(tmp_path / "student")
