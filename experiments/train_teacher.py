@@ -76,7 +76,7 @@ class Args:
 
 
 Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Clean images, noise and times in [0, 1) to the noisy images, the timesteps to tell, and the target."""
+"""Clean images, noise and times in [0, 1) to the noisy images, the conditioning timesteps and the target."""
 
 
 def build_network(args: Args, data: ImageSet) -> UNet2DModel:
@@ -97,7 +97,7 @@ def build_network(args: Args, data: ImageSet) -> UNet2DModel:
 
 
 def objective_of(kind: Kind) -> tuple[Objective, DDPMScheduler | FlowMatchEulerDiscreteScheduler]:
-    """What a network is trained to answer, and the scheduler that says so to whoever loads it."""
+    """The target of training, and the scheduler whose config names it."""
     if kind is Kind.FLOW:
         flow = FlowMatchEulerDiscreteScheduler()
 
@@ -157,7 +157,7 @@ def train(args: Args, network: UNet2DModel, objective: Objective, data: ImageSet
 
 
 def command(args: Args) -> str:
-    """What was typed, without where things lie on this machine."""
+    """The command line, without folders of this machine."""
     typed = [Path(word).name if "/" in word else word for word in sys.argv[1:] if word != "--measure-only"]
     return shlex.join(["python", "-m", "experiments.train_teacher", *typed])
 

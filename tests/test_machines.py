@@ -34,7 +34,7 @@ COMMANDS = [
      "--grid", "time^1.5@20", "--test-size", "64", "--reference-size", "64", "--device", "auto", "--out", "run"],
     ["redif", "info", "run/student"],
     ["redif", "sample", "run/student", "--device", "auto", "--out", "samples.png"],
-    ["experiments.compare", *TINY[:2], "--nfe", "2", "--methods", "dpm++3m", "dpm++3m, linear start", "--seeds", "1",
+    ["experiments.compare", *TINY[:2], "--nfe", "2", "--methods", "dpm++3m", "ddim, uniform time", "--seeds", "1",
      "--jobs", "1", "--reference-size", "64", "--test-size", "64", "--choosing-size", "64", "--held-out-size", "64",
      "--out", "compare"],
 ]  # fmt: skip
@@ -133,13 +133,13 @@ def test_all_that_is_written_has_names_that_every_system_takes(pretended):
     """Run, checkpoints, student, TensorBoard, figures, cache."""
     folder, _ = pretended
     written = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
-    assert {"run/tensorboard", "run/checkpoints", "cache", "compare/samples-gaussian-ring-2.png"} <= set(written)
+    assert {"run/tensorboard", "run/checkpoints", "cache", "compare/quality-gaussian-ring.png"} <= set(written)
     assert illegal(written) == []
 
 
 def test_tables_and_their_rows_are_files_with_legal_names():
-    """Grids, methods, budgets, and teachers by hub id or path."""
-    cells = compare.cells_of(compare.Args(budgets=(0.5, 1.0)), compare.FIELD)
+    """Grids, methods, and teachers by hub id or path."""
+    cells = compare.cells_of(compare.Args(), compare.FIELD)
     names = [*(f"{cell.name}.json" for cell in cells), *map(file_name, GRIDS)]
     assert illegal(names) == []
     assert len({*names}) == len(names)

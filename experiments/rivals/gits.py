@@ -1,8 +1,8 @@
 """GITS: a schedule by dynamic programming on the geometry of the teacher's trajectories (Chen et al. 2024b).
 
-Sampling trajectories of one teacher look alike, so a few noises tell where steps may be long. On a fine grid the cost
-of a step from level i to level j is how far one Euler step lands from the teacher's trajectory; the cheapest path of N
-steps is the schedule.
+Sampling trajectories of one teacher look alike, so a few noises suffice to find where steps may be long. On a fine grid
+the cost of a step from level i to level j is the distance of one Euler step's end from the teacher's trajectory; the
+cheapest path of N steps is the schedule.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FINE = 60
 NOISES = 256
 TRIED_SOLVERS = ("ddim", "dpm++2m", "dpm++3m", "ipndm2", "ipndm3")
 TRIED_GRIDS = ("time", "time^1.5", "karras", "time^1.5@20")
-"""Fine grids; on flow schedules Karras's begins a little below pure noise."""
+"""Fine grids; on flow schedules that of Karras starts a little below pure noise."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,13 @@ def gits(task: Task) -> Fitted:
     """The schedule with the solver and fine grid that serve it best on the chooser's noises."""
     clock = Clock(task.seconds)
     candidates: dict[str, Sampler] = {}
-    levels: dict[str, tuple[float, ...]] = {}
-    steps = torch.arange(task.num_steps, dtype=torch.float64, device=task.teacher.device) / task.num_steps
     for grid_name in TRIED_GRIDS:
         positions = cheapest_path(step_costs(task, GRIDS[grid_name], clock), task.num_steps)
         nodes = NodesGrid(GRIDS[grid_name], tuple(index / FINE for index in positions))
-        for name, solver in ((name, SOLVERS[name]) for name in TRIED_SOLVERS):
-            described = f"{name} {grid_name} {list(positions)}"
-            candidates[described] = _bound(task, solver, nodes)
-            levels[described] = tuple(nodes.half_logsnr(steps, task.teacher.schedule).tolist())
+        for name in TRIED_SOLVERS:
+            candidates[f"{name} {grid_name} {list(positions)}"] = _bound(task, SOLVERS[name], nodes)
     best = nearest(task, candidates, clock)
-    return Fitted(candidates[best], clock.spent, clock.network_calls, best, levels[best])
+    return Fitted(candidates[best], clock.spent, clock.network_calls, best)
 
 
 @torch.inference_mode()

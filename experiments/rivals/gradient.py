@@ -7,7 +7,6 @@ It needs what reinforcement learning does not: a reward, a network and solver st
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +100,4 @@ def _fit(
         return last.x
 
     descent = through_sampler(task, make, rate, EMA)
-    found = descend(task, module, descent, lambda averaged: StudentSampler(student_of(averaged)))
-    assert isinstance(found.sampler, StudentSampler)
-    return replace(found, levels=found.sampler.levels(task.chooser))
+    return descend(task, module, descent, lambda averaged: StudentSampler(student_of(averaged)))

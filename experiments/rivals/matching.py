@@ -1,8 +1,8 @@
 """Distribution matching distillation (Yin et al. 2024a): two scores say where samples are too many and too few.
 
-Noise is added to the student's samples. The teacher says which way the data lie from there, another network, trained on
-the student's samples all along, which way these do; the difference moves the samples. Beside it stands, as in the
-paper, the regression to the teacher's endpoints.
+Noise is added to the student's samples. The teacher's score there is that of the data; another network, trained on the
+student's samples all along, gives the score of these. The difference moves the samples. As in the paper the regression
+to the teacher's endpoints is added.
 """
 
 from __future__ import annotations

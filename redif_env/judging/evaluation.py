@@ -173,7 +173,7 @@ class Evaluator:
     def baselines(self, nfe: int, candidates: Sequence[Baseline] | None = None) -> list[Row]:
         """Rows of training-free baselines at ``nfe`` network calls, best first: ``candidates``, or all if not given.
 
-        With more than ``SCREEN_SIZE`` noises, candidates are screened on that many and the best ``SHORTLIST`` evaluated.
+        With more than ``SCREEN_SIZE`` noises, all are screened on that many, and the best ``SHORTLIST`` evaluated.
         """
         chosen = all_baselines() if candidates is None else list(candidates)
         if len(self.noise) > SCREEN_SIZE and len(chosen) > SHORTLIST:

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from agents import clone, ppo
-from experiments import ablate_noise, network_students
 from redif_env import Student
 from redif_env.diffusion.grids import GRIDS
 from redif_env.diffusion.solvers import SOLVERS
@@ -293,42 +292,6 @@ def test_steps_that_clip_explore_by_their_slope():
     mdp = DenoisingMDP(teacher, solver, grid, 3, NoiseMap(), Sample())
     expected = [share * slope for share, slope in zip(shares, slopes_of_ddim(mdp), strict=True)]
     assert step_gains(mdp).tolist() == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_experiment_s_rows(settings, tmp_path, capsys):
-    """The same clone under PPO and twice under the gradient; a second run computes nothing."""
-    args = network_students.Args(
-        teacher=settings.teacher, num_steps=2, seeds=1, widths=(0.5,), time_embedding_dims=(None,),
-        network_calls=(1024,), clone_updates=(2,), clone_batch_sizes=(16,), clone_rates=(1e-3,), learning_rates=(1e-4,),
-        explorations=((0.1, 0.1),),
-        reference_size=16, teacher_steps=8, test_size=16, held_out_size=16, out=tmp_path / "out", jobs=1,
-    )  # fmt: skip
-    rows = network_students.finish(args, network_students.cells_of(args)[0], 1)
-    assert [row["method"] for row in rows] == list(network_students.METHODS)
-    warm, trained, timed, counted = rows
-    assert warm["network_calls"] == 0
-    assert trained["network_calls"] == 1024 + 512 + 3 * 1024
-    assert timed["seconds"] >= trained["seconds"]
-    assert counted["network_calls"] >= trained["network_calls"]
-    assert network_students.finish(args, network_students.cells_of(args)[0], 1) == rows
-    from rich.console import Console
-
-    Console(width=190).print(network_students.summary(rows, args))
-    assert "gradient, equal calls" in capsys.readouterr().out
-
-
-def test_the_ablation_changes_one_thing_at_a_time(tmp_path):
-    args = ablate_noise.Args(out=tmp_path)
-    recipe, *others = (settled(task.settings) for task in ablate_noise.tasks_of(args))
-    for changed in others:
-        differ = [
-            name
-            for name, value in settings_json(changed).items()
-            if value != settings_json(recipe)[name] and name != "out"
-        ]
-        assert 1 <= len(differ) <= 2, differ
-    with pytest.raises(ValueError, match="changes='nothing' is unknown"):
-        ablate_noise.tasks_of(replace(args, changes=("nothing",)))
 
 
 def test_the_plan_counts_what_a_network_costs_besides():

@@ -14,11 +14,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents import cem, ppo
-from experiments import ablate_rewards, adaptive_curve, late_start, png_size, tasks
 from redif_env import GaussianMixtureTeacher, Student
 from redif_env.judging.baselines import QUICK, Baseline, all_baselines
 from redif_env.judging.evaluation import SHORTLIST, Evaluator
-from redif_env.measures.rendering import to_pixels
 from redif_env.sb3.training.recipes import settled
 from redif_env.storage.checkpoints import checkpoints, remove_checkpoint
 from redif_env.teachers.references import TEST_SEED, draw_starts
@@ -29,10 +27,6 @@ TRAIN = [
     "--teacher", "gaussian-ring", "--num-steps", "3", "--network-calls", "384", "--num-envs", "16", "--group-size", "4",
     "--held-out-size", "32", "--held-out-every", "2",
 ]  # fmt: skip
-
-
-QUIET = pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
-"""Stable-Baselines3's progress bar is tqdm's, drawn by rich."""
 
 
 def run(module, *arguments):
@@ -225,14 +219,6 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch, capsys):
     assert Student.from_pretrained(tmp_path / "run" / "student").num_steps == 3
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_killed_runs_go_on_to_the_same_end(tmp_path):
-    process = run("experiments.kill_and_resume", "--kills", "20", "--out", str(tmp_path))
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert "20 of 20 killed runs ended as the unbroken one" in process.stdout
-
-
 def test_baselines_spend_the_calls_they_claim():
     """Every rival, diffusers' own included, calls the network exactly as often as it says."""
     teacher, rows = GaussianMixtureTeacher.ring(), []
@@ -278,63 +264,6 @@ def test_screening_loses_none_of_the_best_solvers():
     assert judged[:3] == sorted(every, key=lambda row: row.fd_teacher)[:3]
 
 
-RING = {"teacher": "gaussian-ring", "seeds": 1, "jobs": 1, "network_calls": 512}
-
-
-@pytest.fixture
-def one_core(monkeypatch):
-    """Other tests run beside."""
-    monkeypatch.setattr(tasks.os, "cpu_count", lambda: 1)
-
-
-@QUIET
-def test_reward_ablation(tmp_path, capsys, one_core):
-    """Every reward gets its row of every metric; a second run repeats no training."""
-    args = ablate_rewards.Args(**RING, num_steps=2, rewards=("endpoint", "feature + energy"), out=tmp_path)
-    ablate_rewards.main(args)
-    result = json.loads((tmp_path / "rewards.json").read_text())
-    assert set(result["results"]) == {"endpoint", "feature + energy"}
-    (row,) = result["results"]["endpoint"]
-    assert {"fd_teacher", "kd", "fd_pixels", "mse_teacher", "precision", "recall", "coverage", "seed"} <= set(row)
-    assert row["nfe"] == 2
-    with Image.open(tmp_path / "rewards.png") as picture:
-        assert picture.size[0] > 500
-    assert "feature + energy" in capsys.readouterr().out
-    kept = tmp_path / "endpoint-2-0" / "rows.json"
-    before = kept.stat().st_mtime_ns
-    ablate_rewards.main(args)
-    assert kept.stat().st_mtime_ns == before
-
-
-@QUIET
-def test_adaptive_curve(tmp_path, one_core):
-    """One student, one row a price, beside students of fixed calls."""
-    places = {"out": tmp_path / "adaptive", "fixed_out": tmp_path / "fixed"}
-    adaptive_curve.main(adaptive_curve.Args(**RING, **places, min_steps=2, num_steps=4, fixed=(2, 4)))
-    result = json.loads((tmp_path / "adaptive" / "adaptive.json").read_text())
-    assert len({row["price"] for row in result["adaptive"]}) == 5
-    assert all(2 <= row["nfe"] <= 4 for row in result["adaptive"])
-    assert [row["nfe"] for row in result["fixed"]] == [2, 4]
-    student = Student.from_pretrained(tmp_path / "adaptive" / "adaptive-0" / "student")
-    assert (student.mdp.min_steps, student.mdp.prices) == (2, (0.03, 0.6))
-    assert (tmp_path / "adaptive" / "adaptive.png").exists()
-
-
-@QUIET
-def test_png_size(tmp_path):
-    """The bytes that the program counts are those of the file that a user would save."""
-    samples = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    for size, pixels in zip(png_size.png_bytes(samples).tolist(), to_pixels(samples), strict=True):
-        Image.fromarray(pixels).convert("L").save(tmp_path / "one.png", optimize=True)
-        assert size == (tmp_path / "one.png").stat().st_size
-    assert png_size.png_bytes(torch.zeros(1, 1, 8, 8)) < png_size.png_bytes(samples).min()
-    png_size.main(png_size.Args(seeds=1, network_calls=512, held_out_size=64, out=tmp_path / "run"))
-    curves = json.loads((tmp_path / "run" / "png-size.json").read_text())["curves"]
-    assert len(curves) == 2
-    assert all(point["bytes"] > 50 for seeds in curves.values() for points in seeds for point in points)
-    assert (tmp_path / "run" / "samples.png").exists()
-
-
 def test_an_adaptive_student_is_trained_exported_and_judged(tmp_path):
     """With prices, a row for each of five; the solvers beside it have as many calls as its dearest samples."""
     extra = ["--min-steps", "2", "--prices", "0.01", "0.5", "--reward", "endpoint", "1", "price", "1"]
@@ -348,15 +277,3 @@ def test_an_adaptive_student_is_trained_exported_and_judged(tmp_path):
     log = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert {"rewards/endpoint", "rewards/price", "held_out/nfe"} <= set(log.Tags()["scalars"])
     assert all(2 <= event.value <= 3 for event in log.Scalars("held_out/nfe"))
-
-
-def test_a_late_start_is_judged_at_every_length(capsys):
-    """The exact teacher's four calls gain from it, forty lose nothing worth mentioning; a linear start gains more."""
-    settings = late_start.Args(teacher="gaussian-ring", solvers=("dpm++3m",), sigma_max=(8.0,), nfe=(4, 40))
-    late_start.main(replace(settings, initial_maps=("noise", "linear")))
-    rows = (line.split("│")[4:6] for line in capsys.readouterr().out.splitlines() if "dpm++3m" in line)
-    own, late, linear = ([float(cell.split("/")[1]) for cell in cells] for cells in rows)
-    (few, many), (few_late, many_late), (few_linear, _) = own, late, linear
-    assert few_late < few / 2
-    assert few_linear <= few_late
-    assert max(many, many_late) < 3e-4

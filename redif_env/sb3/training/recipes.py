@@ -61,7 +61,7 @@ SOLVER = Recipe(
     level_advantages=False,
     average=0.98,
 )
-"""For actions of a few numbers (``experiments.ablate_rewards``)."""
+"""For actions of a few numbers (``experiments.ablate --what rewards``)."""
 
 NOISE = Recipe(
     observation="sample",
@@ -79,7 +79,7 @@ NOISE = Recipe(
     level_advantages=True,
     average=0.9,
 )
-"""For a network's whole noise prediction (``experiments.ablate_noise``)."""
+"""For a network's whole noise prediction (docs/networks.md)."""
 
 
 def settled(settings: Settings) -> Settings:
