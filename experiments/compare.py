@@ -295,9 +295,10 @@ def compare(args: Args, field: Mapping[str, Entry]) -> None:
     rows = finish_all(args, cells, field)
     write_json(args.out / "rows.json", rows)
     for teacher in args.teacher:
+        stem = file_name(teacher)
         for nfe in args.nfe:
             print_summary(rows, teacher, nfe)
-        draw_curves([row for row in rows if row["method"] != FLOOR], teacher, args.out / f"quality-{teacher}.png")
+        draw_curves([row for row in rows if row["method"] != FLOOR], teacher, args.out / f"quality-{stem}.png")
     print(f"Rows and figures: {args.out}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,21 @@ from redif_env.storage.files import write_file
 
 
 def file_name(text: str) -> str:
-    """``text`` as the name of a file."""
-    return text.replace(", ", "-").replace(" ", "-").replace("/", "-")
+    """``text`` as the name of a file, on every system."""
+    return re.sub(r'[\s,<>:"/\\|?*]+', "-", text)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON: the whole file or none."""
     with write_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def once(path: Path, make: Callable[[], Any]) -> Any:
     """The JSON value stored in ``path``; that of ``make`` if there is none yet."""
     if not path.exists():
         write_json(path, make())
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def same_settings(out: Path, settings: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -119,7 +120,7 @@ class Evaluate:
         print_table(rows, f"{student.mdp.teacher.name}, {nfe:.4g} NFE, {evaluator.description}")
         if self.out is not None:
             with write_file(self.out) as temporary:
-                temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+                temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
 
 
 def as_condition(word: str) -> int | str:
@@ -129,8 +130,10 @@ def as_condition(word: str) -> int | str:
 
 def load(student: str, device: str) -> Student:
     """The student of a folder or hub id."""
-    parse_device(device)
-    return Student.from_pretrained(student, device)
+    loaded = Student.from_pretrained(student, device)
+    if device == "auto":
+        print(f"device: {loaded.mdp.teacher.device}")
+    return loaded
 
 
 def teacher_of(student: Student) -> Teacher:
@@ -273,6 +276,8 @@ def train(arguments: list[str]) -> None:
 def main() -> None:
     """Parse the command line and do what it says; on bad input print a sentence and exit with code 2."""
     diffusers_logging.disable_progress_bar()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a pipe on Windows has few characters
+        sys.stdout.reconfigure(errors="replace")
     commands: dict[str, Any] = {"train": Train, "sample": Sample, "info": Info, "evaluate": Evaluate}
     try:
         if sys.argv[1:2] == ["train"]:

@@ -1,5 +1,6 @@
 """The wheel alone, with its core dependencies, in an environment of its own: what a practitioner has."""
 
+import os
 import subprocess
 import sys
 import venv
@@ -43,7 +44,7 @@ def test_the_wheel_s_core_dependencies_are_enough(tmp_path):
     run(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "wheels", ROOT)
     venv.create(tmp_path / "clean", with_pip=True)
     (wheel,) = (tmp_path / "wheels").iterdir()
-    bin_folder = tmp_path / "clean" / "bin"
+    bin_folder = tmp_path / "clean" / ("Scripts" if os.name == "nt" else "bin")
     run(bin_folder / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel)
 
     run(bin_folder / "python", "-c", SCRIPT, tmp_path / "student")

@@ -70,7 +70,8 @@ class MDPSettings:
     learn_guidance: bool = False
     """Let the policy choose the guidance scale."""
     device: str = "cpu"
-    """Where networks run and samples are stored."""
+    """Where networks run and samples are stored; `"auto"`: the machine's accelerator (cuda, xpu, mps), or the CPU
+    without one."""
     dtype: str = "float32"
     """Type of samples, `"float32"` or `"float64"`."""
 
@@ -109,16 +110,19 @@ def parse_dtype(dtype: str) -> torch.dtype:
 
 
 def parse_device(device: str) -> torch.device:
-    """A torch device that this machine has.
+    """A torch device that this machine has; ``"auto"`` is its accelerator (cuda, xpu, mps), or the CPU without one.
 
     Raises:
         ValueError: if it has not.
     """
+    if device == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
     try:
         parsed = torch.device(device)
         torch.empty(1, device=parsed)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={device!r} cannot be used here ({error}): try 'cpu'") from error
+        raise ValueError(f"device={device!r} cannot be used here ({error}): try 'auto' or 'cpu'") from error
     return parsed
 
 

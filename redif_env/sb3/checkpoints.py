@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import signal
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor
 
 from redif_env.sb3.vec_env import ReDiFVecEnv
 from redif_env.storage.checkpoints import add_state, newest_state
@@ -139,7 +140,7 @@ def agent_state(agent: OnPolicyAlgorithm) -> dict[str, Any]:
         "progress": agent._current_progress_remaining,
         "episodes": list(agent.ep_info_buffer or []),
         "torch": torch.get_rng_state(),
-        "cuda": list(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else [],
+        "accelerator": accelerator_random_states(),
         "numpy": list(np.random.get_state()),  # noqa: NPY002 -- SB3 shuffles with the global one
         "python": list(random.getstate()),
     }
@@ -160,12 +161,24 @@ def load_agent_state(agent: OnPolicyAlgorithm, state: Mapping[str, Any]) -> None
     assert agent.ep_info_buffer is not None
     agent.ep_info_buffer.extend(state["episodes"])
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    set_accelerator_random_states(state["accelerator"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.astype(np.uint32), *rest))  # noqa: NPY002
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
+
+
+def accelerator_random_states() -> list[Tensor]:
+    """Of the generators of this machine's accelerator, one a device; none where there is no accelerator."""
+    module = torch.get_device_module()
+    return [module.get_rng_state(index) for index in range(torch.accelerator.device_count())]
+
+
+def set_accelerator_random_states(states: Sequence[Tensor]) -> None:
+    """Continue from :func:`accelerator_random_states`; a machine with another number of devices keeps its own."""
+    if len(states) == torch.accelerator.device_count():
+        for index, state in enumerate(states):
+            torch.get_device_module().set_rng_state(state, index)
 
 
 def _normaliser_state(agent: OnPolicyAlgorithm) -> dict[str, Any] | None:

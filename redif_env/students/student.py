@@ -15,6 +15,7 @@ from redif_env.diffusion.types import State
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
+from redif_env.mdp.settings import parse_device
 from redif_env.students.agents import student_of_agent
 from redif_env.students.record import Record
 from redif_env.teachers.references import VALIDATION_SEED, draw_starts
@@ -228,12 +229,14 @@ class Student:
         """Load a student that :meth:`save_pretrained` saved, from a folder or the hub.
 
         Raises:
+            ValueError: if this machine has no such device.
             FileNotFoundError: if there is no student in ``folder``.
             CorruptFileError: if a file is missing or was changed.
         """
         from redif_env.students.export import ReDiFPipeline
 
-        pipeline = ReDiFPipeline.from_pretrained(folder).to(device)
+        placed = parse_device(device)
+        pipeline = ReDiFPipeline.from_pretrained(folder).to(placed)
         return cls(pipeline.mdp, pipeline.actor, pipeline.record)
 
     def _initial_noise(

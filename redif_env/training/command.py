@@ -36,8 +36,11 @@ def run(
     ``settled`` fills in what depends on other settings; ``arguments`` are by default those of this process.
     """
     try:
-        main(parse(settings, settled, sys.argv[1:] if arguments is None else arguments, prog))
-    except (ValueError, FileNotFoundError, ImportError) as error:
+        given: Any = parse(settings, settled, sys.argv[1:] if arguments is None else arguments, prog)
+        if getattr(given, "device", None) == "auto":
+            print(f"device: {parse_device('auto')}")
+        main(given)
+    except (ValueError, FileNotFoundError, PermissionError, ImportError) as error:
         _leave(f"error: {error}", 2)
     except (OSError, SafetensorError) as error:
         if "No space left" not in str(error) and getattr(error, "errno", None) != errno.ENOSPC:

@@ -72,8 +72,8 @@ def calls_per_second(teacher: Teacher, batch_size: int) -> float:
             if calls < 0:  # the first batch warms up
                 start = time.perf_counter()
             calls += batch_size if calls < 0 else batch_size * teacher.calls
-    if teacher.device.type == "cuda":
-        torch.cuda.synchronize()
+    if teacher.device.type != "cpu":
+        torch.accelerator.synchronize(teacher.device)
     return calls / (time.perf_counter() - start)
 
 

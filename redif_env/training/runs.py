@@ -79,7 +79,7 @@ def begin(settings: Any, program: str) -> None:
         return
     config = {"program": program, "settings": settings_json(settings), **surroundings()}
     with write_file(path) as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
+        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def check(settings: Any, program: str) -> None:
@@ -124,7 +124,7 @@ def read_config(out: Path) -> dict[str, Any]:
     """
     path = out / CONFIG_FILE
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         known = set(config) == {"program", "settings", "versions", "git"}
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}): choose another folder") from error
@@ -155,7 +155,7 @@ def surroundings() -> dict[str, Any]:
 def _git_state() -> dict[str, Any] | None:
     def ask(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", check=True
         ).stdout.strip()
 
     try:

@@ -1,5 +1,4 @@
 import os
-import signal
 import subprocess
 import sys
 
@@ -96,7 +95,7 @@ def test_killed_writer_leaves_no_valid_cache_file(folder):
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe) as process:
         assert process.stdout.readline() == b"writing\n"
-        process.send_signal(signal.SIGKILL)
+        process.kill()
     assert any(folder.iterdir())
     assert not (folder / "key.safetensors").exists()
     assert cached("key", lambda: torch.ones(3)).tolist() == [1.0] * 3

@@ -163,7 +163,7 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
         normalize_advantage=not args.level_advantages,
         policy_kwargs=policy_kwargs(args.network, mdp) if network else {"net_arch": {"pi": args.hidden, "vf": VALUE}},
         seed=args.seed,
-        device=args.device if network else "cpu",
+        device=mdp.teacher.device if network else "cpu",
     )
 
 

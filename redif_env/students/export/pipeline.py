@@ -241,7 +241,7 @@ class ReDiFPipeline(DiffusionPipeline):
         with write_folder(folder) as fresh:
             super().save_pretrained(fresh, variant=variant)
             self._write_steps(fresh)
-            (fresh / CARD_FILE).write_text(model_card(self.mdp, self.record))
+            (fresh / CARD_FILE).write_text(model_card(self.mdp, self.record), encoding="utf-8")
             content = {"format": FORMAT, "teacher": self.scheduler.config.teacher, **self.record.to_json()}
             write_sealed(fresh, CONFIG_FILE, content, loose={CARD_FILE})
 
@@ -363,7 +363,8 @@ class ReDiFPipeline(DiffusionPipeline):
             return
         actions = torch.tensor(self.scheduler.config.actions, dtype=torch.float64, device=HOST)
         steps = steps_of(self.mdp, actions)
-        (folder / STEPS_FILE).write_text(json.dumps([asdict(step) for step in steps], indent=2) + "\n")
+        text = json.dumps([asdict(step) for step in steps], indent=2) + "\n"
+        (folder / STEPS_FILE).write_text(text, encoding="utf-8")
 
     def _check(
         self, mdp: DenoisingMDP, num_inference_steps: int | None, output_type: str, tensor_inputs: Sequence[str]
@@ -426,7 +427,7 @@ def read_student(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no student in {folder}: it has no {CONFIG_FILE}")
     try:
-        found = json.loads(path.read_text())["format"]
+        found = json.loads(path.read_text(encoding="utf-8"))["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(f"{path} is no student's config ({error!r}): {REMEDY}") from error
     content = read_sealed(folder, CONFIG_FILE, REMEDY) if found == FORMAT else {}
