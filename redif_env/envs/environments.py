@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import gymnasium as gym
@@ -263,7 +264,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
 
     def _predicted(self, state: State, rows: Tensor) -> State:
         """``state`` with the teacher's predictions on the given rows."""
-        with torch.autocast(state.x.device.type, torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(state.x.device.type, torch.bfloat16) if self.autocast else nullcontext():
             return self.mdp.predict(state, rows)
 
     # The border: numpy in and out, checks, pictures.

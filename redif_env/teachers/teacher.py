@@ -202,9 +202,9 @@ class Teacher:
             condition: rows ``(B,)`` int64 of ``conditions``, on the host; the first if not given.
             guidance: scale ``(B,)`` on the host; the teacher's own if not given, without effect where it has none.
         """
-        level = self.schedule.level(half_logsnr)
-        given = self.preconditioning.inputs(x, level).to(self.dtype)
-        placed = timestep.to(x.device, self.dtype)
+        level, dtype = self.schedule.level(half_logsnr), self.dtype
+        given = self.preconditioning.inputs(x, level).to(dtype)
+        placed = timestep.to(x.device, dtype)
         rows = torch.zeros(len(x), dtype=torch.int64, device=HOST) if condition is None else condition
         inputs = self.conditions.select(rows)
         if self.guidance_scale is None:

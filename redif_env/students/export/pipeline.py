@@ -62,10 +62,10 @@ class ReDiFPipeline(DiffusionPipeline):
     Args:
         unet: the network that is called at each step, of whatever class.
         scheduler: the learned steps.
-        policy: decides each step by what it sees; without it, the scheduler's mean actions are taken.
-        initial_map: what initial noise is mapped to first, of a student that was trained with a linear start.
+        policy: maps observations to actions; without it, the scheduler's mean actions are taken.
+        initial_map: of a student that was trained with a linear initial map.
         linear: the steps of the base solver, of a student that was trained with linear ones.
-        vae: of a student that makes latents.
+        vae: of a student of latents.
         text_encoder, tokenizer, text_encoder_2, tokenizer_2, text_encoder_3, tokenizer_3: of one that takes prompts.
 
     ``record`` tells how the student was made.
@@ -175,8 +175,8 @@ class ReDiFPipeline(DiffusionPipeline):
             output_type: ``"pil"``, ``"np"`` (``(N, H, W, C)`` in [0, 1]), ``"pt"`` (``(N, C, H, W)`` in [0, 1]) or
                 ``"latent"``: the samples themselves, of any shape: in [-1, 1], or latents that are not decoded.
             return_dict: whether to return an object with ``images``, or a tuple.
-            callback_on_step_end: called as ``(pipeline, step, timesteps, {"latents": x})`` after each step; what its
-                answer holds under ``"latents"`` is gone on with.
+            callback_on_step_end: called as ``(pipeline, step, timesteps, {"latents": x})`` after each step; the
+                next step starts from what it returns under ``"latents"``.
             callback_on_step_end_tensor_inputs: names of what it is given; ``"latents"`` alone.
 
         Raises:
@@ -194,7 +194,7 @@ class ReDiFPipeline(DiffusionPipeline):
         elif noise.shape[1:] != mdp.teacher.sample_shape:
             raise ValueError(f"latents must have shape (N, {mdp.teacher.sample_shape}), got {tuple(noise.shape)}")
         noise = noise.to(device)
-        mdp, condition = self._asked(mdp, len(noise), generator, class_labels, prompt)
+        mdp, condition = self._with_conditions(mdp, len(noise), generator, class_labels, prompt)
         run = trajectory(mdp, actor, noise, mdp.constant_price(len(noise), price), condition)
         x, changed = noise, None
         # Cheaper than no_grad, but what it makes may not enter a graph: a callback is given ordinary tensors.
@@ -209,8 +209,8 @@ class ReDiFPipeline(DiffusionPipeline):
                 bar.update()
                 if callback_on_step_end is not None:
                     given = dict.fromkeys(callback_on_step_end_tensor_inputs, x)
-                    answer = callback_on_step_end(self, step, state.timestep, given)
-                    x = answer.get("latents", x)
+                    returned = callback_on_step_end(self, step, state.timestep, given)
+                    x = returned.get("latents", x)
                     changed = replace(state, x=x)
         images = mdp.teacher.clip(x).clone()
         if output_type != "latent":
@@ -333,7 +333,7 @@ class ReDiFPipeline(DiffusionPipeline):
         """The stock pipeline that decodes latents and encodes prompts, of this one's own parts."""
         return stock_pipeline(self.unet, {name: getattr(self, name) for name in COMPONENTS})
 
-    def _asked(
+    def _with_conditions(
         self,
         mdp: DenoisingMDP,
         count: int,
