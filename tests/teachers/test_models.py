@@ -259,7 +259,7 @@ def test_a_user_s_folder_is_checked_before_any_work(saved, tmp_path):
     strange = broken(
         "scheduler", lambda folder: (folder / "scheduler/scheduler_config.json").write_text('{"_class_name": "Mine"}')
     )
-    with pytest.raises(ValueError, match="scheduler 'Mine', which tells neither betas nor sigmas"):
+    with pytest.raises(ValueError, match="scheduler 'Mine', whose alpha and sigma are unknown"):
         Teacher.from_pretrained(strange)
     missing = broken("no-scheduler", lambda folder: shutil.rmtree(folder / "scheduler"))
     with pytest.raises(ValueError, match="cannot be loaded"):
