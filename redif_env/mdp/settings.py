@@ -17,7 +17,8 @@ from redif_env.fitted.linear_solver import LinearSolver, fit_solver
 from redif_env.mdp.actions import ACTION_MAPS, ActionMap
 from redif_env.mdp.observations import OBSERVATIONS, Observation, Sample
 from redif_env.mdp.process import DenoisingMDP
-from redif_env.teachers.conditions import ConditionsLike
+from redif_env.teachers.conditions import ConditionsLike, spread
+from redif_env.teachers.fingerprint import contents_of
 from redif_env.teachers.teacher import Teacher, load_teacher
 
 T = TypeVar("T")
@@ -66,6 +67,8 @@ class MDPSettings:
     """The label that a class-conditional `UNet2DModel` was trained with for no condition."""
     guidance_scale: float | None = None
     """Scale of classifier-free guidance, which makes each prediction two network calls."""
+    variant: str | None = None
+    """Variant of the teacher's files, as in diffusers: `"fp16"` where a repository has half precision alone."""
     learn_guidance: bool = False
     """Let the policy choose the guidance scale."""
     device: str = "cpu"
@@ -128,31 +131,40 @@ def shared_teacher(
     conditions: ConditionsLike | None = None,
     null_label: int | None = None,
     guidance_scale: float | None = None,
+    variant: str | None = None,
 ) -> Teacher:
     """A teacher that all environments of this process share: it is frozen, and networks are large.
 
-    ``conditions``, ``null_label`` and ``guidance_scale`` as in :meth:`redif_env.Teacher.from_pretrained`.
+    A folder that has changed since is loaded anew. ``conditions``, ``null_label``, ``guidance_scale`` and ``variant``
+    as in :meth:`redif_env.Teacher.from_pretrained`.
     """
     # In a form that can be a key.
-    key: tuple[Any, ...] | None = None
+    requested: tuple[Any, ...] | None = None
     if conditions is not None:
-        key = tuple(conditions.items()) if isinstance(conditions, Mapping) else tuple(conditions)
-    weighted = isinstance(conditions, Mapping)
-    return _shared_teacher(name_or_path, device, dtype, key, weighted, null_label, guidance_scale)
+        values, weights = spread(conditions)
+        requested = (values, None if weights is None else tuple(weights.tolist()))
+    name, files = contents_of(name_or_path)
+    return _shared_teacher(name, files, device, dtype, requested, null_label, guidance_scale, variant)
 
 
 @lru_cache(maxsize=8)
 def _shared_teacher(
     name_or_path: str,
+    files: tuple[tuple[str, int, int], ...],
     device: torch.device,
     dtype: torch.dtype,
-    key: tuple[Any, ...] | None,
-    weighted: bool,
+    requested: tuple[Any, ...] | None,
     null_label: int | None,
     guidance_scale: float | None,
+    variant: str | None,
 ) -> Teacher:
-    conditions: ConditionsLike | None = dict(key) if key is not None and weighted else key
-    teacher = load_teacher(name_or_path, conditions=conditions, null_label=null_label, guidance_scale=guidance_scale)
+    conditions: ConditionsLike | None = None
+    if requested is not None:
+        values, weights = requested
+        conditions = values if weights is None else dict(zip(values, weights, strict=True))
+    teacher = load_teacher(
+        name_or_path, conditions=conditions, null_label=null_label, guidance_scale=guidance_scale, variant=variant
+    )
     return teacher.to(device, dtype)
 
 
@@ -196,14 +208,14 @@ def build_mdp(settings: MDPSettings) -> DenoisingMDP:
         ValueError: if a setting is unknown or does not fit the others; it names the argument and the value.
     """
     placed, floating = parse_device(settings.device), parse_dtype(settings.dtype)
-    of_teacher = (settings.conditions, settings.null_label, settings.guidance_scale)
+    of_teacher = (settings.conditions, settings.null_label, settings.guidance_scale, settings.variant)
     if not isinstance(settings.teacher, Teacher):
         teacher = shared_teacher(str(settings.teacher), placed, floating, *of_teacher)
-    elif of_teacher == (None, None, None):
+    elif of_teacher == (None, None, None, None):
         teacher = settings.teacher.to(placed)
     else:
         raise ValueError(
-            "conditions, null_label and guidance_scale belong to a teacher that is named: a Teacher has its own, "
+            "conditions, null_label, guidance_scale and variant belong to a teacher that is named: a Teacher has its own, "
             "give them to Teacher.from_pretrained"
         )
     action, observation, prices = settings.action, settings.observation, settings.prices

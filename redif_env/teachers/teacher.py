@@ -7,8 +7,8 @@ and what it can be asked for. Whatever it was made from, the rest of the library
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +23,7 @@ from redif_env.diffusion.solvers import DPMSolverPP, sample
 from redif_env.diffusion.types import Prediction, PredictionType
 from redif_env.storage.files import ASSETS, write_folder
 from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, ConditionsLike, guide
+from redif_env.teachers.fingerprint import fingerprint_of
 from redif_env.teachers.mixtures import GaussianMixture
 from redif_env.teachers.networks import call_by_name
 from redif_env.teachers.pipelines import read_pipeline, write_pipeline
@@ -148,27 +149,8 @@ class Teacher:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides its predictions: the key under which its samples are cached."""
-        digest = hashlib.sha256(f"{self.prediction_type.value} {self.sample_shape} {self.dtype}".encode())
-        for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(_content(tensor))
-        times = torch.linspace(0, 1, 64, dtype=torch.float64, device=self.device)
-        levels = self.schedule.half_logsnr_at(times)
-        digest.update(levels.cpu().numpy().round(9).tobytes())
-        # Sets of older versions are cached under variance-preserving schedules' levels alone.
-        if not isinstance(self.schedule, VariancePreservingSchedule):
-            digest.update(self.schedule.timestep(levels).cpu().numpy().round(9).tobytes())
-        if self.preconditioning != PLAIN:
-            digest.update(repr(self.preconditioning).encode())
-        for name, tensor in sorted(self.conditions.inputs.items()):
-            digest.update(name.encode())
-            digest.update(_content(tensor))
-        if self.guidance_scale is not None:
-            digest.update(str(self.guidance_scale).encode())
-            for name, tensor in sorted((self.conditions.null or {}).items()):
-                digest.update(name.encode())
-                digest.update(_content(tensor))
-        return digest.hexdigest()
+        # By this class's own method, whatever a subclass counts or records.
+        return fingerprint_of(self, partial(Teacher.predict, self))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Teacher:
         """This teacher with its network moved to a device and, if given, a floating point type (in place)."""
@@ -407,6 +389,7 @@ def load_teacher(
     conditions: ConditionsLike | None = None,
     null_label: int | None = None,
     guidance_scale: float | None = None,
+    variant: str | None = None,
 ) -> Teacher:
     """The teacher of a built-in name, or of a diffusers pipeline on disk or on the hub.
 
@@ -415,7 +398,7 @@ def load_teacher(
             velocity prediction), ``"mnist"`` (28x28 images by class, flow matching), ``"gaussian-ring"`` (two
             dimensions, exact), or what :meth:`Teacher.from_pretrained` takes; also what
             :meth:`Teacher.save_pretrained` wrote, and a student's folder (its network).
-        conditions, null_label, guidance_scale: as in :meth:`Teacher.from_pretrained`.
+        conditions, null_label, guidance_scale, variant: as in :meth:`Teacher.from_pretrained`.
 
     Raises:
         ValueError: if there is no such teacher, or it is of a kind that cannot be used; the message says which.
@@ -431,13 +414,9 @@ def load_teacher(
         conditions=conditions,
         null_label=BUILT_IN[name] if built_in else null_label,
         guidance_scale=guidance_scale,
+        variant=variant,
         name=name,
     )
-
-
-def _content(tensor: Tensor) -> bytes:
-    raw = tensor.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
-    return raw.view(torch.uint8).numpy().tobytes()
 
 
 def _tensors(network: nn.Module) -> Any:

@@ -75,6 +75,7 @@ def teacher_of(settings: Any) -> Teacher:
         conditions_of(settings.conditions),
         settings.null_label,
         settings.guidance_scale,
+        settings.variant,
     )
 
 
