@@ -215,8 +215,8 @@ def build_mdp(settings: MDPSettings) -> DenoisingMDP:
         teacher = settings.teacher.to(placed)
     else:
         raise ValueError(
-            "conditions, null_label, guidance_scale and variant belong to a teacher that is named: a Teacher has its own, "
-            "give them to Teacher.from_pretrained"
+            "conditions, null_label, guidance_scale and variant belong to a teacher that is named: a Teacher has its "
+            "own, give them to Teacher.from_pretrained"
         )
     action, observation, prices = settings.action, settings.observation, settings.prices
     grid = look_up("grid", settings.grid, GRIDS) if isinstance(settings.grid, str) else settings.grid

@@ -79,7 +79,7 @@ class Student:
         price: float | None = None,
         condition: int | str | Sequence[int] | Sequence[str] | None = None,
     ) -> Tensor:
-        """Samples ``(num_samples, *S)`` in [-1, 1]; of a teacher of latents, the images that they are decoded to.
+        """Samples ``(num_samples, *S)``, clipped to the data's bounds if they have any; latents decoded to images.
 
         Args:
             num_samples: how many to draw; needed unless ``noise`` is given.
@@ -93,8 +93,7 @@ class Student:
         start = self._initial_noise(num_samples, generator, noise)
         conditions = self.mdp.teacher.conditions
         if condition is None:
-            cpu = generator is None or generator.device.type == "cpu"
-            rows = conditions.draw(len(start), generator if generator and cpu else torch.default_generator)
+            rows = conditions.draw(len(start), torch.default_generator if generator is None else generator)
         else:
             rows = conditions.rows_of(condition, len(start))
         return self.mdp.teacher.images(self.trajectory(start, price, rows)[-1].x)
@@ -240,4 +239,4 @@ class Student:
             noise = torch.randn(num_samples, *self.sample_shape, generator=generator, device=device)
         if noise.shape[1:] != self.sample_shape:
             raise ValueError(f"noise must have shape (N, {self.sample_shape}), got {tuple(noise.shape)}")
-        return noise.to(self.mdp.teacher.device)
+        return noise.to(self.mdp.teacher.device, torch.promote_types(noise.dtype, torch.float32))

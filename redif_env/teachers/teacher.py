@@ -1,12 +1,12 @@
 """Teachers: the frozen many-step models, behind one interface.
 
-A teacher is a network, the schedule it was trained on, what its output means (``prediction_type``, as in diffusers),
-and what it can be asked for. Whatever it was made from, the rest of the library sees ``predict``, ``endpoint``,
-``images`` and ``sample_shape``.
+A teacher is a network, the schedule it was trained on, the meaning of its output (``prediction_type``, as in diffusers)
+and its conditions. The rest of the library uses ``predict``, ``endpoint``, ``images`` and ``sample_shape``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 ENDPOINT_BATCH = 512
-"""Rows that a teacher's many-step run takes through the network together."""
+"""Rows of one network call in a teacher's many-step sampling."""
 DECODED_BATCH = 16
-"""Latents that are decoded together."""
+"""Latents of one call of the decoder."""
 
 Call = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 """How a network is called: network, ``x`` ``(B, *S)``, timestep ``(B,)``, inputs of its condition, to ``(B, *S)``."""
@@ -51,8 +51,8 @@ class Decoder(Protocol):
 
 def positional(network: nn.Module, x: Tensor, timestep: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
     """``network(x, timestep, *inputs)``, as a user's own module is called."""
-    answer = network(x, timestep, *inputs.values())
-    output: Tensor = getattr(answer, "sample", answer)
+    result = network(x, timestep, *inputs.values())
+    output: Tensor = getattr(result, "sample", result)
     return output
 
 
@@ -61,20 +61,22 @@ class Teacher:
 
     Args:
         network: called as ``network(x, timestep)``, or ``network(x, timestep, condition)`` where there are
-            ``conditions``, with ``(B, *S)`` and ``(B,)``; answers ``(B, *S)`` or an object with ``.sample``, as
-            diffusers' models do. It is frozen and put in evaluation mode.
+            ``conditions``, with ``(B, *S)`` in its own type and ``(B,)`` in float32, or float64 as it is;
+            returns ``(B, *S)`` or an object with ``.sample``, as diffusers' models do. It is frozen and put in
+            evaluation mode.
         schedule: the noise schedule it was trained on.
         sample_shape: S.
         prediction_type: what it predicts.
         name: for tables and messages.
-        preconditioning: what stands between a sample and the network.
-        conditions: what it can be asked for.
-        guidance_scale: of classifier-free guidance, which asks the network twice a prediction, once without the
-            condition; None or 1 asks once.
-        call: how the network is called, if otherwise.
-        decoder: of latents, for a model of such.
+        preconditioning: of the network's input and output.
+        conditions: class labels or prompts.
+        guidance_scale: of classifier-free guidance, which makes two network calls a prediction, one without the
+            condition; None or 1 makes one.
+        call: how the network is called, if differently.
+        decoder: of latents, for a latent model.
         source: the diffusers pipeline that it came from.
-        own_network: whether the network is a student's own, in the place of that of the teacher of this name.
+        bounds: range of the data, such as ``(-1.0, 1.0)``, to which finished samples are clipped; None if there is none.
+        own_network: whether the network is a student's own, which replaces that of the teacher of this name.
 
     Copies (``copy.deepcopy``) share the teacher: it never changes, and networks are large.
     """
@@ -93,6 +95,7 @@ class Teacher:
         call: Call = positional,
         decoder: Decoder | None = None,
         source: DiffusionPipeline | None = None,
+        bounds: tuple[float, float] | None = None,
         own_network: bool = False,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
@@ -106,14 +109,15 @@ class Teacher:
         self.call = call
         self.decoder = decoder
         self.source = source
+        self.bounds = check_bounds(bounds)
         self.own_network = own_network
         if self.guidance_scale is not None and conditions.null is None:
             raise ValueError(
                 f"guidance_scale={guidance_scale} needs a prediction without condition, which teacher {name!r} has "
                 "none of: leave it out, or name the null_label that it was trained with"
             )
-        if self.guidance_scale is not None and not self.guidance_scale > 0:
-            raise ValueError(f"guidance_scale must be above 0, got {guidance_scale}")
+        if self.guidance_scale is not None and not 0 < self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale must be above 0 and finite, got {guidance_scale}")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self
@@ -172,26 +176,27 @@ class Teacher:
         condition: Tensor | None = None,
         guidance: Tensor | None = None,
     ) -> Prediction:
-        """One prediction for ``x`` ``(B, *S)`` at level ``half_logsnr``, telling the network ``timestep``.
+        """One prediction for ``x`` ``(B, *S)`` at level ``half_logsnr``, with the conditioning timestep ``timestep``.
 
-        The time told may differ from the level's own; the answer is read at the level.
+        The timestep may differ from the level's own; the output is converted at the level.
 
         Args:
-            x, half_logsnr, timestep: the sample, its level ``(B,)`` and the time told ``(B,)``.
+            x, half_logsnr, timestep: the sample, its level ``(B,)`` and the conditioning timestep ``(B,)``.
             condition: rows ``(B,)`` of ``conditions``; the first if not given.
             guidance: scale ``(B,)``; the teacher's own if not given, and without effect where it has none.
         """
         level = self.schedule.level(half_logsnr)
         given = self.preconditioning.inputs(x, level).to(self.dtype)
-        told = timestep.to(self.dtype)
+        # Half precision has no 999 (bfloat16 makes 1000 of it): networks convert the embedding of it themselves.
+        told = timestep.to(torch.promote_types(self.dtype, torch.float32))
         rows = torch.zeros(len(x), dtype=torch.int64, device=x.device) if condition is None else condition
-        asked = self.conditions.select(rows)
+        inputs = self.conditions.select(rows)
         if self.guidance_scale is None:
-            output = self.call(self.network, given, told, asked).to(x.dtype)
+            output = self.call(self.network, given, told, inputs).to(x.dtype)
         else:
             scale = torch.full_like(half_logsnr, self.guidance_scale) if guidance is None else guidance
             without = self.conditions.unconditional(len(x))
-            both = {name: torch.cat([without[name], tensor]) for name, tensor in asked.items()}
+            both = {name: torch.cat([without[name], tensor]) for name, tensor in inputs.items()}
             twice = self.call(self.network, torch.cat([given, given]), torch.cat([told, told]), both).to(x.dtype)
             free, conditional = twice.chunk(2)
             output = guide(free, conditional, scale)
@@ -205,7 +210,7 @@ class Teacher:
         condition: Tensor | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> Tensor:
-        """What the teacher makes of ``noise`` ``(B, *S)``: DPM-Solver++(2M), uniform time, ``num_steps`` predictions.
+        """The teacher's samples ``(B, *S)`` from ``noise``: DPM-Solver++(2M), uniform time, ``num_steps`` predictions.
 
         Args:
             noise: standard normal.
@@ -217,22 +222,22 @@ class Teacher:
             raise ValueError(f"noise must have shape (batch, {self.sample_shape}), got {tuple(noise.shape)}")
         rows = torch.zeros(len(noise), dtype=torch.int64) if condition is None else condition
         ends = []
-        parts = zip(
-            noise.to(self.device).split(ENDPOINT_BATCH), rows.to(self.device).split(ENDPOINT_BATCH), strict=True
-        )
-        for part, wanted in parts:
-            ends.append(sample(self, DPMSolverPP(2), TimeGrid(), part, num_steps, wanted))
+        # Samples are float32 at least, whatever the network is.
+        noise = noise.to(self.device, torch.promote_types(noise.dtype, torch.float32))
+        parts = zip(noise.split(ENDPOINT_BATCH), rows.to(self.device).split(ENDPOINT_BATCH), strict=True)
+        for part, row in parts:
+            ends.append(sample(self, DPMSolverPP(2), TimeGrid(), part, num_steps, row))
             if progress is not None:
                 progress(len(part))
         return torch.cat(ends) if ends else noise
 
     def clip(self, samples: Tensor) -> Tensor:
-        """``samples`` ``(B, *S)`` within the range of the data: [-1, 1], unless they are latents."""
-        return samples.clamp(-1, 1) if self.decoder is None else samples
+        """``samples`` ``(B, *S)`` clipped to the ``bounds`` of the data, if they have any."""
+        return samples if self.bounds is None else samples.clamp(*self.bounds)
 
     @torch.no_grad()
     def images(self, samples: Tensor) -> Tensor:
-        """What ``samples`` ``(B, *S)`` show, ``(B, *image_shape)`` in [-1, 1]: latents decoded, others clipped."""
+        """``samples`` ``(B, *S)`` as images ``(B, *image_shape)``: latents decoded, to [-1, 1]; others clipped."""
         if self.decoder is None:
             return self.clip(samples)
         decoder = self.decoder
@@ -249,6 +254,7 @@ class Teacher:
         guidance_scale: float | None = None,
         torch_dtype: torch.dtype | None = None,
         variant: str | None = None,
+        bounds: tuple[float, float] | None = None,
         name: str | None = None,
     ) -> Teacher:
         """The teacher in a diffusers folder or hub id: a pipeline, or a bare model with its scheduler's config.
@@ -258,11 +264,13 @@ class Teacher:
 
         Args:
             name_or_path: folder or hub id.
-            conditions: what to ask for: class labels, all of them if not given, or prompts; with weights if a mapping.
-            null_label: the class that a ``UNet2DModel`` was trained with for none; others know theirs.
+            conditions: class labels, all of them if not given, or prompts; with weights if a mapping.
+            null_label: the class that a ``UNet2DModel`` was trained with for none; other networks have one.
             guidance_scale: of classifier-free guidance; none if not given.
             torch_dtype: of the network; float32 if not given.
             variant: of the files, as in diffusers (``"fp16"``).
+            bounds: range of the data, to which finished samples are clipped; by default that of the scheduler's
+                ``clip_sample``, or [-1, 1] of diffusers' pipelines of pixels. ``(-inf, inf)`` clips nothing.
             name: for messages; the path if not given.
 
         Raises:
@@ -283,6 +291,7 @@ class Teacher:
             call=call_by_name,
             decoder=found.decoder,
             source=found.source,
+            bounds=found.bounds if bounds is None else bounds,
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -300,16 +309,16 @@ class Teacher:
 
 
 class GaussianMixtureTeacher(Teacher):
-    """The exact teacher: the answers of a Gaussian mixture, in closed form, for any schedule and dimension.
+    """The exact teacher: the predictions of a Gaussian mixture, in closed form, for any schedule and dimension.
 
     Args:
         means: ``(K, *S)``.
         stds: standard deviations, broadcast against ``means`` (axis-aligned covariances).
         weights: ``(K,)``, positive; normalised. Equal if not given.
         schedule: any schedule; linear variance-preserving if not given.
-        prediction_type: in which form it answers; ``flow_prediction`` on flow schedules and ``epsilon`` on others if
+        prediction_type: form of the output; ``flow_prediction`` on flow schedules and ``epsilon`` on others if
             not given.
-        preconditioning: what it is given.
+        preconditioning: of its input and output.
     """
 
     network: GaussianMixture
@@ -360,9 +369,9 @@ def config_of(teacher: Teacher) -> dict[str, Any]:
 
 
 def own_teacher(teacher: Teacher, network: nn.Module, parameterization: Parameterization) -> Teacher:
-    """A student's own ``network``, read so, in the place of the teacher's: one call a prediction, the same conditions.
+    """A teacher with a student's own ``network`` and its parameterization: one call a prediction, the same conditions.
 
-    It is never guided: a student learns what the guided teacher makes.
+    It is never guided: a student learns the samples of the guided teacher.
     """
     return Teacher(
         network,
@@ -375,12 +384,30 @@ def own_teacher(teacher: Teacher, network: nn.Module, parameterization: Paramete
         call=call_by_name,
         decoder=teacher.decoder,
         source=teacher.source,
+        bounds=teacher.bounds,
         own_network=True,
     )
 
 
+def check_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Two numbers, the smaller first; None where neither bounds anything.
+
+    Raises:
+        ValueError: if they are something else.
+    """
+    if bounds is None:
+        return None
+    try:
+        low, high = (float(end) for end in bounds)
+    except (TypeError, ValueError):
+        raise ValueError(f"bounds must be two numbers, the smaller first, got {bounds!r}") from None
+    if not low < high:
+        raise ValueError(f"bounds must be two numbers, the smaller first, got {bounds!r}")
+    return None if (low, high) == (-math.inf, math.inf) else (low, high)
+
+
 BUILT_IN: dict[str, int | None] = {"digits": None, "digits-classes": 10, "mnist": 10}
-"""Teachers of images that come with the library, and the label that stands for none where they are conditional."""
+"""Teachers of images that come with the library, and the label for no condition where they are conditional."""
 
 
 def load_teacher(
@@ -406,7 +433,7 @@ def load_teacher(
     name = str(name_or_path)
     if name == "gaussian-ring":
         if conditions is not None or guidance_scale is not None:
-            raise ValueError(f"conditions={conditions!r} cannot be asked of teacher={name!r}, which takes none")
+            raise ValueError(f"conditions={conditions!r} cannot be given to teacher={name!r}, which takes none")
         return GaussianMixtureTeacher.ring()
     built_in = name in BUILT_IN
     return Teacher.from_pretrained(

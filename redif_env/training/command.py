@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 
 from redif_env.mdp.settings import parse_device, shared_teacher
 from redif_env.teachers.teacher import Teacher
-from redif_env.training.options import conditions_of
 from redif_env.training.runs import CONFIG_FILE, RunStoppedError, UnhealthyRunError, read_settings
 
 Settings = TypeVar("Settings")
@@ -72,7 +71,7 @@ def teacher_of(settings: Any) -> Teacher:
         settings.teacher,
         parse_device(settings.device),
         torch.float32,
-        conditions_of(settings.conditions),
+        settings.conditions,
         settings.null_label,
         settings.guidance_scale,
         settings.variant,

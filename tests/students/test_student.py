@@ -125,9 +125,9 @@ def test_incomplete_and_strange_folders_are_refused(tmp_path):
         Student.from_pretrained(tmp_path / "lacking")
 
     (student / "config.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(ValueError, match="has format 99, this version reads 2"):
+    with pytest.raises(ValueError, match="has format 99, this version reads 4"):
         Student.from_pretrained(student)
-    for text in ("{", "[]", '{"format": 2}', "\x00"):
+    for text in ("{", "[]", '{"format": 4}', "\x00"):
         (student / "config.json").write_text(text)
         with pytest.raises(CorruptFileError, match=r"config\.json"):
             Student.from_pretrained(student)

@@ -85,7 +85,7 @@ def test_a_network_s_config_counts(cache, change):
 
 
 def test_machines_that_differ_in_the_last_digits_agree(cache, monkeypatch):
-    """A stored probe is met again by predictions that differ by a thousandth, and not by ones that differ by a tenth."""
+    """A stored probe equals predictions that differ by a thousandth, and not those that differ by a tenth."""
     torch.manual_seed(0)
     teacher = Teacher(unet(), SCHEDULE, (3, 8, 8))
     first, probe = teacher.fingerprint, probe_of(teacher, teacher.predict)

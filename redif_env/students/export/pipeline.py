@@ -35,7 +35,7 @@ from redif_env.students.record import Record
 from redif_env.teachers.components import COMPONENTS, components_of, stock_pipeline
 from redif_env.teachers.pipelines import as_model
 
-FORMAT = 3
+FORMAT = 4
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 STEPS_FILE = "steps.json"
@@ -171,7 +171,8 @@ class ReDiFPipeline(DiffusionPipeline):
             prompt: for all, or one a sample (of any number of samples: ``batch_size`` then counts for one prompt
                 alone); any text will do, not only those that were trained with. Drawn as in training if not given.
             output_type: ``"pil"``, ``"np"`` (``(N, H, W, C)`` in [0, 1]), ``"pt"`` (``(N, C, H, W)`` in [0, 1]) or
-                ``"latent"``: the samples themselves, of any shape: in [-1, 1], or latents that are not decoded.
+                ``"latent"``: the samples themselves, of any shape, clipped to the data's bounds if they have any;
+                latents are not decoded.
             return_dict: whether to return an object with ``images``, or a tuple.
             callback_on_step_end: called as ``(pipeline, step, timesteps, {"latents": x})`` after each step; what its
                 answer holds under ``"latents"`` is gone on with.
@@ -186,11 +187,15 @@ class ReDiFPipeline(DiffusionPipeline):
         if isinstance(prompt, Sequence) and not isinstance(prompt, str):
             batch_size = len(prompt)
         noise = latents
+        count = batch_size if noise is None else len(noise)
+        if isinstance(generator, list) and len(generator) != count:
+            raise ValueError(f"generator must be one or {count}, one a sample, got {len(generator)}")
         if noise is None:
             noise = randn_tensor((batch_size, *mdp.teacher.sample_shape), generator=generator, device=device)
         elif noise.shape[1:] != mdp.teacher.sample_shape:
             raise ValueError(f"latents must have shape (N, {mdp.teacher.sample_shape}), got {tuple(noise.shape)}")
-        noise = noise.to(device)
+        # Levels and samples are float32 at least, whatever the network is.
+        noise = noise.to(device, torch.promote_types(noise.dtype, torch.float32))
         mdp, condition = self._asked(mdp, len(noise), generator, class_labels, prompt)
         run = trajectory(mdp, actor, noise, mdp.constant_price(len(noise), price), condition)
         x, changed = noise, None
@@ -346,9 +351,11 @@ class ReDiFPipeline(DiffusionPipeline):
             return replace(mdp, teacher=teacher), rows.to(teacher.device)
         if class_labels is not None:
             return mdp, conditions.rows_of(class_labels, count).to(mdp.teacher.device)
-        first = generator[0] if isinstance(generator, list) else generator
-        chance = first if first is not None and first.device.type == "cpu" else torch.default_generator
-        return mdp, conditions.draw(count, chance).to(mdp.teacher.device)
+        if isinstance(generator, list):  # row i owes everything to generator i, whatever is beside it
+            rows = torch.cat([conditions.draw(1, own) for own in generator])
+        else:
+            rows = conditions.draw(count, torch.default_generator if generator is None else generator)
+        return mdp, rows.to(mdp.teacher.device)
 
     def _write_steps(self, folder: Path) -> None:
         if self.scheduler.config.actions is None or self.linear is not None:

@@ -52,6 +52,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         teacher: the teacher's name, for messages.
         own_network: whether the network is the student's own, and not the teacher's.
         linear_initial_map: whether an initial map replaces the first steps; a pipeline holds it, a scheduler cannot.
+        bounds: range of the data, to which pipelines clip finished samples; None if they have none.
     """
 
     order = 1
@@ -77,6 +78,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         teacher: str = "teacher",
         own_network: bool = False,
         linear_initial_map: bool = False,
+        bounds: Sequence[float] | None = None,
     ) -> None:
         self.parameterization = read_scheduler(noise or self.config, teacher)
         self.schedule = self.parameterization.schedule
@@ -114,6 +116,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             teacher=mdp.teacher.name,
             own_network=mdp.teacher.own_network,
             linear_initial_map=mdp.initial_map is not None,
+            bounds=None if mdp.teacher.bounds is None else list(mdp.teacher.bounds),
         )
 
     def decision_process(
@@ -172,6 +175,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             call=call_by_name,
             decoder=decoder_of(source, shape),
             source=source,
+            bounds=self.config.bounds,
             own_network=self.config.own_network,
         )
 
