@@ -81,7 +81,7 @@ def finish(args: Args, out: Path) -> None:
 def outcome(out: Path) -> dict[str, str]:
     """What a run ended with: digests of the student's files, and the table."""
     files = {str(path.relative_to(out)): sha256(path) for path in (out / "student").rglob("*") if path.is_file()}
-    return {**files, "rows": json.dumps(json.loads((out / RESULT).read_text())["rows"])}
+    return {**files, "rows": json.dumps(json.loads((out / RESULT).read_text("utf-8"))["rows"])}
 
 
 def phase_of(out: Path) -> str:

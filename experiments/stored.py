@@ -18,14 +18,14 @@ def file_name(text: str) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON: the whole file or none."""
     with write_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
 
 def once(path: Path, make: Callable[[], Any]) -> Any:
     """The JSON value kept in ``path``; that of ``make`` if there is none yet."""
     if not path.exists():
         write_json(path, make())
-    return json.loads(path.read_text())
+    return json.loads(path.read_text("utf-8"))
 
 
 def same_settings(out: Path, settings: Mapping[str, Any]) -> None:

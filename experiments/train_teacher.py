@@ -188,14 +188,14 @@ def measure(args: Args, data: ImageSet) -> str:
 
 
 def write_note(args: Args, data: ImageSet) -> None:
-    facts = json.loads((args.out / FACTS).read_text())
+    facts = json.loads((args.out / FACTS).read_text("utf-8"))
     (args.out / "README.md").write_text(
         f"Made by `{facts['command']}`: {facts['parameters']:,} parameters, {facts['steps']} steps of "
         f"{facts['batch_size']} images, seed {facts['seed']}, {facts['seconds']} s on CPU.\n\n"
         f"Loss at every {facts['steps'] // CURVE_POINTS} steps: {', '.join(map(str, facts['curve']))}.\n\n"
         f"{measure(args, data)}\n"
     )
-    print((args.out / "README.md").read_text())
+    print((args.out / "README.md").read_text("utf-8"))
 
 
 def main(args: Args) -> None:
@@ -219,7 +219,7 @@ def main(args: Args) -> None:
         }
         with write_folder(args.out) as folder:
             DDPMPipeline(network.half(), scheduler).save_pretrained(folder, safe_serialization=True)
-            (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+            (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     write_note(args, data)
 
 

@@ -118,7 +118,7 @@ class Evaluate:
         print_table(rows, f"{student.mdp.teacher.name}, {nfe:.4g} NFE, {evaluator.described}")
         if self.out is not None:
             with write_file(self.out) as temporary:
-                temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+                temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", "utf-8")
 
 
 def load(student: str, device: str) -> Student:

@@ -59,6 +59,8 @@ def parse(
     Parsed twice: the first time says which defaults are in force, which the help of the second then shows.
     """
     given: Any = tyro.cli(settings, args=[word for word in arguments if word not in ("-h", "--help")], prog=prog)
+    if hasattr(given, "out"):
+        given = replace(given, out=given.out.expanduser())
     if getattr(given, "resume", False) and (given.out / CONFIG_FILE).exists():
         given = replace(read_settings(given.out, given), out=given.out, resume=True)
     found: Settings = tyro.cli(settings, args=list(arguments), default=settled(given), prog=prog)

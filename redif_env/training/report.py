@@ -57,7 +57,7 @@ def report(
     described = {"features": evaluator.feature_name, "samples": len(evaluator.noise)}
     result = {"settings": settings, "versions": installed_versions(), **facts, **described}
     with write_file(out / RESULT) as temporary:
-        temporary.write_text(json.dumps({**result, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+        temporary.write_text(json.dumps({**result, "rows": [asdict(row) for row in rows]}, indent=2) + "\n", "utf-8")
     print_table(rows, title)
     print(f"Trained in {facts['train_seconds']} s, {facts['environment_steps']} environment steps. Results: {out}")
 

@@ -79,7 +79,7 @@ def begin(settings: Any, program: str) -> None:
         return
     config = {"program": program, "settings": settings_json(settings), **surroundings()}
     with write_file(path) as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
+        temporary.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def check(settings: Any, program: str) -> None:
@@ -124,7 +124,7 @@ def read_config(out: Path) -> dict[str, Any]:
     """
     path = out / CONFIG_FILE
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text("utf-8"))
         known = set(config) == {"program", "settings", "versions", "git"}
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}): choose another folder") from error

@@ -116,7 +116,7 @@ def network_config(settings: NoiseSettings, teacher: Teacher) -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """A network's config from a JSON file."""
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(
             f"network.config='{path}' is no JSON ({error}): give the config.json of a diffusers model"

@@ -24,6 +24,7 @@ from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
+from redif_env.mdp.settings import action_map_of
 from redif_env.storage.files import CorruptFileError, read_sealed, write_folder, write_sealed
 from redif_env.students.export.card import model_card
 from redif_env.students.export.initial_map import InitialMapModel
@@ -233,7 +234,7 @@ class ReDiFPipeline(DiffusionPipeline):
             ValueError: if ``safe_serialization`` is false: pickles are neither written nor read; or if the folder holds
                 something that is not a student's.
         """
-        folder = Path(save_directory)
+        folder = Path(save_directory).expanduser()
         if not safe_serialization:
             raise ValueError("safe_serialization=False writes pickles, which are never read again: leave it True")
         if folder.is_dir():
@@ -243,7 +244,7 @@ class ReDiFPipeline(DiffusionPipeline):
         with write_folder(folder) as fresh:
             super().save_pretrained(fresh, variant=variant)
             self._write_steps(fresh)
-            (fresh / CARD_FILE).write_text(model_card(self.mdp, self.record))
+            (fresh / CARD_FILE).write_text(model_card(self.mdp, self.record), "utf-8")
             content = {"format": FORMAT, "teacher": self.scheduler.config.teacher, **self.record.to_json()}
             write_sealed(fresh, CONFIG_FILE, content, loose={CARD_FILE})
 
@@ -258,6 +259,7 @@ class ReDiFPipeline(DiffusionPipeline):
         token: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        allow_imports: bool = False,
     ) -> ReDiFPipeline:
         """Read what :meth:`save_pretrained` wrote, from a folder or the hub. Pickles are neither fetched nor opened.
 
@@ -265,12 +267,14 @@ class ReDiFPipeline(DiffusionPipeline):
             pretrained_model_name_or_path: a folder, or a hub id.
             torch_dtype: of the network and the policy; as they were saved if not given.
             variant, revision, token, cache_dir, local_files_only: as in diffusers.
+            allow_imports: whether an action map of one's own may be imported, from the module that the file names.
 
         Raises:
             FileNotFoundError: if there is no student.
+            ValueError: if it has such an action map, and ``allow_imports`` is false.
             CorruptFileError: if a file is missing, or is not what was written.
         """
-        folder = Path(pretrained_model_name_or_path)
+        folder = Path(pretrained_model_name_or_path).expanduser()
         if not folder.is_dir() and len(folder.parts) == 2 and not folder.is_absolute():
             folder = _fetch(str(pretrained_model_name_or_path), revision, token, cache_dir, local_files_only)
         content = read_student(folder)
@@ -281,6 +285,8 @@ class ReDiFPipeline(DiffusionPipeline):
         # Afterwards, since releases of diffusers disagree on the name of the argument.
         if torch_dtype is not None:
             pipeline.to(torch_dtype)
+        pipeline.scheduler.allow_imports = allow_imports
+        action_map_of(pipeline.scheduler.config.action, allow_imports)
         pipeline.record = Record(**{field.name: content[field.name] for field in fields(Record)})
         return pipeline
 
@@ -361,7 +367,7 @@ class ReDiFPipeline(DiffusionPipeline):
         if self.scheduler.config.actions is None or self.linear is not None:
             return
         steps = steps_of(self.mdp, torch.tensor(self.scheduler.config.actions))
-        (folder / STEPS_FILE).write_text(json.dumps([asdict(step) for step in steps], indent=2) + "\n")
+        (folder / STEPS_FILE).write_text(json.dumps([asdict(step) for step in steps], indent=2) + "\n", "utf-8")
 
     def _check(
         self, mdp: DenoisingMDP, num_inference_steps: int | None, output_type: str, tensor_inputs: Sequence[str]
@@ -418,7 +424,7 @@ def read_student(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no student in {folder}: it has no {CONFIG_FILE}")
     try:
-        found = json.loads(path.read_text())["format"]
+        found = json.loads(path.read_text("utf-8"))["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(f"{path} is no student's config ({error!r}): {REMEDY}") from error
     content = read_sealed(folder, CONFIG_FILE, REMEDY) if found == FORMAT else {}
