@@ -60,6 +60,8 @@ class Sample:
         if self.out.suffix not in (".png", ".safetensors"):
             raise ValueError(f"out='{self.out}' must end in .png or .safetensors")
         student = load(self.student, self.device)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         generator = torch.Generator().manual_seed(self.seed)
         samples = student(self.num_samples, generator=generator, price=self.price, condition=self.condition)
         save_samples(samples.cpu(), self.out)

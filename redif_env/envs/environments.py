@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
@@ -21,8 +22,10 @@ from redif_env.envs.task import Task
 from redif_env.mdp.arguments import list_of, takes
 from redif_env.mdp.settings import build_mdp
 from redif_env.measures.rendering import Filmstrip
+from redif_env.rewards.custom import CallableReward
 from redif_env.rewards.names import build_terms
 from redif_env.rewards.reward import Reward, Term, load_memories, memories, restart
+from redif_env.storage.checks import check_argument
 from redif_env.teachers.references import reference_set
 
 RENDER_MODES = ["rgb_array"]
@@ -53,6 +56,8 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
+    _spec: EnvSpec | None = None
+
     @takes(Task)
     def __init__(
         self,
@@ -63,6 +68,8 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         render_mode: str | None = None,
         **arguments: Any,
     ) -> None:
+        check_argument("num_envs", num_envs, int)
+        check_argument("group_size", group_size, int)
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         if group_size < 1 or num_envs % group_size:
@@ -107,6 +114,24 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         if len(value) != self.num_envs:
             raise ValueError(f"np_random must be {self.num_envs} generators, one a sub-environment, got {len(value)}")
         self._draws.generators = list(value[:: self.group_size])
+        self._draws.seeds = [-1] * len(self._draws.generators)
+
+    @property  # type: ignore[override]
+    def np_random_seed(self) -> tuple[int, ...]:
+        """The seeds of :attr:`np_random`; -1 of generators that were given."""
+        return tuple(seed for seed in self._draws.seeds for _ in range(self.group_size))
+
+    @property  # type: ignore[override]
+    def spec(self) -> EnvSpec | None:
+        """As Gymnasium sets it; an autoreset mode by its value, so that it can be written as JSON."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        mode = None if spec is None else spec.kwargs.get("autoreset_mode")
+        if spec is not None and isinstance(mode, AutoresetMode):
+            spec.kwargs["autoreset_mode"] = mode.value
+        self._spec = spec
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -356,6 +381,9 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             reward = {reward: 1.0}
         if isinstance(reward, Mapping):
             return build_terms(reward, self.mdp, self.reference)
+        if not hasattr(reward, "name"):  # a plain function
+            name = getattr(reward, "__name__", "custom")
+            reward = CallableReward(reward, "custom" if name == "<lambda>" else name)
         return [Term(reward)]
 
     def _record_initial(self, rows: Tensor, state: State) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,7 @@ from redif_env.fitted.linear_solver import LinearSolver, fit_solver
 from redif_env.mdp.actions import ACTION_MAPS, ActionMap
 from redif_env.mdp.observations import OBSERVATIONS, Observation, Sample
 from redif_env.mdp.process import DenoisingMDP
+from redif_env.storage.checks import check_argument, check_at_least, check_fields
 from redif_env.teachers.conditions import ConditionsLike, spread
 from redif_env.teachers.fingerprint import contents_of
 from redif_env.teachers.teacher import Teacher, load_teacher
@@ -76,6 +79,10 @@ class MDPSettings:
     dtype: str = "float32"
     """Type of samples, `"float32"` or `"float64"`."""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_at_least(1, num_steps=self.num_steps, min_steps=self.min_steps)
+
 
 DEFAULT_SOLVER, DEFAULT_GRID = str(MDPSettings.solver), str(MDPSettings.grid)
 """iPNDM of order 3 (in up to 4 steps of order 2): from 6 steps on PPO brings the digits' samples nearer to their own
@@ -105,6 +112,65 @@ def name_of(value: T, known: Mapping[str, T]) -> str:
     raise ValueError(f"{value!r} has no name; only {', '.join(map(repr, known))} can be written to a file")
 
 
+def action_entry(action_map: ActionMap) -> str | dict[str, Any]:
+    """How a file says which action map it is: by its name, or by its class's import path and arguments.
+
+    Raises:
+        ValueError: if its class cannot be imported, or its arguments are no JSON values.
+    """
+    for name, known in ACTION_MAPS.items():
+        if known == action_map:
+            return name
+    kind = type(action_map)
+    try:
+        arguments = json.loads(json.dumps(asdict(action_map)))  # type: ignore[call-overload]
+        if _imported(f"{kind.__module__}:{kind.__qualname__}")(**asdict(action_map)) == action_map:  # type: ignore[call-overload]
+            return {"import": f"{kind.__module__}:{kind.__qualname__}", "arguments": arguments}
+        reason = "made again from its fields, it is another"
+    except (AttributeError, ImportError, TypeError, ValueError) as error:
+        reason = str(error)
+    raise ValueError(
+        f"action={action_map!r} cannot be written to a student's file ({reason}): make its class a dataclass of plain "
+        "values at the top of a module"
+    )
+
+
+def action_map_of(entry: str | Mapping[str, Any], allow_imports: bool) -> ActionMap:
+    """The action map of a file's entry.
+
+    Raises:
+        ValueError: if the name is unknown, or an import path is not to be imported or leads to no action map.
+    """
+    if isinstance(entry, str):
+        return look_up("action", entry, ACTION_MAPS)
+    path = str(entry["import"])
+    if not (allow_imports or path.startswith("redif_env.")):
+        raise ValueError(
+            f"action={path!r} is code outside this library, which the student's file asks to be imported: if you trust "
+            "it, load with allow_imports=True"
+        )
+    try:
+        arguments = {key: _tuples(value) for key, value in entry["arguments"].items()}
+        found = _imported(path)(**arguments)
+    except (AttributeError, ImportError, TypeError, ValueError) as error:
+        raise ValueError(f"action={path!r} cannot be imported ({error}): install or copy the module") from error
+    if not isinstance(found, ActionMap):
+        raise ValueError(f"action={path!r} is no ActionMap, but a {type(found).__name__}")
+    return found
+
+
+def _imported(path: str) -> Any:
+    module, name = path.split(":")
+    found = import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def parse_dtype(dtype: str) -> torch.dtype:
     """``"float32"`` or ``"float64"``, the types of an environment's samples."""
     return look_up("dtype", dtype, {"float32": torch.float32, "float64": torch.float64})
@@ -116,6 +182,7 @@ def parse_device(device: str) -> torch.device:
     Raises:
         ValueError: if it has not.
     """
+    check_argument("device", device, str | torch.device)
     try:
         parsed = torch.device(device)
         torch.empty(1, device=parsed)
@@ -219,6 +286,8 @@ def build_mdp(settings: MDPSettings) -> DenoisingMDP:
             "own, give them to Teacher.from_pretrained"
         )
     action, observation, prices = settings.action, settings.observation, settings.prices
+    if isinstance(action, ActionMap):
+        action_entry(action)  # refused now, rather than when the trained student is saved
     grid = look_up("grid", settings.grid, GRIDS) if isinstance(settings.grid, str) else settings.grid
     initial_map = initial_map_of(settings.initial_map, teacher, grid)
     return DenoisingMDP(

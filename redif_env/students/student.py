@@ -14,6 +14,8 @@ from redif_env.diffusion.types import State
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
+from redif_env.mdp.settings import parse_device
+from redif_env.storage.checks import check_argument, check_at_least
 from redif_env.students.agents import student_of_agent
 from redif_env.students.record import Record
 from redif_env.teachers.references import VALIDATION_SEED, draw_starts
@@ -40,6 +42,9 @@ class Student:
     """
 
     def __init__(self, mdp: DenoisingMDP, policy: Policy, record: Record | None = None) -> None:
+        check_argument("mdp", mdp, DenoisingMDP)
+        check_argument("policy", policy, Policy)
+        check_argument("record", record, Record | None)
         expected = (mdp.observation_size, mdp.action_size)
         if (policy.config.sizes[0], policy.config.sizes[-1]) != expected:
             raise ValueError(
@@ -90,6 +95,7 @@ class Student:
             condition: class label or prompt that it was trained with, for all or one each; drawn as in training if not
                 given.
         """
+        check_argument("price", price, float | None)
         start = self._initial_noise(num_samples, generator, noise)
         conditions = self.mdp.teacher.conditions
         if condition is None:
@@ -215,8 +221,10 @@ class Student:
         self.pipeline().save_pretrained(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> Student:
+    def from_pretrained(cls, folder: str | Path, device: str = "cpu", allow_imports: bool = False) -> Student:
         """Read what :meth:`save_pretrained` wrote, from a folder or the hub.
+
+        ``allow_imports``: whether an action map of one's own may be imported, from the module that the file names.
 
         Raises:
             FileNotFoundError: if there is no student in ``folder``.
@@ -224,19 +232,27 @@ class Student:
         """
         from redif_env.students.export import ReDiFPipeline
 
-        pipeline = ReDiFPipeline.from_pretrained(folder).to(device)
+        check_argument("folder", folder, str | Path)
+        check_argument("allow_imports", allow_imports, bool)
+        parse_device(device)
+        pipeline = ReDiFPipeline.from_pretrained(folder, allow_imports=allow_imports).to(device)
         return cls(pipeline.mdp, pipeline.actor, pipeline.record)
 
     def _initial_noise(
         self, num_samples: int | None, generator: torch.Generator | None, noise: Tensor | None
     ) -> Tensor:
+        check_argument("num_samples", num_samples, int | None)
+        check_argument("generator", generator, torch.Generator | None)
+        check_argument("noise", noise, Tensor | None)
         if (num_samples is None) == (noise is None):
             raise ValueError("give either num_samples or noise")
         if noise is None:
-            if num_samples is None or num_samples < 1:
-                raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+            check_at_least(1, num_samples=num_samples)
             device = generator.device if generator is not None else self.mdp.teacher.device
-            noise = torch.randn(num_samples, *self.sample_shape, generator=generator, device=device)
+            try:
+                noise = torch.randn(num_samples, *self.sample_shape, generator=generator, device=device)
+            except (RuntimeError, MemoryError) as error:
+                raise ValueError(f"num_samples={num_samples} do not fit into memory ({error}): draw fewer") from error
         if noise.shape[1:] != self.sample_shape:
             raise ValueError(f"noise must have shape (N, {self.sample_shape}), got {tuple(noise.shape)}")
         return noise.to(self.mdp.teacher.device, torch.promote_types(noise.dtype, torch.float32))

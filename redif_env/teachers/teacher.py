@@ -21,6 +21,7 @@ from redif_env.diffusion.predictions import PLAIN, Preconditioning
 from redif_env.diffusion.schedules import FlowSchedule, Schedule, VariancePreservingSchedule
 from redif_env.diffusion.solvers import DPMSolverPP, sample
 from redif_env.diffusion.types import Prediction, PredictionType
+from redif_env.storage.checks import check_argument
 from redif_env.storage.files import ASSETS, write_folder
 from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, ConditionsLike, guide
 from redif_env.teachers.fingerprint import fingerprint_of
@@ -75,7 +76,7 @@ class Teacher:
         call: how the network is called, if differently.
         decoder: of latents, for a latent model.
         source: the diffusers pipeline that it came from.
-        bounds: range of the data, such as ``(-1.0, 1.0)``, to which finished samples are clipped; None if there is none.
+        bounds: range of the data, such as ``(-1.0, 1.0)``, to which finished samples are clipped; None if not bounded.
         own_network: whether the network is a student's own, which replaces that of the teacher of this name.
 
     Copies (``copy.deepcopy``) share the teacher: it never changes, and networks are large.
@@ -277,6 +278,13 @@ class Teacher:
             ValueError: if nothing is there, the weights are pickled, a condition is missing or unknown, or the model
                 or scheduler is of a kind that cannot be used; the message says why.
         """
+        check_argument("name_or_path", name_or_path, str | Path)
+        check_argument("null_label", null_label, int | None)
+        check_argument("guidance_scale", guidance_scale, float | None)
+        check_argument("torch_dtype", torch_dtype, torch.dtype | None)
+        check_argument("variant", variant, str | None)
+        check_argument("name", name, str | None)
+        check_bounds(bounds)
         called = name or str(name_or_path)
         found = read_pipeline(name_or_path, called, conditions, null_label, torch_dtype, variant)
         return cls(

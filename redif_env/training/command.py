@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from redif_env.mdp.settings import parse_device, shared_teacher
 from redif_env.teachers.teacher import Teacher
-from redif_env.training.runs import CONFIG_FILE, RunStoppedError, UnhealthyRunError, read_settings
+from redif_env.training.runs import CONFIG_FILE, RunStoppedError, UnhealthyRunError, check_settings, read_settings
 
 Settings = TypeVar("Settings")
 
@@ -64,6 +64,7 @@ def parse(
     if getattr(given, "resume", False) and (given.out / CONFIG_FILE).exists():
         given = replace(read_settings(given.out, given), out=given.out, resume=True)
     found: Settings = tyro.cli(settings, args=list(arguments), default=settled(given), prog=prog)
+    check_settings(found)
     return found
 
 

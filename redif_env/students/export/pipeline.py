@@ -154,6 +154,8 @@ class ReDiFPipeline(DiffusionPipeline):
         price: float | None = None,
         class_labels: int | Sequence[int] | None = None,
         prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        guidance_scale: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[ReDiFPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -171,6 +173,8 @@ class ReDiFPipeline(DiffusionPipeline):
             class_labels: for all, or one a sample; drawn as in training if not given.
             prompt: for all, or one a sample (of any number of samples: ``batch_size`` then counts for one prompt
                 alone); any text will do, not only those that were trained with. Drawn as in training if not given.
+            negative_prompt, guidance_scale: for callers of other pipelines: the student has learned one of each, and
+                others are refused.
             output_type: ``"pil"``, ``"np"`` (``(N, H, W, C)`` in [0, 1]), ``"pt"`` (``(N, C, H, W)`` in [0, 1]) or
                 ``"latent"``: the samples themselves, of any shape, clipped to the data's bounds if they have any;
                 latents are not decoded.
@@ -185,6 +189,12 @@ class ReDiFPipeline(DiffusionPipeline):
         device = self._execution_device
         mdp, actor = self._parts(device)
         self._check(mdp, num_inference_steps, output_type, callback_on_step_end_tensor_inputs)
+        own_scale = mdp.teacher.guidance_scale or 1.0
+        if negative_prompt not in (None, "") or guidance_scale not in (None, own_scale):
+            raise ValueError(
+                f"negative_prompt={negative_prompt!r} and guidance_scale={guidance_scale!r} cannot be given: this "
+                f"student has learned guidance_scale={own_scale:g} without a negative prompt, leave them out"
+            )
         if isinstance(prompt, Sequence) and not isinstance(prompt, str):
             batch_size = len(prompt)
         noise = latents
@@ -348,7 +358,7 @@ class ReDiFPipeline(DiffusionPipeline):
         conditions = mdp.teacher.conditions
         if prompt is not None:
             if mdp.teacher.source is None or not isinstance(conditions.values[0], str) or not conditions.inputs:
-                raise ValueError(f"prompt={prompt!r} cannot be asked of this student, which takes no text")
+                raise ValueError(f"prompt={prompt!r} cannot be given to this student, which takes no text")
             wanted = [prompt] if isinstance(prompt, str) else list(prompt)
             # The empty prompt too, so that what shows conditions always has a choice of them.
             known = list(dict.fromkeys([*wanted, ""]))
@@ -426,6 +436,8 @@ def read_student(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text("utf-8"))["format"]
     except (ValueError, KeyError, TypeError) as error:
+        if (folder / "student" / CONFIG_FILE).is_file():
+            raise ValueError(f"{folder} is a run, not a student: give {folder / 'student'}") from error
         raise CorruptFileError(f"{path} is no student's config ({error!r}): {REMEDY}") from error
     content = read_sealed(folder, CONFIG_FILE, REMEDY) if found == FORMAT else {}
     if not content:

@@ -285,8 +285,8 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             )
         if given is not None and self._index not in matching:
             raise ValueError(
-                f"timestep {given:g} is not that of step {self._index + 1}, {timesteps[self._index]:g}: steps are taken "
-                "in order"
+                f"timestep {given:g} is not that of step {self._index + 1}, {timesteps[self._index]:g}: steps are "
+                "taken in order"
             )
         return self._index
 
