@@ -24,7 +24,7 @@ from redif_env.mdp.settings import build_mdp
 from redif_env.measures.rendering import Filmstrip
 from redif_env.rewards.custom import CallableReward
 from redif_env.rewards.names import build_terms
-from redif_env.rewards.reward import Reward, Term, load_memories, memories, restart
+from redif_env.rewards.reward import Term, load_memories, memories, restart
 from redif_env.storage.checks import check_argument
 from redif_env.teachers.references import reference_set
 
@@ -117,7 +117,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         self._draws.seeds = [-1] * len(self._draws.generators)
 
     @property  # type: ignore[override]
-    def np_random_seed(self) -> tuple[int, ...]:
+    def np_random_seed(self) -> Any:
         """The seeds of :attr:`np_random`; -1 of generators that were given."""
         return tuple(seed for seed in self._draws.seeds for _ in range(self.group_size))
 
@@ -376,7 +376,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             raise gym.error.ResetNeeded("the first reset() must reset every sub-environment: leave reset_mask out")
         return mask.copy()
 
-    def _build_terms(self, reward: str | Reward | Mapping[str, float]) -> list[Term]:
+    def _build_terms(self, reward: Any) -> list[Term]:
         if isinstance(reward, str):
             reward = {reward: 1.0}
         if isinstance(reward, Mapping):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -173,8 +174,8 @@ def with_maps(policy: Policy, maps: Between, mdp: DenoisingMDP) -> Policy:
     if not _may_clip(maps, mdp):
         first = linears[0].weight.detach().double().numpy(force=True)
         with torch.no_grad():
-            linears[0].bias -= torch.as_tensor(first @ (maps.mean * maps.scale)).to(linears[0].bias)
-            linears[0].weight *= torch.as_tensor(maps.scale).to(linears[0].weight)
+            linears[0].bias.sub_(torch.as_tensor(first @ (maps.mean * maps.scale)).to(linears[0].bias))
+            linears[0].weight.mul_(torch.as_tensor(maps.scale).to(linears[0].weight))
         return Policy.from_linears(linears, policy.config.activation, policy.config.squash)
     return Policy.from_linears(
         linears,
@@ -188,9 +189,8 @@ def _fold(linear: nn.Linear, gain: NDArray[np.float64], offset: NDArray[np.float
     """Multiply what a layer gives by ``gain`` and add ``offset``."""
     factor, added = (torch.as_tensor(values).to(linear.weight) for values in (gain, offset))
     with torch.no_grad():
-        linear.weight *= factor[:, None]
-        linear.bias *= factor
-        linear.bias += added
+        linear.weight.mul_(factor[:, None])
+        linear.bias.mul_(factor).add_(added)
 
 
 def _may_clip(maps: Between, mdp: DenoisingMDP) -> bool:
@@ -198,6 +198,7 @@ def _may_clip(maps: Between, mdp: DenoisingMDP) -> bool:
     if maps.clip is None:
         return False
     space = observation_space(mdp)
+    assert isinstance(space, Box)
     ends = np.stack([space.low, space.high]).astype(np.float64)
     ends[:, : mdp.num_steps] = [[0.0], [1.0]]  # the steps left, one-hot
     return bool((np.abs((ends - maps.mean) * maps.scale) > maps.clip).any())

@@ -79,9 +79,9 @@ def copied(env: VecEnv) -> VecEnv:
     Raises:
         ValueError: if a wrapper cannot be copied.
     """
-    if isinstance(env, PASSIVE):
-        return copied(env.venv)
     if isinstance(env, VecEnvWrapper):
+        if type(env) in PASSIVE:
+            return copied(env.venv)
         clone = copy.copy(env)
         clone.__dict__.update(
             {key: copy.deepcopy(value) for key, value in vars(env).items() if key not in ("venv", "class_attributes")}
@@ -119,7 +119,7 @@ def cores_of(env: VecEnv) -> list[ReDiFVectorEnv]:
     return [single.batch for single in singles]
 
 
-def singles_of(env: VecEnv) -> list[gym.Env]:
+def singles_of(env: VecEnv) -> list[Any]:
     """The single environments of a ``DummyVecEnv``; copies of those of a ``SubprocVecEnv``, without the outermost."""
     if isinstance(env, SubprocVecEnv):
         return list(env.get_attr("env"))
@@ -203,7 +203,7 @@ def _chain(env: Any) -> list[Any]:
     return layers
 
 
-def _bare(env: gym.Env) -> gym.Env:
+def _bare(env: Any) -> Any:
     """``env`` without the passive wrappers on top."""
     while isinstance(env, PASSIVE):
         env = env.env

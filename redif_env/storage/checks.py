@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -30,8 +30,8 @@ def check_argument(name: str, value: Any, hint: Any) -> None:
         TypeError, ValueError: naming the argument, its value, and what it can be.
     """
     if not _fits(value, hint):
-        # A float that is not finite has the right type, and can be given at the command line.
-        kind = ValueError if isinstance(value, float) and not math.isfinite(value) else TypeError
+        # A number out of range has the right type, and can be given at the command line.
+        kind = ValueError if isinstance(value, int | float) and not isinstance(value, bool) else TypeError
         raise kind(f"{name} must be {' or '.join(_described(hint))}, got {value!r}")
 
 
@@ -57,7 +57,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is bool:
         return isinstance(value, bool | np.bool_)
     if hint is int:
-        return isinstance(value, int | np.integer) and not isinstance(value, bool)
+        return isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(int(value)) < 2**63
     if hint is float:
         number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
         return number and math.isfinite(value)
@@ -68,7 +68,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str | Sequence | np.ndarray)
     if origin is Mapping:
         return isinstance(value, Mapping)
-    if getattr(hint, "_is_protocol", False):
+    if origin is Callable or getattr(hint, "_is_protocol", False):
         return callable(value)
     return isinstance(value, hint) if isinstance(hint, type) else True
 
@@ -76,7 +76,13 @@ def _fits(value: Any, hint: Any) -> bool:
 def _described(hint: Any) -> list[str]:
     if get_origin(hint) in (Union, UnionType):
         return list(dict.fromkeys(word for kind in get_args(hint) for word in _described(kind)))
-    names = {NoneType: "None", bool: "True or False", int: "a whole number", float: "a finite number", str: "a string"}
+    names = {
+        NoneType: "None",
+        bool: "True or False",
+        int: "a whole number of 64 bits",
+        float: "a finite number",
+        str: "a string",
+    }
     if hint in names:
         return [names[hint]]
     if get_origin(hint) is tuple:
@@ -85,6 +91,8 @@ def _described(hint: Any) -> list[str]:
         return ["a list"]
     if get_origin(hint) is Mapping:
         return ["a dict"]
+    if get_origin(hint) is Callable:
+        return ["a function"]
     if hint is Path:
         return ["a path"]
     return [f"a {getattr(hint, '__name__', hint)}"]

@@ -247,6 +247,7 @@ class Student:
         if (num_samples is None) == (noise is None):
             raise ValueError("give either num_samples or noise")
         if noise is None:
+            assert num_samples is not None
             check_at_least(1, num_samples=num_samples)
             device = generator.device if generator is not None else self.mdp.teacher.device
             try:

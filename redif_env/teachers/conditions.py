@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -92,13 +93,21 @@ class Conditions:
         Raises:
             ValueError: if one is not among these, or there are not ``count``.
         """
-        values = [requested] * count if isinstance(requested, int | np.integer | str) else list(requested)
+        if not isinstance(requested, int | np.integer | str | Sequence | np.ndarray | Tensor):
+            raise ValueError(f"condition must be a label, a prompt, or a list of such, got {requested!r}")
+        one = isinstance(requested, int | np.integer | str)
+        values: list[Any] = [requested] * count if one else list(requested)  # type: ignore[arg-type]
         if len(values) != count:
             raise ValueError(f"condition must be one or {count}, got {len(values)}")
-        if not self.inputs and any(value != "" for value in values):
+        if not self.inputs and any(not isinstance(value, str) or value for value in values):
             raise ValueError(f"condition={requested!r} was given, but this model takes none: leave it out")
-        rows = {str(value): row for row, value in reversed(list(enumerate(self.values))) if isinstance(value, int)}
+        rows: dict[Any, int] = {
+            str(value): row for row, value in reversed(list(enumerate(self.values))) if isinstance(value, int)
+        }
         rows |= {value: row for row, value in reversed(list(enumerate(self.values)))}
+        strange = [value for value in values if not isinstance(value, int | np.integer | str)]
+        if strange:
+            raise ValueError(f"condition must be a label, a prompt, or a list of such, got {requested!r}")
         unknown = sorted({str(value) for value in values if value not in rows})
         if unknown:
             raise ValueError(
@@ -156,7 +165,7 @@ def spread(requested: ConditionsLike) -> tuple[tuple[int | str, ...], Tensor | N
     strange = [value for value in values if isinstance(value, bool) or not isinstance(value, int | np.integer | str)]
     if strange:
         raise ValueError(f"conditions must be class labels or prompts, got {', '.join(map(repr, strange[:5]))}")
-    plain = tuple(str(value) if isinstance(value, str) else int(value) for value in values)
+    plain = tuple(str(value) if isinstance(value, str) else int(cast(int, value)) for value in values)
     if not isinstance(requested, Mapping):
         return plain, None
     try:

@@ -73,7 +73,7 @@ def read_pipeline(
         beside = "scheduler" if (folder / "scheduler").is_dir() else None
         scheduling = DDPMScheduler.load_config(folder, subfolder=beside)
     except (OSError, ValueError) as error:
-        raise _nothing(name, error, folder) from error
+        raise _nothing(name, error, folder, variant) from error
     path = str(folder)
     check_kind(config, name)
     # What can be refused is refused before any weight is read.
@@ -86,7 +86,7 @@ def read_pipeline(
             getattr(source, part or _part_of(index)) if source else _network(path, part, config, torch_dtype, variant)
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise _nothing(name, error, folder) from error
+        raise _nothing(name, error, folder, variant) from error
     if conditions is None:
         assert requested is not None
         if source is None:
@@ -236,11 +236,12 @@ def _network(
     )
 
 
-def _nothing(name: str, error: Exception, folder: Path | None) -> ValueError:
+def _nothing(name: str, error: Exception, folder: Path | None, variant: str | None) -> ValueError:
     variants = set() if folder is None else {path.name.split(".")[1] for path in folder.rglob("*.*.safetensors")}
     stored = {variant.split("-")[0] for variant in variants}
+    named = "" if variant is None else f" with variant={variant!r}"
     hint = f" Its weights are stored as variants: give variant={sorted(stored)[0]!r}." if stored else ""
     return ValueError(
-        f"teacher={name!r} cannot be loaded: it is no built-in name, and no diffusers folder or reachable hub id with "
-        f"a network (config.json, safetensors) and a scheduler that fit together.{hint} diffusers said: {error}"
+        f"teacher={name!r}{named} cannot be loaded: it is no built-in name, and no diffusers folder or reachable hub id "
+        f"with a network (config.json, safetensors) and a scheduler that fit together.{hint} diffusers said: {error}"
     )

@@ -440,8 +440,10 @@ def load_teacher(
     """
     name = str(name_or_path)
     if name == "gaussian-ring":
-        if conditions is not None or guidance_scale is not None:
-            raise ValueError(f"conditions={conditions!r} cannot be given to teacher={name!r}, which takes none")
+        given = {"conditions": conditions, "null_label": null_label, "guidance_scale": guidance_scale}
+        unused = ", ".join(f"{key}={value!r}" for key, value in given.items() if value is not None)
+        if unused:
+            raise ValueError(f"{unused} cannot be given to teacher={name!r}, which takes none")
         return GaussianMixtureTeacher.ring()
     built_in = name in BUILT_IN
     return Teacher.from_pretrained(
