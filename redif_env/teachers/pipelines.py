@@ -242,6 +242,6 @@ def _nothing(name: str, error: Exception, folder: Path | None, variant: str | No
     named = "" if variant is None else f" with variant={variant!r}"
     hint = f" Its weights are stored as variants: give variant={sorted(stored)[0]!r}." if stored else ""
     return ValueError(
-        f"teacher={name!r}{named} cannot be loaded: it is no built-in name, and no diffusers folder or reachable hub id "
-        f"with a network (config.json, safetensors) and a scheduler that fit together.{hint} diffusers said: {error}"
+        f"teacher={name!r}{named} cannot be loaded: it is no built-in name, and no diffusers folder or reachable hub "
+        f"id with a network (config.json, safetensors) and a scheduler that fit together.{hint} diffusers said: {error}"
     )

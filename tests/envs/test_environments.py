@@ -270,7 +270,7 @@ def test_samples_that_are_no_images_are_drawn_too():
         ({"solver": "euler"}, "solver='euler' is unknown: choose one of 'ddim'"),
         ({"grid": "fine"}, "grid='fine' is unknown: choose one of 'time'"),
         ({"reward": "praise"}, "reward='praise' is unknown: choose one of 'endpoint'"),
-        ({"reference_size": 0}, "reference size must be at least 1, got 0"),
+        ({"reference_size": 0}, "reference_size must be at least 1, got 0"),
         ({"device": "cuda:99"}, "device='cuda:99' cannot be used here"),
         ({"dtype": "int8"}, "dtype='int8' is unknown: choose one of 'float32', 'float64'"),
         ({"render_mode": "human"}, "render_mode='human' is unknown"),
