@@ -69,7 +69,6 @@ def feature_distance(teacher: Teacher, features: nn.Module | None = None) -> Dis
 
 def embed_samples(features: nn.Module, samples: Tensor) -> Tensor:
     """Features ``(B, D)`` of samples ``(B, *S)``."""
-    # Latents leave [-1, 1], to which the others are clipped.
     found: Tensor = features(samples) if isinstance(features, LatentFeatures) else embed(features, samples)
     return found
 
@@ -78,4 +77,6 @@ def placed_features(features: nn.Module | None, teacher: Teacher) -> nn.Module:
     """A feature network of what the teacher's samples show, frozen, on its device."""
     network = features or load_features(default_features(teacher.image_shape), teacher.image_shape)
     network = network.eval().requires_grad_(False).to(teacher.device)
-    return network if teacher.decoder is None else LatentFeatures(network, teacher)
+    if teacher.decoder is not None:
+        return LatentFeatures(network, teacher)
+    return network if teacher.bounds is None else nn.Sequential(nn.Hardtanh(*teacher.bounds), network)

@@ -188,7 +188,11 @@ def _bounds(
     """The range of the data, as far as the pipeline's class or the scheduler says it."""
     import diffusers
 
-    taken = inspect.signature(getattr(diffusers, scheduling["_class_name"]).__init__).parameters
+    if "bounds" in scheduling:  # a student's
+        return (
+            None if scheduling["bounds"] is None else (float(scheduling["bounds"][0]), float(scheduling["bounds"][1]))
+        )
+    taken = inspect.signature(getattr(diffusers, str(scheduling.get("_class_name")), dict).__init__).parameters
     if "clip_sample" in taken and scheduling.get("clip_sample", taken["clip_sample"].default):
         high = float(scheduling.get("clip_sample_range") or 1.0)
         return (-high, high)

@@ -12,6 +12,7 @@ from redif_env import GaussianMixtureTeacher, Student, Teacher
 from redif_env.diffusion.schedules import VariancePreservingSchedule
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.settings import MDPSettings, build_mdp
+from redif_env.rewards.feature import feature_distance
 from tests.models import unet
 
 
@@ -93,6 +94,17 @@ def test_data_without_bounds_are_not_clipped(tmp_path):
     student.save_pretrained(tmp_path / "student")
     again = Student.from_pretrained(tmp_path / "student")(64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(again, samples)
+
+
+@pytest.mark.parametrize("bounds", [None, (-1.0, 1.0)])
+def test_rewards_and_tables_clip_what_is_bounded(bounds):
+    """And nothing else: samples that are 2 beyond the endpoints are 2 away, or not at all."""
+    means = torch.tensor([[5.0, -5.0]])
+    teacher = GaussianMixtureTeacher(means, 0.2)
+    teacher.bounds = bounds
+    endpoints = means.repeat(4, 1)
+    found = feature_distance(teacher)(endpoints + 2 * means.sign(), endpoints)
+    torch.testing.assert_close(found, torch.full((4,), 0.0 if bounds else 2.0))
 
 
 def test_bounds_are_said_or_read(flat, tmp_path):
