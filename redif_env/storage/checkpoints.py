@@ -42,10 +42,16 @@ def newest_state(folder: Path) -> dict[str, Any] | None:
 
 
 def add_state(folder: Path, number: int, state: dict[str, Any], keep: int) -> None:
-    """Write a checkpoint, named by its number, and remove all but the newest ``keep``."""
+    """Write a checkpoint, named by its number, and remove all but the newest ``keep``.
+
+    An old one that cannot be removed is a warning: the new one is written.
+    """
     write_state(folder / f"{number:012d}", state)
     for path in checkpoints(folder)[:-keep]:
-        remove_checkpoint(path)
+        try:
+            remove_checkpoint(path)
+        except OSError as error:
+            warnings.warn(f"old checkpoint {path} was not removed ({error})", stacklevel=2)
 
 
 def remove_checkpoint(path: Path) -> None:

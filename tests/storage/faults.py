@@ -1,6 +1,6 @@
 """Faults at every file operation of the cache, the student's folder and the checkpoints, each in a process of its own.
 
-    python -m tests.storage.faults [stride]
+    python -m tests.storage.faults [stride [cache] [student] [checkpoint]]
 
 Each operation (open for writing, rename, mkdir, chmod, remove) fails once in turn, and the process is killed before
 each; a limit on file sizes makes writes fail, and kills in the middle of them. ``stride`` takes only every so many.
@@ -148,10 +148,10 @@ def check(root, what, told, old):
         assert any(what.place in message for message in warned), (what.name, warned)
 
 
-def main(stride=1):
+def main(stride=1, *names):
     counts = {}
     home = Path(tempfile.mkdtemp())
-    for what in (Cache(), Folder(), Checkpoint()):
+    for what in (what for what in (Cache(), Folder(), Checkpoint()) if what.name in (names or what.name)):
         template = home / what.name
         template.mkdir()
         what.prepare(template)
@@ -181,4 +181,4 @@ def main(stride=1):
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(int(sys.argv[1]) if sys.argv[1:] else 1, *sys.argv[2:])
