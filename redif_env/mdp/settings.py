@@ -186,6 +186,8 @@ def parse_device(device: str) -> torch.device:
     try:
         parsed = torch.device(device)
         torch.empty(1, device=parsed)
+        if parsed.type == "cpu" and parsed.index:  # torch takes any number
+            raise RuntimeError("there is one CPU device")
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={device!r} cannot be used here ({error}): try 'cpu'") from error
     return parsed
