@@ -92,8 +92,8 @@ def conditions_of(
             )
         if null_label is not None or not values or not all(isinstance(value, str) for value in values):
             raise ValueError(
-                f"conditions={requested!r} cannot be given to teacher={name!r}, which takes texts: give prompts, as in "
-                "conditions=['a photograph of a cat']"
+                f"conditions={requested!r} and null_label={null_label!r} cannot be given to teacher={name!r}, which "
+                "takes texts: give prompts, as in conditions=['a photograph of a cat']"
             )
         return None
     classes = config.get("num_embeds_ada_norm") if kind == "DiTTransformer2DModel" else config.get("num_class_embeds")
@@ -103,7 +103,10 @@ def conditions_of(
         )
     if not classes:
         if requested is not None or null_label is not None:
-            raise ValueError(f"conditions={requested!r} cannot be given to teacher={name!r}, which takes none")
+            raise ValueError(
+                f"conditions={requested!r} and null_label={null_label!r} cannot be given to teacher={name!r}, which "
+                "takes none"
+            )
         return UNCONDITIONAL
     if kind == "DiTTransformer2DModel":
         null_label = classes  # by its own embedding
