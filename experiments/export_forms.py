@@ -29,7 +29,6 @@ from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, shared_teacher
 from redif_env.students.export import ReDiFPipeline
 from redif_env.students.export.steps import run_steps
 from redif_env.students.student import Student
-from redif_env.teachers.references import ENDPOINT_BATCH
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ FORMS: dict[str, Form] = {
 @torch.inference_mode()
 def judged(form: Form, student: Student, evaluator: Evaluator) -> float:
     """Frechet distance to the teacher of what a form makes of the held-out noises."""
-    samples = torch.cat([form(student, part) for part in evaluator.noise.split(ENDPOINT_BATCH)])
+    samples = torch.cat([form(student, part) for part in evaluator.noise.split(evaluator.teacher.run_size)])
     return evaluator.row("", "", student.num_steps, samples).fd_teacher
 
 

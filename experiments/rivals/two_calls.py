@@ -17,7 +17,7 @@ from redif_env.diffusion.predictions import clean_estimate
 from redif_env.diffusion.schedules import Schedule
 from redif_env.diffusion.solvers import ddim_step, initial_state, predict
 from redif_env.diffusion.types import State, expand
-from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
+from redif_env.teachers.teacher import Teacher
 
 HISTORY = 2
 """Predictions that a state keeps: those of the step under way, and so the last of the step before."""
@@ -114,7 +114,7 @@ class TwoCallSampler:
     @torch.inference_mode()
     def run(self, noise: Tensor, condition: Tensor) -> tuple[Tensor, tuple[float, ...]]:
         """Samples, and the levels of the first batch."""
-        parts = zip(noise.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True)
+        parts = zip(noise.split(self.model.run_size), condition.split(self.model.run_size), strict=True)
         found = [sample_twice(self.model, self.grid, part, self.nfe, asked, self.choose) for part, asked in parts]
         return torch.cat([samples for samples, _ in found]), tuple(torch.stack(found[0][1]).tolist())
 

@@ -36,9 +36,9 @@ class Predictor(Protocol):
     @property
     def guidance_scale(self) -> float | None: ...
 
-    def predict(
-        self, x: Tensor, half_logsnr: Tensor, timestep: Tensor, condition: Tensor, guidance: Tensor
-    ) -> Prediction: ...
+    def initial_sample(self, noise: Tensor, condition: Tensor | None, half_logsnr: Tensor) -> Tensor: ...
+
+    def predict_at(self, state: State) -> Prediction: ...
 
 
 class Solver(ABC):
@@ -245,6 +245,7 @@ def initial_state(
         nfe=torch.zeros(rows, dtype=torch.int64, device=device),
         steps_left=torch.full((rows,), num_steps, dtype=torch.int64, device=device),
         price=torch.zeros(rows, dtype=torch.float64, device=device),
+        wave=torch.zeros(rows, dtype=torch.int64, device=device),
         x0_history=past,
         eps_history=past,
         half_logsnr_history=torch.zeros(rows, history, dtype=torch.float64, device=device),
@@ -253,14 +254,15 @@ def initial_state(
 
 def predict(model: Predictor, state: State) -> State:
     """Ask the network at ``state`` and put its answer at the head of the history."""
-    answer = model.predict(state.x, state.half_logsnr, state.timestep, state.condition, state.guidance)
-    return record(state, answer, model.calls)
+    return record(state, model.predict_at(state), model.calls)
 
 
 def record(state: State, prediction: Prediction, calls: int = 1) -> State:
     """``state`` with one prediction more, which cost so many network calls and heads the history."""
     return replace(
         state,
+        x=state.x if prediction.x is None else prediction.x,
+        wave=state.wave if prediction.wave is None else prediction.wave,
         predictions=state.predictions + 1,
         nfe=state.nfe + calls,
         x0_history=push(prediction.x0, state.x0_history),
@@ -307,6 +309,8 @@ def trajectory(
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     schedule = model.schedule
     scale = model.guidance_scale or 1.0
+    first = grid.half_logsnr(torch.zeros(1, dtype=torch.float64), schedule)
+    noise = model.initial_sample(noise, condition, first)
     state = initial_state(noise, schedule, grid, num_steps, solver.order, condition, scale)
     for _ in range(num_steps):
         state = predict(model, state)

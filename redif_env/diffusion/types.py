@@ -40,10 +40,16 @@ class Level:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One network answer, in both coordinates: clean estimate and noise prediction, each ``(B, *S)``."""
+    """One network answer, in both coordinates: clean estimate and noise prediction, each ``(B, *S)``.
+
+    ``x`` ``(B, *S)`` is the sample it was made at, where that is not the one it was requested for (pipelines that blend
+    an image in); ``wave`` ``(B,)`` int64 the number of the suspended pipeline call that made it.
+    """
 
     x0: Tensor
     eps: Tensor
+    x: Tensor | None = None
+    wave: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,9 @@ class State:
     conditions that it is asked for, ``guidance`` ``(B,)`` float64 the guidance scale there (1 is none); ``predictions``
     the answers had, ``nfe`` the network calls they cost (a guided answer costs two); ``steps_left`` the answers that
     the budget still allows plus the pending step (the last step needs none); ``price`` ``(B,)`` float64 what a
-    call costs the episode in units of reward (0 unless the decision process draws prices). Histories hold the last K
-    predictions, newest first, the unused places zero.
+    call costs the episode in units of reward (0 unless the decision process draws prices); ``wave`` the number of the
+    suspended pipeline call that makes its predictions (0 for none). Histories hold the last K predictions, newest
+    first, the unused places zero.
     """
 
     x: Tensor
@@ -68,6 +75,7 @@ class State:
     nfe: Tensor
     steps_left: Tensor
     price: Tensor
+    wave: Tensor
     x0_history: Tensor
     eps_history: Tensor
     half_logsnr_history: Tensor

@@ -23,7 +23,7 @@ from redif_env.diffusion.solvers import DPMSolverPP, trajectory
 from redif_env.fitted.regression import least_squares
 from redif_env.storage.cache import cached
 from redif_env.teachers.references import QUIET_BELOW, TRAIN_SEED, draw_starts, reference_key
-from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
+from redif_env.teachers.teacher import Teacher
 
 STEPS = 25
 """Predictions that the teacher spends on each way; they are short."""
@@ -120,7 +120,7 @@ class _Approach(Grid):
 @torch.inference_mode()
 def _ways(teacher: Teacher, noise: Tensor, condition: Tensor, half_logsnr: float) -> Iterator[Tensor]:
     """Where the teacher's ways pass the level, ``(B, *S)`` of normalised size, batch by batch."""
-    parts = list(zip(noise.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True))
+    parts = list(zip(noise.split(teacher.run_size), condition.split(teacher.run_size), strict=True))
     for part, asked in tqdm(parts, desc="linear start", disable=len(noise) * STEPS < QUIET_BELOW):
         steps = trajectory(
             teacher,

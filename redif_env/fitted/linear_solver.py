@@ -34,7 +34,7 @@ from redif_env.teachers.references import (
     reference_paths,
     reference_set,
 )
-from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
+from redif_env.teachers.teacher import Teacher
 
 SIZE, RATIO = 4096, 4
 """Ways at least, and ways for each number that a step looks at."""
@@ -193,7 +193,7 @@ def _fitted(
 
 def _predicted(teacher: Teacher, state: State) -> State:
     """All states with the teacher's answers, asked batch by batch."""
-    rows = torch.arange(len(state.x), device=state.x.device).split(ENDPOINT_BATCH)
+    rows = torch.arange(len(state.x), device=state.x.device).split(teacher.run_size)
     parts = [predict(teacher, state.rows(part)) for part in rows]
     return State(**{item.name: torch.cat([getattr(part, item.name) for part in parts]) for item in fields(State)})
 

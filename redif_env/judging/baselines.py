@@ -12,7 +12,7 @@ from torch import Tensor
 from redif_env.diffusion.grids import GRIDS, Grid
 from redif_env.diffusion.schedules import VariancePreservingSchedule
 from redif_env.diffusion.solvers import SOLVERS, sample
-from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
+from redif_env.teachers.teacher import Teacher
 
 DIFFUSERS_SOLVERS: dict[str, Callable[[list[float] | None], SchedulerMixin]] = {
     "unipc2": lambda betas: UniPCMultistepScheduler(trained_betas=betas, solver_order=2),
@@ -40,7 +40,7 @@ class Baseline:
         ``condition`` ``(B,)`` are rows of the teacher's conditions; the first if not given.
         """
         rows = torch.zeros(len(noise), dtype=torch.int64, device=noise.device) if condition is None else condition
-        parts = zip(noise.split(ENDPOINT_BATCH), rows.split(ENDPOINT_BATCH), strict=True)
+        parts = zip(noise.split(teacher.run_size), rows.split(teacher.run_size), strict=True)
         return torch.cat([self._run(teacher, part, num_steps, asked) for part, asked in parts])
 
     def _run(self, teacher: Teacher, noise: Tensor, num_steps: int, condition: Tensor) -> Tensor:

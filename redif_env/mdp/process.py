@@ -186,9 +186,13 @@ class DenoisingMDP:
         return state if price is None else replace(state, price=price.to(state.price))
 
     def initial_sample(self, noise: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Samples of the grid's first level: ``noise`` ``(B, *S)`` itself, or what the initial map makes of it."""
+        """Samples of the grid's first level: ``noise`` ``(B, *S)`` itself, or what the initial map makes of it.
+
+        Where the teacher begins from images, with those in it.
+        """
+        first = self.grid.half_logsnr(torch.zeros(1, dtype=torch.float64), self.teacher.schedule)
         if self.initial_map is None:
-            return noise
+            return self.teacher.initial_sample(noise, condition, first)
         rows = torch.zeros(len(noise), dtype=torch.int64, device=noise.device) if condition is None else condition
         return self.initial_map(noise, rows)
 

@@ -14,7 +14,7 @@ from redif_env.diffusion.grids import Grid, TimeGrid
 from redif_env.diffusion.solvers import DPMSolverPP, Solver, sample, trajectory
 from redif_env.diffusion.types import expand
 from redif_env.storage.cache import cached
-from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
+from redif_env.teachers.teacher import Teacher
 
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 0, 1, 2
 """Noise seeds of the three disjoint sets: to train on, to choose the best student by, and to report."""
@@ -144,7 +144,7 @@ def reference_paths(teacher: Teacher, reference: ReferenceSet) -> ReferencePaths
 
     def compute() -> Tensor:
         noise, condition = (part.to(teacher.device) for part in (reference.noise, reference.condition))
-        parts = list(zip(noise.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True))
+        parts = list(zip(noise.split(teacher.run_size), condition.split(teacher.run_size), strict=True))
         quiet = len(noise) * steps < QUIET_BELOW
         return torch.cat([way(*part) for part in tqdm(parts, desc="teacher's ways", disable=quiet)])
 
@@ -176,7 +176,7 @@ def base_samples(
 
     @torch.inference_mode()
     def compute() -> Tensor:
-        parts = zip(noise.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True)
+        parts = zip(noise.split(teacher.run_size), condition.split(teacher.run_size), strict=True)
         return torch.cat([sample(teacher, solver, grid, part, num_steps, asked) for part, asked in parts])
 
     return cached(hashlib.sha256(described.encode()).hexdigest(), compute).to(noise)
