@@ -41,6 +41,9 @@ class ActionMap(ABC):
     history: int = 1
     """Past predictions that the map itself looks at."""
 
+    level_numbers: tuple[int, ...] = ()
+    """Which numbers decide the level of the next call and the timestep given there."""
+
     predicts: bool = False
     """Whether actions bring the prediction that is stepped with, so that the teacher is asked for none."""
 
@@ -70,6 +73,7 @@ class StepMap(ActionMap):
     """
 
     max_shift: float = 2.0
+    level_numbers = (0,)
 
     def size(self, sample_shape: tuple[int, ...]) -> int:
         return 1
@@ -112,6 +116,7 @@ class SolverMap(ActionMap):
     max_band: float = 1.0
     bands: int = 2
     history = 3
+    level_numbers = (0, 4)
 
     def size(self, sample_shape: tuple[int, ...]) -> int:
         return 5 + (self.bands if len(sample_shape) == 3 else 0)

@@ -17,12 +17,15 @@ from redif_env.mdp.actions import ACTION_MAPS, ActionMap
 from redif_env.mdp.observations import OBSERVATIONS, Observation, Sample
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.teachers.conditions import ConditionsLike
-from redif_env.teachers.teacher import Teacher, load_teacher
+from redif_env.teachers.teacher import PipelineTeacher, Teacher, load_teacher
 
 T = TypeVar("T")
 
 LINEAR = "linear"
 """The name of what is fitted to a teacher's ways: a start, the steps of a solver."""
+
+OWN = "own"
+"""The name of the grid that a pipeline has of its own."""
 
 DEFAULT_SOLVER, DEFAULT_GRID = "ipndm", "time^1.5@20"
 """The base solver where none is named, iPNDM of order 3 (in up to 4 steps of order 2): from 6 steps on PPO brings the
@@ -118,6 +121,21 @@ def initial_map_of(initial_map: str | LinearInitialMap | None, teacher: Teacher,
     return look_up("initial_map", initial_map, {LINEAR: fit_initial_map})(teacher, grid)
 
 
+def grid_of(grid: str | Grid, teacher: Teacher, num_steps: int) -> Grid:
+    """The grid that a name stands for; a pipeline's own timesteps if it is "own".
+
+    Raises:
+        ValueError: if the name is unknown, or the teacher is no pipeline that drives itself.
+    """
+    if isinstance(grid, Grid):
+        return grid
+    if grid != OWN:
+        return look_up("grid", grid, GRIDS)
+    if not isinstance(teacher, PipelineTeacher):
+        raise ValueError(f"grid={OWN!r} needs a teacher from a pipeline, got {teacher.name!r}: choose another grid")
+    return teacher.own_grid(num_steps)
+
+
 def solver_of(
     solver: str | Solver, teacher: Teacher, grid: Grid, num_steps: int, initial_map: LinearInitialMap | None
 ) -> Solver:
@@ -176,7 +194,7 @@ def build_mdp(
             null_label=null_label,
             guidance_scale=guidance_scale,
         )
-    steps_on = look_up("grid", grid, GRIDS) if isinstance(grid, str) else grid
+    steps_on = grid_of(grid, model, num_steps)
     begins = initial_map_of(initial_map, model, steps_on)
     return DenoisingMDP(
         teacher=model,

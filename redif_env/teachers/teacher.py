@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from redif_env.diffusion.grids import TimeGrid
+from redif_env.diffusion.grids import LevelsGrid, TimeGrid
 from redif_env.diffusion.noise_schedulers import Parameterization
 from redif_env.diffusion.predictions import PLAIN, Preconditioning
 from redif_env.diffusion.schedules import FlowSchedule, Schedule, VariancePreservingSchedule
@@ -85,6 +85,9 @@ class Teacher:
 
     run_size = 512
     """Samples that go through a run of many steps together."""
+
+    common_levels = False
+    """Whether all samples of one call must be at the same level."""
 
     def __init__(
         self,
@@ -224,7 +227,7 @@ class Teacher:
         return self.preconditioning.read(output, x, level, self.prediction_type)
 
     def initial_sample(self, noise: Tensor, condition: Tensor | None, half_logsnr: Tensor) -> Tensor:
-        """What runs begin with in the place of ``noise`` ``(B, *S)``, at the level ``(1,)`` of its first step: itself."""
+        """What runs begin with for ``noise`` ``(B, *S)``, at the level ``(1,)`` of the first step: the noise."""
         return noise
 
     def predict_at(self, state: State) -> Prediction:
@@ -251,9 +254,7 @@ class Teacher:
             raise ValueError(f"noise must have shape (batch, {self.sample_shape}), got {tuple(noise.shape)}")
         rows = torch.zeros(len(noise), dtype=torch.int64) if condition is None else condition
         ends = []
-        parts = zip(
-            noise.to(self.device).split(self.run_size), rows.to(self.device).split(self.run_size), strict=True
-        )
+        parts = zip(noise.to(self.device).split(self.run_size), rows.to(self.device).split(self.run_size), strict=True)
         for part, wanted in parts:
             ends.append(sample(self, DPMSolverPP(2), TimeGrid(), part, num_steps, wanted))
             if progress is not None:
@@ -433,6 +434,7 @@ class PipelineTeacher(Teacher):
         self.guidance_scale, self.own_network = None, False
         self.decoder = PipelineDecoder(drive, run_size) if drive.decodes else None
         self.waves = Waves(drive, run_size)
+        self.common_levels = bool(drive.probe.common)
         weakref.finalize(self, self.waves.close)
 
     @property
@@ -460,6 +462,15 @@ class PipelineTeacher(Teacher):
     def close(self) -> None:
         """End all suspended calls; the next prediction opens another."""
         self.waves.close()
+
+    def own_grid(self, num_steps: int) -> LevelsGrid:
+        """The pipeline's own timesteps for so many steps."""
+        levels = self.drive.own_levels(num_steps)
+        if self.probe.from_image:
+            # Few steps would begin an image at another level than many, and so solve another problem.
+            first = self.schedule.half_logsnr_at(torch.ones(1, dtype=torch.float64))
+            levels = (float(first), *levels[1:])
+        return LevelsGrid(levels)
 
     def initial_sample(self, noise: Tensor, condition: Tensor | None, half_logsnr: Tensor) -> Tensor:
         if not self.probe.from_image:

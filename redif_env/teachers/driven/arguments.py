@@ -104,7 +104,9 @@ def call_arguments(
     found = [{**texts, **arguments} for arguments in found]
     names = tuple(name_of(condition, number) for number, condition in enumerate(given))
     equal = len(set(weights)) == 1
-    return found, Conditions(names if conditions is not None else ("",), weights=None if equal else torch.tensor(weights))
+    return found, Conditions(
+        names if conditions is not None else ("",), weights=None if equal else torch.tensor(weights)
+    )
 
 
 def content(value: Any) -> bytes:

@@ -9,7 +9,7 @@ import inspect
 import math
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from redif_env.teachers.driven.timesteps import CallKey, Recorder, TimestepPlan,
 from redif_env.teachers.driven.wave import NONE, Answer, Place, Wave
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, SchedulerMixin
 
 PROBED = 8
 """Steps of the probing calls."""
@@ -75,6 +75,19 @@ class Probe:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Start:
+    """How a pipeline takes a number of steps.
+
+    ``called`` is the number that it is called with; ``first`` the index of the timestep that it steps from first (None
+    if unknown); ``timesteps`` its own ones from there on, float64.
+    """
+
+    called: int
+    first: int | None = None
+    timesteps: Tensor = field(default_factory=lambda: torch.empty(0).double())
+
+
 class Drive:
     """A pipeline and its call's arguments, ready to be called in waves.
 
@@ -101,12 +114,13 @@ class Drive:
         self.pipe, self.conditions, self.shared = pipe, list(conditions), dict(shared)
         self.takes = inspect.signature(type(pipe).__call__).parameters
         self._check_arguments()
-        self._schedule_by(sigmas=False)
+        self.stock, self.parameterization = self._family(sigmas=False)
         self.plan: TimestepPlan | None = None
         self.injection = NONE
         self.blanks: dict[CallKey, Blank] = {}
         self._images: dict[int, Tensor] = {}
-        self.starts: dict[int, tuple[int, int | None]] = {}
+        self._starts: dict[int, Start] = {}
+        self._probing = Start(PROBED)
         self._networks = {
             name: shared_copy(name, part) for name, part in pipe.components.items() if isinstance(part, nn.Module)
         }
@@ -116,8 +130,13 @@ class Drive:
             if "'sigmas'" not in str(error):
                 raise
             # The pipeline computes with its scheduler's sigmas: stepped in their units.
-            self._schedule_by(sigmas=True)
+            self.stock, self.parameterization = self._family(sigmas=True)
             self.probe = self._probe()
+
+    @property
+    def _pair(self) -> list[int]:
+        """The two conditions that are probed."""
+        return [0, 1 % len(self.conditions)]
 
     @property
     def device(self) -> torch.device:
@@ -128,17 +147,15 @@ class Drive:
     def wave(
         self,
         rows: Sequence[int],
-        num_steps: int,
+        start: Start,
         recorder: Recorder | None = None,
         injection: Injection | None = None,
-        per_row: bool = True,
     ) -> Wave:
-        """A call for samples with the given rows of the conditions, which will take ``num_steps`` steps."""
-        called, first = self.starts.get(num_steps, (num_steps, None))
+        """A call for samples with the given rows of the conditions."""
         pipe = self._copy()
         arguments = {**self.shared, **batched([self.conditions[row] for row in rows])}
         if "num_inference_steps" in self.takes:
-            arguments["num_inference_steps"] = called
+            arguments["num_inference_steps"] = start.called
         if "generator" in self.takes:
             # What else the pipeline draws is the same for every sample, so that a sample is its noise and condition.
             generators = [torch.Generator().manual_seed(0) for _ in rows]
@@ -153,51 +170,50 @@ class Drive:
             self.parameterization,
             arguments,
             len(rows),
-            first=first,
-            plan=self.plan if per_row else None,
+            first=start.first,
+            plan=self.plan,
             injection=injection or self.injection,
             blanks=self.blanks,
             recorder=recorder,
         )
 
-    def _begin_later(self) -> None:
-        """Take the level at which a long run begins for the first of all runs."""
-        schedule = self.parameterization.schedule
-        wave = self._begun(LONG)
-        first = wave.own_timesteps[wave.first or 0 : (wave.first or 0) + 1]
-        start = float(schedule.time(schedule.half_logsnr(first)))
-        self.parameterization = replace(self.parameterization, schedule=LaterSchedule(schedule, start))
+    def start(self, num_steps: int) -> Start:
+        """How the pipeline takes ``num_steps`` steps: called with more where it begins from an image.
 
-    def _begun(self, called: int) -> Wave:
-        """A call with so many steps, as it was at the first of them."""
-        self.starts[-1] = called, None
-        wave = self.wave([0] * 2, -1, injection=NONE)
+        Raises:
+            ValueError: if it cannot.
+        """
+        called = num_steps
+        while num_steps not in self._starts:
+            found = self._begun(called)
+            if len(found.timesteps) > num_steps:
+                raise ValueError(
+                    f"{type(self.pipe).__name__} takes {len(found.timesteps)} steps when called with {called}: "
+                    f"{num_steps} cannot be had"
+                )
+            self._starts[len(found.timesteps)] = found
+            called += 1
+        return self._starts[num_steps]
+
+    def own_levels(self, num_steps: int) -> tuple[float, ...]:
+        """``half_logsnr`` of the pipeline's own timesteps for so many steps."""
+        return tuple(self.parameterization.schedule.half_logsnr(self.start(num_steps).timesteps).tolist())
+
+    def _begun(self, called: int) -> Start:
+        """Where a call with so many steps begins."""
+        wave = self.wave(self._pair, Start(called), injection=NONE)
         wave.skipping = True
         try:
             wave.predict(Place())
         finally:
             wave.close()
-        del self.starts[-1]
-        return wave
+        return Start(called, wave.first, wave.own_timesteps[wave.first :])
 
-    def waves_start(self, num_steps: int) -> tuple[int, int]:
-        """How many steps the pipeline is called with to take ``num_steps``, and which timestep it takes first."""
-        if num_steps not in self.starts:
-            called = num_steps
-            while num_steps not in self.starts:
-                wave = self._begun(called)
-                if wave.remaining > num_steps:
-                    raise ValueError(
-                        f"{type(self.pipe).__name__} takes {wave.remaining} steps when called with {called}: {num_steps} "
-                        "cannot be had"
-                    )
-                if wave.remaining == num_steps:
-                    assert wave.first is not None
-                    self.starts[num_steps] = called, wave.first
-                called += 1
-        found, first = self.starts[num_steps]
-        assert first is not None
-        return found, first
+    def _begin_later(self) -> None:
+        """Take the level at which a long run begins for the first of all runs."""
+        schedule = self.parameterization.schedule
+        start = float(schedule.time(schedule.half_logsnr(self._begun(LONG).timesteps[:1])))
+        self.parameterization = replace(self.parameterization, schedule=LaterSchedule(schedule, start))
 
     @property
     def decodes(self) -> bool:
@@ -209,7 +225,7 @@ class Drive:
         missing = sorted(set(rows) - set(self._images))
         for start in range(0, len(missing), 2):
             pair = (missing[start : start + 2] * 2)[:2]
-            wave = self.wave(pair, min(self.starts), injection=NONE)
+            wave = self.wave(pair, self._probing, injection=NONE)
             wave.skipping = True
             try:
                 answer = wave.predict(Place())
@@ -221,7 +237,7 @@ class Drive:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the predictions: weights, classes, the scheduler's config, the calls' arguments."""
+        """SHA-256 of all that decides the predictions: weights, the scheduler's config, the calls' arguments."""
         digest = hashlib.sha256(f"{self.probe} {sorted(self.stock.config.items(), key=str)}".encode())
         for name in sorted(self._networks):
             for key, tensor in sorted(self._networks[name].state_dict().items()):
@@ -238,8 +254,7 @@ class Drive:
 
         Images ``(B, C, H, W)`` and frames ``(B, F, C, H, W)`` in [-1, 1], sounds as they are.
         """
-        num_steps = min(self.starts)
-        wave = self.wave(rows, num_steps)
+        wave = self.wave(rows, Start(2))
         wave.skipping = True
         try:
             while wave.predict(Place(x)) is not None:
@@ -248,13 +263,16 @@ class Drive:
             wave.close()
         return _shown(wave.output).to(x.device)
 
-    def _schedule_by(self, sigmas: bool) -> None:
-        self.stock = first_order(getattr(self.pipe, "scheduler", None) or _no_scheduler(self.pipe), sigmas)
-        self.parameterization = parameterization_of(self.stock)
+    def _family(self, sigmas: bool) -> tuple[SchedulerMixin, Parameterization]:
+        scheduler = getattr(self.pipe, "scheduler", None)
+        if scheduler is None:
+            raise ValueError(f"{type(self.pipe).__name__} cannot be driven: it has no component named scheduler")
+        stock = first_order(scheduler, sigmas)
+        return stock, parameterization_of(stock)
 
     def _copy(self) -> DiffusionPipeline:
         pipe = copy.copy(self.pipe)
-        pipe.__class__ = _drawing(type(self.pipe))
+        pipe.__class__ = _drawing(type(self.pipe))  # type: ignore[arg-type]
         pipe.__dict__.update(self._networks)
         pipe.__dict__["_progress_bar_config"] = {"disable": True}
         return pipe
@@ -274,7 +292,7 @@ class Drive:
 
     def _probe(self) -> Probe:
         forwards, recorded, seen = self._watched()
-        self.starts[PROBED] = PROBED, forwards.first
+        self._probing = Start(PROBED, forwards.first, forwards.own_timesteps[forwards.first :])
         taken = [answer.timestep for answer in seen]
         _, recorded_backwards, told = self._watched(taken[::-1])
         if not torch.allclose(torch.tensor(taken[::-1]), torch.tensor([answer.timestep for answer in told]), rtol=1e-2):
@@ -304,11 +322,12 @@ class Drive:
 
     def _watched(self, timesteps: Sequence[float] | None = None) -> tuple[Wave, Recorder, list[Answer]]:
         """A call whose samples stay where they are, up to its last step; networks are called once for each output."""
-        recorder, rows = Recorder(), [0, 1 % len(self.conditions)]
-        wave, answers = self.wave(rows, PROBED, recorder), []
+        recorder = Recorder()
+        wave = self.wave(self._pair, self._probing, recorder, injection=NONE)
+        answers: list[Answer] = []
         try:
             while not answers or wave.remaining > 1:
-                told = None if timesteps is None else torch.full((len(rows),), timesteps[len(answers)]).double()
+                told = None if timesteps is None else torch.full((2,), timesteps[len(answers)]).double()
                 answer = wave.predict(Place(timestep=told))
                 if answer is None:
                     break
@@ -318,7 +337,7 @@ class Drive:
             wave.close()
         if len(answers) < 2:
             raise ValueError(
-                f"{type(self.pipe).__name__} cannot be driven: of {PROBED} steps it took {len(answers)} by its scheduler"
+                f"{type(self.pipe).__name__} cannot be driven: its scheduler took {len(answers)} of {PROBED} steps"
             )
         return wave, recorder, answers
 
@@ -375,7 +394,7 @@ class Drive:
 
     def _first(self, injection: Injection, x: Tensor) -> Tensor:
         """The sample at the first step, of what was injected; networks are not called."""
-        wave = self.wave([0, 1 % len(self.conditions)], PROBED, injection=injection)
+        wave = self.wave(self._pair, self._probing, injection=injection)
         wave.skipping = True
         try:
             answer = wave.predict(Place(x))
@@ -397,7 +416,7 @@ class Drive:
 
     def _once(self, x: Tensor, timestep: Tensor) -> Tensor:
         """The first prediction at ``x``, each row given its ``timestep`` ``(2,)``."""
-        wave = self.wave([0, 1 % len(self.conditions)], PROBED)
+        wave = self.wave(self._pair, self._probing)
         try:
             answer = wave.predict(Place(x, self.parameterization.schedule.half_logsnr(timestep), timestep))
         finally:
@@ -407,9 +426,7 @@ class Drive:
 
     def _calls(self, recorded: Recorder) -> int:
         """Network calls a prediction: how often a sample goes through the networks of the first step."""
-        counted = [
-            recorded.rows[key] // 2 for key in recorded.steps[0] if not any(part in key[0] for part in _BESIDE)
-        ]
+        counted = [recorded.rows[key] // 2 for key in recorded.steps[0] if not any(part in key[0] for part in _BESIDE)]
         return max(1, sum(counted))
 
 
@@ -440,12 +457,8 @@ def _shown(output: Any) -> Tensor:
     return found.detach().float() if name == "audios" else 2 * found.detach().float() - 1
 
 
-def _no_scheduler(pipe: Any) -> Any:
-    raise ValueError(f"{type(pipe).__name__} cannot be driven: it has no component named scheduler")
-
-
-@functools.lru_cache
-def _drawing(kind: type) -> type:
+@functools.cache
+def _drawing(kind: Any) -> type:
     """The pipeline's class, with methods in which noise that is drawn goes past the thread's wave."""
 
     def drawn(*args: Any, **kwargs: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""How samples of ours get to where a pipeline begins: as its argument, or in the place of noise that it draws or adds."""
+"""How given samples get to where a pipeline begins: as its argument, or in the place of noise that it draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pipeline's networks as its driven copy sees them: the same weights, behind a call that can be watched and changed."""
+"""A pipeline's networks as its driven copy sees them: the same weights, behind a call that can be changed."""
 
 from __future__ import annotations
 

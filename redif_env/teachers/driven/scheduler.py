@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from redif_env.diffusion.noise_schedulers import Parameterization
-from redif_env.diffusion.predictions import EDMPreconditioning
+from redif_env.diffusion.predictions import PLAIN, EDMPreconditioning
 from redif_env.diffusion.schedules import (
     LEAST_ALPHA_BAR,
     FlowSchedule,
@@ -20,7 +20,13 @@ from redif_env.diffusion.schedules import (
     VariancePreservingSchedule,
 )
 from redif_env.diffusion.types import PredictionType
-from redif_env.teachers.driven.schedules import ArctanSchedule, DiscreteExplodingSchedule, InvertedFlowSchedule, ScaledInputs
+from redif_env.teachers.driven.schedules import (
+    ArctanSchedule,
+    DiscreteExplodingSchedule,
+    InvertedFlowSchedule,
+    ReversedOutput,
+    ScaledInputs,
+)
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -123,15 +129,17 @@ def parameterization_of(stock: SchedulerMixin, shift: float = 1.0) -> Parameteri
     """
     config, kind = stock.config, type(stock).__name__
     if kind.startswith("FlowMatch"):
-        schedule = InvertedFlowSchedule if config.invert_sigmas else FlowSchedule
-        return Parameterization(schedule(shift, config.num_train_timesteps), PredictionType.FLOW_PREDICTION)
+        kind_of_flow = InvertedFlowSchedule if config.invert_sigmas else FlowSchedule
+        sign = ReversedOutput() if config.invert_sigmas else PLAIN
+        schedule = kind_of_flow(shift, config.num_train_timesteps)
+        return Parameterization(schedule, PredictionType.FLOW_PREDICTION, sign)
     prediction_type = PredictionType(config.get("prediction_type", "epsilon"))
     if kind == "EulerDiscreteScheduler" and config.timestep_type == "discrete":
-        exploding = DiscreteExplodingSchedule(_preserving(stock, prediction_type).betas)
-        return Parameterization(exploding, prediction_type, ScaledInputs())
+        discrete = DiscreteExplodingSchedule(_preserving(stock, prediction_type).betas)
+        return Parameterization(discrete, prediction_type, ScaledInputs())
     if kind == "EulerDiscreteScheduler":
-        exploding = VarianceExplodingSchedule(config.sigma_min, config.sigma_max)
-        return Parameterization(exploding, prediction_type, EDMPreconditioning(1.0))
+        continuous = VarianceExplodingSchedule(config.sigma_min, config.sigma_max)
+        return Parameterization(continuous, prediction_type, EDMPreconditioning(1.0))
     if kind in ("EDMEulerScheduler", "CosineDPMSolverMultistepScheduler"):
         exploding = (VarianceExplodingSchedule if kind.startswith("EDM") else ArctanSchedule)(
             config.sigma_min, config.sigma_max, config.get("rho", 7.0)
@@ -159,7 +167,7 @@ def driven(stock: SchedulerMixin, steps: Steps) -> Any:
     An instance of the stock class with the stock methods' signatures, since pipelines look at both.
     """
     made = copy.deepcopy(stock)
-    made.__class__ = _driven_class(type(stock))
+    made.__class__ = _driven_class(type(stock))  # type: ignore[arg-type]
     made.steps, made.leads = steps, True
     return made
 
@@ -189,8 +197,8 @@ class _Driven:
         return self.steps.noised(sample, noise)
 
 
-@functools.lru_cache
-def _driven_class(kind: type) -> type:
+@functools.cache
+def _driven_class(kind: Any) -> type:
     @functools.wraps(kind.set_timesteps)  # type: ignore[attr-defined]
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
         kind.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]

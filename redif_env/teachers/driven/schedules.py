@@ -10,7 +10,7 @@ from torch import Tensor
 
 from redif_env.diffusion.predictions import Preconditioning, scales
 from redif_env.diffusion.schedules import FlowSchedule, Schedule, VarianceExplodingSchedule, VariancePreservingSchedule
-from redif_env.diffusion.types import Level
+from redif_env.diffusion.types import Level, Prediction, PredictionType
 
 
 class InvertedFlowSchedule(FlowSchedule):
@@ -70,6 +70,16 @@ class ScaledInputs(Preconditioning):
     def samples(self, inputs: Tensor, level: Level) -> Tensor:
         _, sigma = scales(level, inputs)
         return inputs * (sigma**2 + 1) ** 0.5
+
+
+class ReversedOutput(Preconditioning):
+    """The network's output has the opposite sign (Mochi, whose time runs backwards)."""
+
+    def read(self, output: Tensor, x: Tensor, level: Level, prediction_type: PredictionType) -> Prediction:
+        return super().read(-output, x, level, prediction_type)
+
+    def write(self, prediction: Prediction, level: Level, prediction_type: PredictionType) -> Tensor:
+        return -super().write(prediction, level, prediction_type)
 
 
 @dataclass(frozen=True)

@@ -74,9 +74,7 @@ class Waves:
             if known == conditions and wave.predicted == step:
                 return wave
         self._make_room(-(-batch // self.size))
-        called = max(num_steps, step + 1)
-        self.drive.waves_start(called)
-        wave = self.drive.wave(conditions, called)
+        wave = self.drive.wave(conditions, self.drive.start(max(num_steps, step + 1)))
         self._open[wave.number] = wave, conditions
         wave.skipping = True
         for _ in range(step):
