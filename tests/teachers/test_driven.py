@@ -32,20 +32,6 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("REDIF_CACHE", str(tmp_path))
 
 
-@pytest.fixture
-def quiet():
-    """diffusers and transformers speak of what tiny components lack."""
-    import diffusers
-    import transformers
-
-    before = diffusers.logging.get_verbosity(), transformers.logging.get_verbosity()
-    diffusers.logging.set_verbosity_error()
-    transformers.logging.set_verbosity_error()
-    yield
-    diffusers.logging.set_verbosity(before[0])
-    transformers.logging.set_verbosity(before[1])
-
-
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", EVERY)
@@ -101,8 +87,7 @@ def an_error_inside(teacher):
     def fail(*_):
         raise BrokenError
 
-    parts = [part for part in teacher.source.components.values() if isinstance(part, torch.nn.Module)]
-    handles = [part.register_forward_pre_hook(fail) for part in parts]
+    handles = [part.register_forward_pre_hook(fail) for part in teacher.drive.networks.values()]
     with pytest.raises(BrokenError):
         teacher.predict(x, level, timestep)
     for handle in handles:

@@ -121,3 +121,10 @@ def content(value: Any) -> bytes:
     if hasattr(value, "tobytes"):
         return bytes(value.tobytes())
     return repr(value).encode()
+
+
+def bare(value: Any) -> Any:
+    """An argument without what its tensors hold."""
+    if isinstance(value, Tensor):
+        return value.to("meta")
+    return type(value)(map(bare, value)) if isinstance(value, list | tuple) else value

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from redif_env.diffusion.noise_schedulers import Parameterization
 from redif_env.diffusion.schedules import FlowSchedule, Schedule
-from redif_env.teachers.driven.arguments import batched, content
+from redif_env.teachers.driven.arguments import bare, batched, content
 from redif_env.teachers.driven.injection import Injection, origin
 from redif_env.teachers.driven.networks import RUNNING, Blank, shared_copy
 from redif_env.teachers.driven.scheduler import first_order, parameterization_of
@@ -121,8 +121,11 @@ class Drive:
         self._images: dict[int, Tensor] = {}
         self._starts: dict[int, Start] = {}
         self._probing = Start(PROBED)
-        self._networks = {
-            name: shared_copy(name, part) for name, part in pipe.components.items() if isinstance(part, nn.Module)
+        apart = "attn_processor(" in inspect.getsource(type(pipe))
+        self.networks = {
+            name: shared_copy(name, part, apart)
+            for name, part in pipe.components.items()
+            if isinstance(part, nn.Module)
         }
         try:
             self.probe = self._probe()
@@ -218,7 +221,7 @@ class Drive:
     @property
     def decodes(self) -> bool:
         """Whether samples are latents."""
-        return any(hasattr(part, "decode") for part in self._networks.values())
+        return any(hasattr(part, "decode") for part in self.networks.values())
 
     def images(self, rows: Sequence[int]) -> Tensor:
         """What the pipeline begins from, without noise, ``(B, *S)`` on the host: images of these conditions."""
@@ -239,8 +242,8 @@ class Drive:
     def fingerprint(self) -> str:
         """SHA-256 of all that decides the predictions: weights, the scheduler's config, the calls' arguments."""
         digest = hashlib.sha256(f"{self.probe} {sorted(self.stock.config.items(), key=str)}".encode())
-        for name in sorted(self._networks):
-            for key, tensor in sorted(self._networks[name].state_dict().items()):
+        for name in sorted(self.networks):
+            for key, tensor in sorted(self.networks[name].state_dict().items()):
                 digest.update(f"{name}.{key}".encode())
                 digest.update(content(tensor))
         for arguments in (*self.conditions, self.shared):
@@ -273,11 +276,13 @@ class Drive:
     def _copy(self) -> DiffusionPipeline:
         pipe = copy.copy(self.pipe)
         pipe.__class__ = _drawing(type(self.pipe))  # type: ignore[arg-type]
-        pipe.__dict__.update(self._networks)
+        pipe.__dict__.update(self.networks)
         pipe.__dict__["_progress_bar_config"] = {"disable": True}
         return pipe
 
     def _check_arguments(self) -> None:
+        # Without their contents: what does not fit together is found before anything is run.
+        batched([{name: bare(value) for name, value in condition.items()} for condition in self.conditions])
         given = {name for condition in self.conditions for name in condition} | set(self.shared)
         if any(value.kind is inspect.Parameter.VAR_KEYWORD for value in self.takes.values()):
             return

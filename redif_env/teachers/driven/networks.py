@@ -32,10 +32,20 @@ class _Running(threading.local):
 RUNNING = _Running()
 
 
-def shared_copy(name: str, module: nn.Module) -> nn.Module:
-    """A shallow copy of ``module`` whose calls go through the thread's caller; weights and submodules are shared."""
-    made = copy.copy(module)
-    forward = module.forward
+def shared_copy(name: str, module: nn.Module, apart: bool = False) -> nn.Module:
+    """A copy of ``module`` that shares its weights, and whose calls go through the thread's caller.
+
+    Args:
+        name: of the component.
+        module: the network.
+        apart: whether submodules are copied too, since the pipeline changes them while it runs (their attention
+            processors, for example); shared otherwise, so that offloading and compilation work on.
+    """
+    if apart:
+        made = copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+        forward = made.forward
+    else:
+        made, forward = copy.copy(module), module.forward
 
     @functools.wraps(forward)
     def called(*args: Any, **kwargs: Any) -> Any:
