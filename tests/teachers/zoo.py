@@ -362,7 +362,11 @@ def adapter() -> Entry:
     part = d.T2IAdapter(
         in_channels=3, channels=[4, 8], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter"
     )
-    return Entry(sd(d.StableDiffusionAdapterPipeline, adapter=part), with_image(prompts(), 32), SD)
+    network = unet(
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")
+    )
+    pipe = sd(d.StableDiffusionAdapterPipeline, adapter=part, unet=network)
+    return Entry(pipe, with_image(prompts(), 32), SD)
 
 
 # Stable Diffusion XL.
@@ -473,7 +477,9 @@ def sd3_image_to_image() -> Entry:
 @entry
 def sd3_inpainting() -> Entry:
     network = sd3_network(latent=16)
-    pipe = sd3(d.StableDiffusion3InpaintPipeline, transformer=network, vae=kl(latent=16, scaling_factor=1.5))
+    pipe = sd3(
+        d.StableDiffusion3InpaintPipeline, transformer=network, vae=kl(latent=16, shift_factor=0.06, scaling_factor=1.5)
+    )
     return Entry(pipe, masked(sd3_prompts(), 16), SD3 | dict(strength=0.8))
 
 
@@ -839,7 +845,7 @@ def kandinsky(kind: type) -> Any:
         resnet_time_scale_shift="scale_shift",
     )  # fmt: skip
     vq = d.VQModel(
-        block_out_channels=[16, 32], down_block_types=["DownEncoderBlock2D"] * 2, latent_channels=4, norm_num_groups=4,
+        block_out_channels=[32, 64], down_block_types=["DownEncoderBlock2D"] * 2, latent_channels=4, norm_num_groups=8,
         up_block_types=["UpDecoderBlock2D"] * 2, num_vq_embeddings=12, vq_embed_dim=4, norm_type="spatial",
     )  # fmt: skip
     return build(kind, unet=network, scheduler=ddim(beta_schedule="linear"), movq=vq)

@@ -22,6 +22,7 @@ from redif_env.diffusion.schedules import FlowSchedule, Schedule
 from redif_env.teachers.driven.arguments import bare, batched, content
 from redif_env.teachers.driven.injection import Injection, origin
 from redif_env.teachers.driven.networks import RUNNING, Blank, shared_copy
+from redif_env.teachers.driven.refused import REFUSED_PIPELINES
 from redif_env.teachers.driven.scheduler import first_order, parameterization_of
 from redif_env.teachers.driven.schedules import LaterSchedule, UnshiftedFlowSchedule
 from redif_env.teachers.driven.timesteps import CallKey, Recorder, TimestepPlan, fit
@@ -111,6 +112,8 @@ class Drive:
                 f"pipe is a {type(pipe).__name__}, which is no diffusers pipeline: give what "
                 "DiffusionPipeline.from_pretrained returns"
             )
+        if type(pipe).__name__ in REFUSED_PIPELINES:
+            raise ValueError(f"{type(pipe).__name__} cannot be driven: {REFUSED_PIPELINES[type(pipe).__name__]}")
         self.pipe, self.conditions, self.shared = pipe, list(conditions), dict(shared)
         self.takes = inspect.signature(type(pipe).__call__).parameters
         self._check_arguments()

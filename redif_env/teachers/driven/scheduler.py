@@ -20,6 +20,7 @@ from redif_env.diffusion.schedules import (
     VariancePreservingSchedule,
 )
 from redif_env.diffusion.types import PredictionType
+from redif_env.teachers.driven.refused import REFUSED_SCHEDULERS
 from redif_env.teachers.driven.schedules import (
     ArctanSchedule,
     DiscreteExplodingSchedule,
@@ -30,30 +31,6 @@ from redif_env.teachers.driven.schedules import (
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
-
-_FEW_STEP = "it is a few-step student already; give the many-step model it was made of"
-_DISCRETE = "discrete diffusion moves between tokens, which have no alpha, sigma and no probability flow to step along"
-_NOISY = "its steps carry noise or an interface of their own, so there is no deterministic step to take for it"
-REFUSED_SCHEDULERS = {
-    "CMStochasticIterativeScheduler": _FEW_STEP,
-    "LCMScheduler": _FEW_STEP,
-    "TCDScheduler": _FEW_STEP,
-    "SCMScheduler": _FEW_STEP,
-    "FlowMatchLCMScheduler": _FEW_STEP,
-    "FlowMapEulerDiscreteScheduler": _FEW_STEP,
-    "PiFlowScheduler": _FEW_STEP,
-    "VQDiffusionScheduler": _DISCRETE,
-    "AmusedScheduler": _DISCRETE,
-    "BlockRefinementScheduler": _DISCRETE,
-    "DiscreteDDIMScheduler": _DISCRETE,
-    "EntropyBoundScheduler": _DISCRETE,
-    "UnCLIPScheduler": _NOISY,
-    "DDPMWuerstchenScheduler": _NOISY,
-    "RePaintScheduler": _NOISY,
-    "ScoreSdeVeScheduler": _NOISY,
-    "KarrasVeScheduler": _NOISY,
-}
-"""Schedulers whose pipelines cannot be driven, and why."""
 
 
 class Steps(Protocol):
