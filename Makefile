@@ -2,24 +2,58 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test check clean
+CORE := tests/diffusion tests/mdp tests/envs tests/storage tests/sb3/test_vec_env.py tests/sb3/test_learning.py \
+	tests/students/test_export.py tests/students/test_student.py tests/test_cli.py
+
+.PHONY: demo test test-times docs check test-oldest test-newest clean
 
 demo: .venv/ready
 	$(RUN) -m agents.ppo --teacher digits --num-steps 4 --solver linear --grid 'time^1.25@2.5' --initial-map linear --seed 0 \
-		--out runs/digits-4 --resume
+		--baselines all --out runs/digits-4 --resume
 
 test: .venv/ready
 	$(RUN) -m pytest
+
+# Where the suite spends its time: the slowest tests, then seconds by file.
+test-times: .venv/ready
+	$(RUN) -m pytest --durations 0 --durations-min 0.005 > test-times.log || (tail -n 40 test-times.log; exit 1)
+	@grep -E '^[0-9.]+s (setup|call|teardown) ' test-times.log | head -n 40
+	@awk '/^[0-9.]+s (setup|call|teardown) / { sub(/::.*/, "", $$3); seconds[$$3] += $$1 } \
+		END { for (file in seconds) printf "%8.1f s  %s\n", seconds[file], file }' test-times.log | sort -rn
+	@tail -n 1 test-times.log
+
+docs: .venv/ready
+	$(RUN) -m pytest tests/test_docs.py
 
 check: .venv/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+# The core of the suite with the oldest versions that pyproject.toml admits (Python 3.11 has wheels of all), or the newest.
+# What newer releases have deprecated, older ones still use.
+test-oldest: .venv-oldest/ready
+	.venv-oldest/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::FutureWarning $(CORE)
+
+test-newest: .venv-newest/ready
+	.venv-newest/bin/python -m pytest
+
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch .venv/ready
 
+.venv-oldest/ready: pyproject.toml constraints.txt tests/oldest.py
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) tests/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-oldest/constraints.txt \
+		--editable '.[dev]'
+	touch .venv-oldest/ready
+
+.venv-newest/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch .venv-newest/ready
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-oldest .venv-newest build *.egg-info

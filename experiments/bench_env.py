@@ -12,11 +12,17 @@ from statistics import median
 
 import numpy as np
 import torch
-import tyro
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from experiments.tables import print_table, spread
 from redif_env.envs.environments import ReDiFEnv, ReDiFVectorEnv
 from redif_env.envs.wrappers import EndpointAlignment, TrajectoryAlignment
+from redif_env.training.command import run
+
+BARE, VECTOR, SINGLE = "bare forward passes", "vector environment", "single environments in DummyVecEnv"
+ROUNDED, WRAPPED = "vector environment, bfloat16", "vector environment, two reward wrappers"
+AIMS = ((VECTOR, BARE, 0.85), (VECTOR, SINGLE, 8.0), (WRAPPED, VECTOR, 0.95), (ROUNDED, VECTOR, 1.0))
+"""Whose steps a second over whose are compared, and the smallest ratio that is aimed at."""
 
 
 @dataclass(frozen=True)
@@ -40,55 +46,39 @@ def per_second(action: Callable[[], object], count: int, steps: int) -> float:
 
 
 def main(args: Args) -> None:
-    vector = ReDiFVectorEnv(args.num_envs, teacher=args.teacher, num_steps=args.num_steps)
-    wrapped = TrajectoryAlignment(
-        EndpointAlignment(ReDiFVectorEnv(args.num_envs, teacher=args.teacher, num_steps=args.num_steps))
-    )
-    singles = DummyVecEnv([lambda: ReDiFEnv(teacher=args.teacher, num_steps=args.num_steps)] * args.single_envs)
-    rounded = ReDiFVectorEnv(args.num_envs, teacher=args.teacher, num_steps=args.num_steps, autocast=True)
-    vector.reset(seed=0)
-    rounded.reset(seed=0)
-    wrapped.reset(seed=0)
+    task = {"teacher": args.teacher, "num_steps": args.num_steps}
+    vector, rounded = (ReDiFVectorEnv(args.num_envs, **task, autocast=autocast) for autocast in (False, True))
+    wrapped = TrajectoryAlignment(EndpointAlignment(ReDiFVectorEnv(args.num_envs, **task)))
+    singles = DummyVecEnv([lambda: ReDiFEnv(**task)] * args.single_envs)
+    for env in (vector, rounded, wrapped):
+        env.reset(seed=0)
     singles.reset()
-    rng = np.random.default_rng(0)
     size = vector.single_action_space.shape[0]
-    actions = rng.uniform(-0.1, 0.1, (args.num_envs, size)).astype(np.float32)
+    actions = np.random.default_rng(0).uniform(-0.1, 0.1, (args.num_envs, size)).astype(np.float32)
     network, x = vector.mdp.teacher.network, vector.reference.noise[: args.num_envs]
     timesteps = torch.full((args.num_envs,), 500.0)
-
-    @torch.inference_mode()
-    def forward() -> object:
-        return network(x, timesteps)
-
     contenders: dict[str, tuple[Callable[[], object], int, int]] = {
-        "bare": (forward, args.num_envs, args.steps),
-        "vector": (lambda: vector.step(actions), args.num_envs, args.steps),
-        "autocast": (lambda: rounded.step(actions), args.num_envs, args.steps),
-        "wrapped": (lambda: wrapped.step(actions), args.num_envs, args.steps),
-        "single": (lambda: singles.step(actions[: args.single_envs]), args.single_envs, max(1, args.steps // 4)),
+        BARE: (torch.inference_mode()(lambda: network(x, timesteps)), args.num_envs, args.steps),
+        VECTOR: (lambda: vector.step(actions), args.num_envs, args.steps),
+        ROUNDED: (lambda: rounded.step(actions), args.num_envs, args.steps),
+        WRAPPED: (lambda: wrapped.step(actions), args.num_envs, args.steps),
+        SINGLE: (lambda: singles.step(actions[: args.single_envs]), args.single_envs, max(1, args.steps // 4)),
     }
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(args.rounds + 1):
-        for name, (action, count, steps) in contenders.items():
-            speed = per_second(action, count, steps)
+        for name, contender in contenders.items():
+            speed = per_second(*contender)
             if number:  # the first round warms up
                 speeds[name].append(speed)
-    print(f"{args.teacher}, {args.num_steps} steps, {torch.get_num_threads()} threads, median of {args.rounds} rounds")
-    print(f"bare batched forward passes ({args.num_envs})  {median(speeds['bare']):8.0f} a second")
-    print(f"vector env ({args.num_envs})                   {median(speeds['vector']):8.0f} steps a second")
-    print(f"the same in bfloat16                   {median(speeds['autocast']):8.0f} steps a second")
-    print(f"the same with two reward wrappers      {median(speeds['wrapped']):8.0f} steps a second")
-    print(f"single envs in DummyVecEnv ({args.single_envs})    {median(speeds['single']):8.0f} steps a second")
-    aims = (
-        ("vector", "bare", 0.85),
-        ("vector", "single", 8.0),
-        ("wrapped", "vector", 0.95),
-        ("autocast", "vector", 1.0),
-    )
-    for own, other, wanted in aims:
+    title = f"{args.teacher}, {args.num_steps} steps, {torch.get_num_threads()} threads, {args.rounds} rounds"
+    lines = [[name, str(contenders[name][1]), f"{median(found):.0f}"] for name, found in speeds.items()]
+    print_table(title, ("", "environments", "steps a second"), lines)
+    lines = []
+    for own, other, aim in AIMS:
         ratios = [mine / theirs for mine, theirs in zip(speeds[own], speeds[other], strict=True)]
-        print(f"{own} / {other}: {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); aim: at least {wanted}")
+        lines.append([f"{own} / {other}", spread(ratios, 2), str(aim)])
+    print_table("ratios of steps a second", ("", "median (smallest to largest)", "aim: at least"), lines)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    run(main, Args)

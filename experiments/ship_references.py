@@ -1,10 +1,9 @@
-"""Compute the reference sets that are shipped with the digits teacher, so that the default environment starts at once,
-and its linear starts, and the linear steps of the README.
+"""Compute what is shipped with the digits teacher: reference sets, linear initial maps and the README's linear steps.
 
     python -m experiments.ship_references
 
-Run after ``experiments.train_teacher``. What ``redif_env/assets/cache`` already holds is kept: delete the folder first
-to drop the sets of an older teacher.
+Run after ``experiments.train_teacher``. Files that are in ``redif_env/assets/cache`` already stay: delete the folder
+first to drop the sets of an older teacher.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from redif_env.teachers.teacher import load_teacher
 
 @dataclass(frozen=True)
 class Args:
-    """Sizes of the two sets, and the step counts at which the base solver's samples are kept."""
+    """Sizes of the two sets, and the step counts at which the base solver's samples are stored."""
 
     train_size: int = 4096
     validation_size: int = 512
@@ -42,17 +41,17 @@ def main(args: Args) -> None:
     teacher = load_teacher("digits")
     reference_set(teacher, args.validation_size, VALIDATION_SEED)
     reference = reference_set(teacher, args.train_size, TRAIN_SEED)
-    starts = {grid: fit_initial_map(teacher, GRIDS[grid]) for grid in ("time@4", "time^1.25@2.5")}
+    maps = {grid: fit_initial_map(teacher, GRIDS[grid]) for grid in ("time@4", "time^1.25@2.5")}
     for count in args.num_steps:
         base = base_samples(teacher, reference, SOLVERS[DEFAULT_SOLVER], GRIDS[DEFAULT_GRID], count)
         distance = root_mean_square(base, reference.endpoints[: len(base)]).mean()
         print(f"{count} steps, {DEFAULT_SOLVER} on {DEFAULT_GRID}: distance to the endpoints {distance:.5f}")
-    del os.environ["REDIF_CACHE"]  # the ways that linear steps are fitted to are too many to ship
-    linear = teacher, GRIDS["time^1.25@2.5"], 4, starts["time^1.25@2.5"]
+    del os.environ["REDIF_CACHE"]  # the trajectories that linear steps are fitted to are too large to ship
+    linear = teacher, GRIDS["time^1.25@2.5"], 4, maps["time^1.25@2.5"]
     fit_solver(*linear)
-    kept = cached_file(solver_key(*linear))
-    if kept is not None and kept.parent != folder:
-        shutil.copy(kept, folder)
+    fitted = cached_file(solver_key(*linear))
+    if fitted is not None and fitted.parent != folder:
+        shutil.copy(fitted, folder)
 
 
 if __name__ == "__main__":

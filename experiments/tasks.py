@@ -1,46 +1,52 @@
-"""Training runs that an experiment needs: some at a time, each kept once finished."""
+"""Training runs of ``agents.ppo`` that an experiment needs, and how good their students are."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from agents import cem, ppo
-from agents.command import teacher_of
+from agents import ppo
+from experiments.parallel import in_parallel
 from experiments.stored import once
 from redif_env.judging.evaluation import Evaluator, prices_of
+from redif_env.mdp.actions import ActionMap
 from redif_env.mdp.settings import shared_teacher
-
-ROWS = "rows.json"
+from redif_env.training.command import teacher_of
 
 
 @dataclass(frozen=True)
 class Task:
-    """One training run, kept in ``settings.out``: the student, and ``rows.json`` with how good it is at each price."""
+    """One run, stored in ``settings.out``: the student, and ``rows.json`` with how good it is at each price.
+
+    ``action`` replaces the action map that the settings name.
+    """
 
     method: str
-    settings: ppo.Args | cem.Args
+    settings: ppo.Args
+    action: ActionMap | None = None
 
 
-def finish(task: Task, threads: int) -> list[dict[str, Any]]:
-    """Train (or go on), export and judge one student, unless that is done; a row for each price that it knows."""
-    found: list[dict[str, Any]] = once(task.settings.out / ROWS, partial(rows_of, task, threads))
+def finish(task: Task) -> list[dict[str, Any]]:
+    """Train (or resume), save and judge one student, unless that is done; a row for each price that it knows."""
+    found: list[dict[str, Any]] = once(task.settings.out / "rows.json", partial(_rows_of, task))
     return found
 
 
-def rows_of(task: Task, threads: int) -> list[dict[str, Any]]:
-    """What :func:`finish` keeps."""
-    torch.set_num_threads(threads)
-    settings = replace(task.settings, resume=True)
-    student, facts = ppo.train(settings) if isinstance(settings, ppo.Args) else cem.train(settings)
-    student.save_pretrained(task.settings.out / "student")
+def finish_all(tasks: Sequence[Task], teacher: str, jobs: int) -> list[list[dict[str, Any]]]:
+    """The rows of every task, in order; ``jobs`` runs at a time."""
+    # The reference set of the evaluator is computed once here, not by every process.
+    Evaluator(shared_teacher(teacher, torch.device("cpu"), torch.float32))
+    return in_parallel(finish, tasks, jobs)
+
+
+def _rows_of(task: Task) -> list[dict[str, Any]]:
+    student, facts = ppo.train(replace(task.settings, resume=True), task.action)
+    if task.action is None:  # only named action maps can be written to a student's folder
+        student.save_pretrained(task.settings.out / "student")
     # A student with a network of its own is no teacher.
     own = student.mdp.teacher.own_network
     evaluator = Evaluator(teacher_of(task.settings) if own else student.mdp.teacher)
@@ -51,14 +57,3 @@ def rows_of(task: Task, threads: int) -> list[dict[str, Any]]:
         facts_of_row = {"price": price, "seed": task.settings.seed, "budget": student.num_steps, **facts}
         rows.append({**asdict(row), **evaluator.set_measures(evaluator.teacher.clip(last.x)), **facts_of_row})
     return rows
-
-
-def finish_all(tasks: Sequence[Task], teacher: str, jobs: int) -> list[list[dict[str, Any]]]:
-    """The rows of every task, in order; ``jobs`` runs at a time, each with its share of the cores."""
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    # The judge's reference set is computed once here, not by every process.
-    Evaluator(shared_teacher(teacher, torch.device("cpu"), torch.float32))
-    if jobs == 1:
-        return [finish(task, threads) for task in tasks]
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(finish, tasks, [threads] * len(tasks)))

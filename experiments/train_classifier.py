@@ -65,7 +65,8 @@ def main(args: Args) -> None:
         named = f"{data_named}--seed {args.seed} --out {os.path.relpath(args.out)}"
         command = f"python -m experiments.train_classifier {named}"
         (folder / "README.md").write_text(
-            f"Made by `{command}`; accuracy on the held-out fifth of the {len(images):,} digits: {accuracy:.4f}.\n"
+            f"Made by `{command}`; accuracy on the held-out fifth of the {len(images):,} digits: {accuracy:.4f}.\n",
+            encoding="utf-8",
         )
     print(f"held-out accuracy {accuracy:.4f}, saved to {args.out}")
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from redif_env.measures.features import embed, judge_features, load_features
+from redif_env.measures.features import embed, evaluation_features, load_features
 from redif_env.measures.metrics import frechet_distance
 from redif_env.storage.data import ImageSet, load_images
 from redif_env.storage.files import ASSETS, write_folder
@@ -76,7 +76,7 @@ class Args:
 
 
 Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Clean images, noise and times in [0, 1) to the noisy images, the timesteps to tell, and the target."""
+"""Clean images, noise and times in [0, 1) to the noisy images, the conditioning timesteps and the target."""
 
 
 def build_network(args: Args, data: ImageSet) -> UNet2DModel:
@@ -97,7 +97,7 @@ def build_network(args: Args, data: ImageSet) -> UNet2DModel:
 
 
 def objective_of(kind: Kind) -> tuple[Objective, DDPMScheduler | FlowMatchEulerDiscreteScheduler]:
-    """What a network is trained to answer, and the scheduler that says so to whoever loads it."""
+    """The target of training, and the scheduler whose config names it."""
     if kind is Kind.FLOW:
         flow = FlowMatchEulerDiscreteScheduler()
 
@@ -157,7 +157,7 @@ def train(args: Args, network: UNet2DModel, objective: Objective, data: ImageSet
 
 
 def command(args: Args) -> str:
-    """What was typed, without where things lie on this machine."""
+    """The command line, without folders of this machine."""
     typed = [Path(word).name if "/" in word else word for word in sys.argv[1:] if word != "--measure-only"]
     return shlex.join(["python", "-m", "experiments.train_teacher", *typed])
 
@@ -165,7 +165,7 @@ def command(args: Args) -> str:
 def measure(args: Args, data: ImageSet) -> str:
     """Frechet distance of 100-step samples to the data, and between random halves of the data (mean of 10 splits)."""
     teacher = Teacher.from_pretrained(args.out, null_label=data.num_classes if args.conditional else None)
-    name = judge_features(teacher.sample_shape)
+    name = evaluation_features(teacher.sample_shape)
     network = load_features(name, teacher.sample_shape)
     generator = torch.Generator().manual_seed(args.seed)
     count = min(len(data), 2 * MEASURED)
@@ -188,14 +188,15 @@ def measure(args: Args, data: ImageSet) -> str:
 
 
 def write_note(args: Args, data: ImageSet) -> None:
-    facts = json.loads((args.out / FACTS).read_text())
+    facts = json.loads((args.out / FACTS).read_text(encoding="utf-8"))
     (args.out / "README.md").write_text(
         f"Made by `{facts['command']}`: {facts['parameters']:,} parameters, {facts['steps']} steps of "
         f"{facts['batch_size']} images, seed {facts['seed']}, {facts['seconds']} s on CPU.\n\n"
         f"Loss at every {facts['steps'] // CURVE_POINTS} steps: {', '.join(map(str, facts['curve']))}.\n\n"
-        f"{measure(args, data)}\n"
+        f"{measure(args, data)}\n",
+        encoding="utf-8",
     )
-    print((args.out / "README.md").read_text())
+    print((args.out / "README.md").read_text(encoding="utf-8"))
 
 
 def main(args: Args) -> None:
@@ -219,7 +220,7 @@ def main(args: Args) -> None:
         }
         with write_folder(args.out) as folder:
             DDPMPipeline(network.half(), scheduler).save_pretrained(folder, safe_serialization=True)
-            (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+            (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     write_note(args, data)
 
 

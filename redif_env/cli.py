@@ -1,13 +1,14 @@
-"""The command ``redif``: sample from a student, look at it, judge it. Needs no RL library."""
+"""The command ``redif``: train a student, sample, look, evaluate. Only training needs an RL library."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -20,7 +21,8 @@ from tyro.conf import Positional, arg
 from redif_env.diffusion.grids import next_position
 from redif_env.diffusion.solvers import record
 from redif_env.diffusion.types import Prediction, State
-from redif_env.judging.evaluation import TEST_SIZE, Evaluator, judge
+from redif_env.judging.baselines import Which, baselines_of
+from redif_env.judging.evaluation import TEST_SIZE, Evaluator, evaluate
 from redif_env.judging.tables import print_table
 from redif_env.mdp.settings import parse_device, solver_name
 from redif_env.measures.rendering import tile, to_pixels
@@ -30,6 +32,11 @@ from redif_env.teachers.teacher import Teacher, load_teacher
 
 WIDTH = 60
 """Characters of a drawn schedule."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a student with PPO; ``redif train --help`` lists the settings."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Info:
-    """Say what a student is: teacher, steps, how it was trained, how good it was found."""
+    """Describe a student: teacher, steps, training, and measured quality."""
 
     student: Positional[str]
     """Folder or hub id of a student."""
@@ -81,22 +88,24 @@ class Info:
                 for key, value in values.items():
                     table.add_row(key, str(value))
                 console.print(table)
-        if student.record.quality:
-            names = list(student.record.quality[0])
-            table = Table(*names, title=student.record.judged)
-            for row in student.record.quality:
+        if student.record.results:
+            names = list(student.record.results[0])
+            table = Table(*names, title=student.record.evaluated_on)
+            for row in student.record.results:
                 table.add_row(*(f"{value:.5g}" if isinstance(value, float) else str(value) for value in row.values()))
             console.print(table)
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Judge a student beside every training-free solver at the same number of network calls."""
+    """Evaluate a student beside training-free solvers at the same number of network calls."""
 
     student: Positional[str]
     """Folder or hub id of a student."""
     size: int = TEST_SIZE
     """Held-out noises."""
+    baselines: Which = "quick"
+    """Solvers: none, the few that are best at such call counts, or all on all grids."""
     out: Path | None = None
     """File for the rows, as JSON."""
     device: str = "cpu"
@@ -106,12 +115,12 @@ class Evaluate:
             raise ValueError(f"size must be at least 2, got {self.size}: a distance between sets needs more")
         student = load(self.student, self.device)
         evaluator = Evaluator(teacher_of(student).to(parse_device(self.device)), self.size)
-        rows = judge(evaluator, student, "student")
+        rows = evaluate(evaluator, student, "student", baselines_of(self.baselines))
         nfe = max(row.nfe for row in rows if row.method == "student")
-        print_table(rows, f"{student.mdp.teacher.name}, {nfe:.4g} NFE, {evaluator.described}")
+        print_table(rows, f"{student.mdp.teacher.name}, {nfe:.4g} NFE, {evaluator.description}")
         if self.out is not None:
             with write_file(self.out) as temporary:
-                temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+                temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
 
 
 def as_condition(word: str) -> int | str:
@@ -121,22 +130,24 @@ def as_condition(word: str) -> int | str:
 
 def load(student: str, device: str) -> Student:
     """The student of a folder or hub id."""
-    parse_device(device)
-    return Student.from_pretrained(student, device)
+    loaded = Student.from_pretrained(student, device)
+    if device == "auto":
+        print(f"device: {loaded.mdp.teacher.device}")
+    return loaded
 
 
 def teacher_of(student: Student) -> Teacher:
-    """The teacher that a student is to equal: its own, or the one it was trained after where its network is its own.
+    """The teacher that a student is compared with: that of its training where the student has its own network.
 
     Raises:
-        ValueError: if that one is not known, or cannot be loaded.
+        ValueError: if it is not recorded, or cannot be loaded.
     """
     teacher, training = student.mdp.teacher, student.record.training
     if not teacher.own_network:
         return teacher
     name = training.get("teacher")
     if name is None:
-        raise ValueError("student has a network of its own, and no record of the teacher it was trained after")
+        raise ValueError("student has a network of its own, and no record of its teacher")
     labels = [int(value) for value in teacher.conditions.values] if teacher.conditions.inputs else None
     return load_teacher(
         name, conditions=labels, null_label=training.get("null_label"), guidance_scale=training.get("guidance_scale")
@@ -192,7 +203,7 @@ def facts_table(student: Student) -> Table:
 
 
 def schedule_lines(student: Student) -> list[str]:
-    """The mean steps as a small picture: where in training time the network is called, and what it is told."""
+    """The mean steps as a small picture: the training timesteps of the samples and of the network's conditioning."""
     if student.mdp.adaptive:
         return ["The policy decides how many steps there are, so there is no one schedule to draw."]
     states = calling_states(student)
@@ -200,7 +211,7 @@ def schedule_lines(student: Student) -> list[str]:
     first, last = schedule.timestep(schedule.half_logsnr_at(torch.tensor([1.0, 0.0], dtype=torch.float64))).tolist()
     lines = [
         ("level of x", [schedule.timestep(state.half_logsnr).item() for state in states]),
-        ("told", [state.timestep.item() for state in states]),
+        ("conditioning", [state.timestep.item() for state in states]),
         ("base solver", base_timesteps(student)),
     ]
     header = f"{'training timestep':>17}  {first:<{WIDTH // 2}.4g}{last:>{WIDTH - WIDTH // 2}.4g}"
@@ -208,7 +219,7 @@ def schedule_lines(student: Student) -> list[str]:
 
 
 def calling_states(student: Student) -> list[State]:
-    """The states in which the mean actions call the network: their levels and what it is told, of no sample at all."""
+    """The states in which the mean actions call the network; their samples are empty, levels and timesteps are not."""
     mdp, actions = student.mdp, student.mean_actions
     assert actions is not None
     nothing = torch.zeros(1, *mdp.teacher.sample_shape, device=mdp.teacher.device)
@@ -239,17 +250,40 @@ def _marks(timesteps: list[float], first: float, last: float) -> str:
 
 
 def _numbers(states: list[State]) -> list[str]:
-    told = ", ".join(f"{state.timestep.item():.1f}" for state in states)
+    timesteps = ", ".join(f"{state.timestep.item():.1f}" for state in states)
     ratios = ", ".join(f"{math.exp(-state.half_logsnr.item()):.3g}" for state in states)
-    return [f"{'told':>17}  {told}", f"{'sigma / alpha':>17}  {ratios}"]
+    return [f"{'conditioning':>17}  {timesteps}", f"{'sigma / alpha':>17}  {ratios}"]
+
+
+def train(arguments: list[str]) -> None:
+    """``redif train``: the program of ``python -m agents.ppo``.
+
+    Raises:
+        ValueError: if Stable-Baselines3, or what it logs with, is not installed.
+    """
+    try:
+        from redif_env.sb3.training import ppo
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("stable_baselines3", "tensorboard"):
+            raise
+        raise ValueError(f"redif train needs {error.name}: pip install 'redif-env[sb3]'") from error
+    from redif_env.sb3.training.recipes import settled
+    from redif_env.training.command import run
+
+    run(ppo.main, ppo.Args, settled, arguments=arguments, prog="redif train")
 
 
 def main() -> None:
-    """Parse the command line and do what it says; on bad input say a sentence and exit with code 2."""
+    """Parse the command line and do what it says; on bad input print a sentence and exit with code 2."""
     diffusers_logging.disable_progress_bar()
-    command = tyro.extras.subcommand_cli_from_dict({"sample": Sample, "info": Info, "evaluate": Evaluate}, prog="redif")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a pipe on Windows has few characters
+        sys.stdout.reconfigure(errors="replace")
+    commands: dict[str, Any] = {"train": Train, "sample": Sample, "info": Info, "evaluate": Evaluate}
     try:
-        command.run()
+        if sys.argv[1:2] == ["train"]:
+            train(sys.argv[2:])
+        else:
+            tyro.extras.subcommand_cli_from_dict(commands, prog="redif").run()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

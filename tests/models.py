@@ -19,7 +19,7 @@ PROMPTS = ["a cat", "two dogs"]
 
 
 class CountedGaussian(GaussianMixtureTeacher):
-    """One Gaussian that counts the samples it was asked about."""
+    """One Gaussian that counts its predictions."""
 
     def __init__(self) -> None:
         super().__init__(torch.tensor([[0.5, 0.0]]), 0.3)
@@ -177,7 +177,7 @@ def save_stable_diffusion_3(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Model:
-    """A network class with a way to ask it: ``save`` writes its pipeline, ``options`` are those of the teacher."""
+    """A network class: ``save`` writes its pipeline, ``options`` are arguments of the teacher."""
 
     network: str
     conditioning: str

@@ -1,5 +1,6 @@
 """The wheel alone, with its core dependencies, in an environment of its own: what a practitioner has."""
 
+import os
 import subprocess
 import sys
 import venv
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 from redif_env import Student
 from redif_env.mdp.policies import Policy, PolicyConfig
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = """
@@ -28,10 +29,10 @@ assert "gymnasium" not in sys.modules
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_the_wheel_s_core_dependencies_are_enough(tmp_path):
     """Built, installed with the tested versions, used: by Python and by the command."""
-    mdp = build_mdp("digits", 4, "solver", "features", "dpm++3m", "time^1.5", "cpu", "float32")
+    mdp = build_mdp(MDPSettings(teacher="digits", num_steps=4, solver="dpm++3m", grid="time^1.5"))
     torch.manual_seed(0)
     student = Student(mdp, Policy(PolicyConfig((mdp.observation_size, 64, 64, mdp.action_size))))
     student.save_pretrained(tmp_path / "student")
@@ -43,11 +44,20 @@ def test_the_wheel_s_core_dependencies_are_enough(tmp_path):
     run(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "wheels", ROOT)
     venv.create(tmp_path / "clean", with_pip=True)
     (wheel,) = (tmp_path / "wheels").iterdir()
-    bin_folder = tmp_path / "clean" / "bin"
+    bin_folder = tmp_path / "clean" / ("Scripts" if os.name == "nt" else "bin")
     run(bin_folder / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel)
 
     run(bin_folder / "python", "-c", SCRIPT, tmp_path / "student")
     run(bin_folder / "redif", "info", tmp_path / "student")
+    refused = subprocess.run([bin_folder / "redif", "train"], capture_output=True, text=True, check=False)
+    assert (refused.returncode, "pip install 'redif-env[sb3]'" in refused.stderr) == (2, True)
     run(bin_folder / "redif", "sample", tmp_path / "student", "-n", "3", "--out", "samples.safetensors")
     expected = student(3, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(load_file(tmp_path / "samples.safetensors")["samples"], expected)
+
+    # With the extra, the wheel trains.
+    extra = f"redif-env[sb3] @ {wheel.as_uri()}"
+    run(bin_folder / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", extra)
+    tiny = ("--teacher", "gaussian-ring", "--network-calls", "512", "--reference-size", "64", "--test-size", "64")
+    run(bin_folder / "redif", "train", *tiny, "--out", "run")
+    assert Student.from_pretrained(tmp_path / "run" / "student").num_steps == 4

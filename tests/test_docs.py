@@ -18,7 +18,7 @@ def test_examples_run(page, tmp_path, monkeypatch):
     run = [block for block in blocks if "runs/" not in block]
     assert len(run) >= 4
     for block in run:
-        exec(compile(block.replace("20_000", "2_000"), page, "exec"), names)
+        exec(compile(block.replace("20_000", "256").replace("2_000", "256"), page, "exec"), names)
     for name in {"env", "envs"} & names.keys():
         environment = names[name]
         environment.reset()

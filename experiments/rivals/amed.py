@@ -1,9 +1,9 @@
 """AMED: a learned intermediate step (Zhou et al. 2024), the gradient's rival of two calls a step.
 
-Of each step a small network learns where between its ends the model is asked again, and how far to follow what it
-answers there; the rest is :mod:`experiments.rivals.two_calls`. As in the paper the network sees what the first call
-gave, here as the features that our policies see. Unlike there it learns through the whole sampler, to the endpoint, as
-all gradient rivals here do, not step by step.
+For each step a small network learns the level of the second call, between the step's ends, and a gain on its
+prediction; the rest is :mod:`experiments.rivals.two_calls`. As in the paper the network sees the first call's
+prediction, here as the features that our policies see. Unlike there it learns through the whole sampler, to the
+endpoint, as all gradient rivals here do, not step by step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_GAIN = 0.5
 
 
 class Intermediate(nn.Module):
-    """Where a step asks again, and the gain of what it hears: half way and 1 before training, as in DPM-Solver-2."""
+    """The level of a step's second call, and the gain of its prediction: half way and 1 before training."""
 
     def __init__(self, sample_shape: tuple[int, ...], steps: int, schedule: Schedule) -> None:
         super().__init__()
@@ -41,38 +41,36 @@ class Intermediate(nn.Module):
         nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
 
     def forward(self, state: State, end: Tensor) -> Middle:
-        normalised = replace(state, x=self.schedule.normalised(state.x, state.half_logsnr))
-        place, gain = self.layers(self.seen.observe(normalised, self.steps)).double().unbind(dim=1)
+        seen = self.seen.observe(state, self.schedule.size(state.half_logsnr), self.steps)
+        place, gain = self.layers(seen).double().unbind(dim=1)
         level = torch.lerp(state.half_logsnr, end, torch.sigmoid(place))
         return Middle(level, torch.ones_like(end), 1 + MAX_GAIN * torch.tanh(gain))
 
 
 def amed(task: Task) -> Fitted:
-    """On the grid that serves DPM-Solver-2 best, which it starts as.
+    """On the best grid of DPM-Solver-2, which the untrained sampler is.
 
     Raises:
         ValueError: if the number of predictions is odd.
     """
     if task.num_steps % 2:
-        raise ValueError(f"nfe={task.nfe} is no multiple of two predictions, which AMED asks for a step")
+        raise ValueError(f"nfe={task.nfe} is no multiple of two predictions, which an AMED step makes")
     clock = Clock(task.seconds)
-    begun = {name: TwoCallSampler(task.teacher, GRIDS[name], task.num_steps, midpoint) for name in SOLVER_GRIDS}
-    chosen = nearest(task, begun, clock)
+    untrained = {name: TwoCallSampler(task.teacher, GRIDS[name], task.num_steps, midpoint) for name in SOLVER_GRIDS}
+    chosen = nearest(task, untrained, clock)
     torch.manual_seed(task.seed)
     schedule = task.teacher.schedule
-    module = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule).to(task.teacher.device)
+    module = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule)
 
     def make(noise: Tensor, condition: Tensor) -> Tensor:
-        return sample_twice(task.teacher, GRIDS[chosen], noise, task.num_steps, condition, module)[0]
+        return sample_twice(task.teacher, GRIDS[chosen], noise, condition, task.num_steps, module)
 
     def sampler_of(averaged: nn.Module) -> Sampler:
-        kept = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule).to(task.teacher.device)
-        kept.load_state_dict(averaged.state_dict())
-        return TwoCallSampler(task.teacher, GRIDS[chosen], task.num_steps, kept)
+        stored = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule)
+        stored.load_state_dict(averaged.state_dict())
+        return TwoCallSampler(task.teacher, GRIDS[chosen], task.num_steps, stored)
 
     rest = replace(task, seconds=task.seconds - clock.spent)
     found = descend(rest, module, through_sampler(task, make, RATE, EMA), sampler_of)
-    assert isinstance(found.sampler, TwoCallSampler)
-    levels = found.sampler.run(task.chooser.noise, task.chooser.condition)[1]
     calls = clock.network_calls + found.network_calls
-    return replace(found, seconds=clock.spent, network_calls=calls, described=f"amed {chosen}", levels=levels)
+    return replace(found, seconds=clock.spent, network_calls=calls, described=f"amed {chosen}")

@@ -1,4 +1,4 @@
-"""What all begin from who learn our actions, and on whose steps networks are cloned."""
+"""The base solver of all who learn our actions; networks are cloned along its steps."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LINEAR_GRIDS = ("time^1.25@2.5", "time^1.5@4", "time^1.5@8")
 POLYNOMIALS = ("ipndm2", "ipndm3")
 """Solvers that are tried where samples are too large for linear steps."""
 SMALL = 256
-"""Numbers a sample up to which linear steps are tried: larger ones take more ways of the teacher than training does."""
+"""Numbers a sample up to which linear steps are tried: larger ones need more trajectories than training does."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """A solver on a grid from a start, by the names that ``agents.ppo`` takes."""
+    """A solver on a grid, with or without an initial map, by the names that ``agents.ppo`` takes."""
 
     solver: str = DEFAULT_SOLVER
     grid: str = DEFAULT_GRID
@@ -39,24 +39,24 @@ class Base:
     def sampler(self, teacher: Teacher, num_steps: int) -> Sampler:
         """Itself as a sampler; what is to be fitted is fitted, or found in the cache."""
         grid = GRIDS[self.grid]
-        start = initial_map_of(self.initial_map, teacher, grid)
-        solver = solver_of(self.solver, teacher, grid, num_steps, start)
+        initial_map = initial_map_of(self.initial_map, teacher, grid)
+        solver = solver_of(self.solver, teacher, grid, num_steps, initial_map)
 
         @torch.inference_mode()
         def made(noise: Tensor, condition: Tensor) -> Tensor:
-            begun = noise if start is None else start(noise, condition)
-            return sample(teacher, solver, grid, begun, num_steps, condition)
+            x = noise if initial_map is None else initial_map(noise, condition)
+            return sample(teacher, solver, grid, x, num_steps, condition)
 
         return made
 
 
 def linear_base(grid: str) -> Base:
-    """Linear steps of a grid, from a linear start."""
+    """Linear steps on a grid, from a linear initial map."""
     return Base(LINEAR, grid, LINEAR)
 
 
 def bases_of(teacher: Teacher) -> list[Base]:
-    """What to choose from, the likeliest first: linear steps; where samples are too large for those, iPNDM."""
+    """Candidates, the likeliest first: linear steps; where samples are too large for those, iPNDM."""
     if prod(teacher.sample_shape) <= SMALL:
         return [linear_base(grid) for grid in LINEAR_GRIDS]
     return [Base(), *(Base(solver, grid) for solver in POLYNOMIALS for grid in SOLVER_GRIDS)]

@@ -1,8 +1,8 @@
 """Multistep consistency distillation (Heek et al. 2024; of one segment, consistency distillation: Song et al. 2023).
 
-The way is cut into as many segments as the student has steps. From wherever a segment is entered, the student is to
-land on the same point of its end: what it says at one level must agree with what it says a fine step of the teacher's
-further on. Sampling is deterministic, a DDIM step a segment.
+The trajectory is cut into as many segments as the student has steps. From every level of a segment the student's step
+is to end at the same point: its prediction at one level must agree with its prediction one fine step of the teacher
+later. Sampling is deterministic, a DDIM step a segment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from experiments.rivals.rival import BACKWARD_CALLS, Fitted, Task
 from experiments.rivals.targets import Noised, grid_levels, noised, one_step_student, target_loss
 from redif_env.diffusion.predictions import clean_estimate
 from redif_env.diffusion.schedules import Schedule
-from redif_env.diffusion.types import Prediction, expand
+from redif_env.diffusion.types import Prediction, chosen
 from redif_env.teachers.teacher import Teacher
 
 FINE = 8
@@ -26,18 +26,18 @@ EMA = 0.99
 
 
 def consistency(task: Task) -> Fitted:
-    """From the warm start; what the student says further on is its own newest word, without a gradient."""
+    """From the warm start; the target is the student's own newest prediction, without a gradient."""
     student = one_step_student(task)
     own, grid, segments = student.mdp.teacher, student.mdp.grid, student.mdp.num_steps
     generator, schedule = torch.Generator().manual_seed(task.seed), task.teacher.schedule
 
     def loss(batch: Batch) -> Tensor:
-        index = torch.randint(segments * FINE, (len(batch.noise),), generator=generator).to(batch.noise.device)
+        index = torch.randint(segments * FINE, (len(batch.noise),), generator=generator)
         here, further = (grid_levels(grid, schedule, index + part, segments * FINE) for part in (0, 1))
         end = grid_levels(grid, schedule, index.div(FINE, rounding_mode="floor") + 1, segments)
         start = noised(batch, here, schedule, generator)
         with torch.no_grad():
-            target = _landed(own, heun_step(task.teacher, start, further), end, (index + 1) % FINE == 0, schedule)
+            target = _target(own, heun_step(task.teacher, start, further), end, (index + 1) % FINE == 0, schedule)
         return target_loss(own, start, target)
 
     calls = 2 * task.teacher.calls + 1 + 1 + BACKWARD_CALLS
@@ -48,19 +48,18 @@ def heun_step(teacher: Teacher, start: Noised, half_logsnr: Tensor) -> Noised:
     """A step of Heun's method (Karras et al. 2022, Algorithm 1); of Euler's where it ends on clean data."""
     schedule = teacher.schedule
     first = start.predict(teacher)
-    # A prediction on clean data is never used: it is asked for at the cleanest level in its place.
-    finite = half_logsnr.clamp(max=schedule.ends(half_logsnr.device)[1])
-    second = start.landed(first, finite, schedule).predict(teacher)
+    # A prediction on clean data is never used: the cleanest level takes its place.
+    finite = half_logsnr.clamp(max=schedule.ends[1])
+    second = start.moved(first, finite, schedule).predict(teacher)
     both = (first.eps + second.eps) / 2
     x0 = clean_estimate(start.x, both, schedule.level(start.half_logsnr))
     usable = half_logsnr.isfinite() & start.half_logsnr.isfinite()
-    chosen = torch.where(expand(usable, x0), x0, first.x0)
-    return start.landed(Prediction(chosen, both), half_logsnr, schedule)
+    return start.moved(Prediction(chosen(usable, x0, first.x0), both), half_logsnr, schedule)
 
 
-def _landed(own: Teacher, further: Noised, end: Tensor, arrived: Tensor, schedule: Schedule) -> Noised:
-    """Where the student lands from further on; what has arrived at the segment's end stays there."""
-    finite = further.half_logsnr.clamp(max=schedule.ends(end.device)[1])
+def _target(own: Teacher, further: Noised, end: Tensor, arrived: Tensor, schedule: Schedule) -> Noised:
+    """Where the student's step from the later level ends; a row that is at the segment's end stays there."""
+    finite = further.half_logsnr.clamp(max=schedule.ends[1])
     safe = Noised(further.x, finite, further.condition)
-    landed = safe.landed(safe.predict(own), end, schedule)
-    return Noised(torch.where(expand(arrived, landed.x), further.x, landed.x), end, further.condition)
+    moved = safe.moved(safe.predict(own), end, schedule)
+    return Noised(chosen(arrived, further.x, moved.x), end, further.condition)

@@ -50,11 +50,12 @@ def descend(
     module: nn.Module,
     descent: Descent,
     sampler_of: Callable[[nn.Module], Sampler],
-    begun: bool = False,
+    untrained: bool = False,
 ) -> Fitted:
-    """Move the weights of ``module``; the best moving average on validation noise is kept, with ``begun`` from before.
+    """Move the weights of ``module``; returns the best moving average on validation noise.
 
-    ``sampler_of`` gives the sampler of a module with such weights, to be judged and kept.
+    ``sampler_of`` gives the sampler of a module with such weights. With ``untrained``, the module as it is given is a
+    candidate too.
 
     Raises:
         FloatingPointError: if it diverged.
@@ -65,7 +66,7 @@ def descend(
         sampler = sampler_of(averaged)
         found.append((task.chooser.distance(sampler), sampler))
 
-    if begun:
+    if untrained:
         judge(module)
     average(task, module, descent, clock, judge)
     nearest, best = min(found, key=lambda pair: pair[0])
@@ -131,5 +132,5 @@ def loss_of(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
 def _batch(task: Task, generator: torch.Generator) -> Batch:
     chosen = torch.randint(len(task.reference), (BATCH,), generator=generator)
     reference = task.reference
-    parts = (reference.noise[chosen], reference.condition[chosen], reference.endpoints[chosen])
-    return Batch(*(part.to(task.teacher.device) for part in parts))
+    noise, endpoints = (part[chosen].to(task.teacher.device) for part in (reference.noise, reference.endpoints))
+    return Batch(noise, reference.condition[chosen], endpoints)

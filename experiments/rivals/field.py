@@ -1,4 +1,8 @@
-"""Who takes part in the comparison, by the names of its tables."""
+"""The registry: who takes part in the comparison, by the names of its tables.
+
+A new rival is a file beside this one, with a function from a :class:`~experiments.rivals.rival.Task` to a
+:class:`~experiments.rivals.rival.Fitted`, and a line in ``FIELD``.
+"""
 
 from __future__ import annotations
 
@@ -9,35 +13,38 @@ from experiments.rivals.consistency import consistency
 from experiments.rivals.gits import gits
 from experiments.rivals.gradient import gradient_policy, gradient_table
 from experiments.rivals.matching import matching
-from experiments.rivals.ours import (
-    cross_entropy,
-    redif_adaptive,
-    redif_blind,
-    redif_both,
-    redif_network,
-    redif_ppo,
-)
+from experiments.rivals.ours import cross_entropy, redif_blind, redif_network, redif_ppo
 from experiments.rivals.progressive import progressive
 from experiments.rivals.regression import regression
 from experiments.rivals.rival import Rival
-from experiments.rivals.training_free import STARTED, TRAINING_FREE, allows, ddim, linear_steps
+from experiments.rivals.training_free import TRAINING_FREE, allows, ddim, linear_steps
 
 
 @dataclass(frozen=True)
 class Entry:
-    """How one is fitted; ``trained``: by chance, under the budget; ``network``: all weights of a network of its own;
-    ``base``: it is the base of the others, as it is."""
+    """How a rival is fitted.
+
+    Args:
+        rival: fits it.
+        trained: it depends on chance and on the time that it is given; others are fitted once.
+        network: it trains all weights of a network of its own, from the warm start.
+        base: it is the base solver of those who are trained, as it is.
+    """
 
     rival: Rival
     trained: bool = True
     network: bool = False
     base: bool = False
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether its task must name a base solver."""
+        return self.trained or self.base
+
 
 FIELD: dict[str, Entry] = {
     "ddim, uniform time": Entry(ddim, trained=False),
     **{name: Entry(rival, trained=False) for name, rival in TRAINING_FREE.items()},
-    **{name: Entry(rival, trained=False) for name, rival in STARTED.items()},
     "linear steps": Entry(linear_steps, trained=False, base=True),
     "gits": Entry(gits, trained=False),
     "cross-entropy": Entry(cross_entropy),
@@ -50,9 +57,7 @@ FIELD: dict[str, Entry] = {
     "network, matching": Entry(matching, network=True),
     "redif-ppo": Entry(redif_ppo),
     "redif-ppo, no state": Entry(redif_blind),
-    "redif-ppo, adaptive": Entry(redif_adaptive),
     "redif-ppo, network": Entry(redif_network, network=True),
-    "redif-ppo, both": Entry(redif_both, network=True),
 }
 
 

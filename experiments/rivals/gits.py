@@ -1,8 +1,8 @@
 """GITS: a schedule by dynamic programming on the geometry of the teacher's trajectories (Chen et al. 2024b).
 
-Sampling trajectories of one teacher look alike, so a few noises tell where steps may be long. On a fine grid the cost
-of a step from level i to level j is how far one Euler step lands from the teacher's trajectory; the cheapest path of N
-steps is the schedule.
+Sampling trajectories of one teacher look alike, so a few noises suffice to find where steps may be long. On a fine grid
+the cost of a step from level i to level j is the distance of one Euler step's end from the teacher's trajectory; the
+cheapest path of N steps is the schedule.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FINE = 60
 NOISES = 256
 TRIED_SOLVERS = ("ddim", "dpm++2m", "dpm++3m", "ipndm2", "ipndm3")
 TRIED_GRIDS = ("time", "time^1.5", "karras", "time^1.5@20")
-"""Fine grids; on flow schedules Karras's begins a little below pure noise."""
+"""Fine grids; on flow schedules that of Karras starts a little below pure noise."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class NodesGrid(Grid):
     positions: tuple[float, ...]
 
     def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
-        nodes = torch.tensor([*self.positions, 1.0], dtype=torch.float64, device=position.device)
+        nodes = torch.tensor([*self.positions, 1.0], dtype=torch.float64)
         index = (position * len(self.positions)).round().long()
         return self.grid.interior(nodes[index], schedule)
 
@@ -54,17 +54,13 @@ def gits(task: Task) -> Fitted:
     """The schedule with the solver and fine grid that serve it best on the chooser's noises."""
     clock = Clock(task.seconds)
     candidates: dict[str, Sampler] = {}
-    levels: dict[str, tuple[float, ...]] = {}
-    steps = torch.arange(task.num_steps, dtype=torch.float64, device=task.teacher.device) / task.num_steps
     for grid_name in TRIED_GRIDS:
         positions = cheapest_path(step_costs(task, GRIDS[grid_name], clock), task.num_steps)
         nodes = NodesGrid(GRIDS[grid_name], tuple(index / FINE for index in positions))
-        for name, solver in ((name, SOLVERS[name]) for name in TRIED_SOLVERS):
-            described = f"{name} {grid_name} {list(positions)}"
-            candidates[described] = _bound(task, solver, nodes)
-            levels[described] = tuple(nodes.half_logsnr(steps, task.teacher.schedule).tolist())
+        for name in TRIED_SOLVERS:
+            candidates[f"{name} {grid_name} {list(positions)}"] = _bound(task, SOLVERS[name], nodes)
     best = nearest(task, candidates, clock)
-    return Fitted(candidates[best], clock.spent, clock.network_calls, best, levels[best])
+    return Fitted(candidates[best], clock.spent, clock.network_calls, best)
 
 
 @torch.inference_mode()
@@ -80,19 +76,19 @@ def step_costs(task: Task, grid: Grid, clock: Clock) -> Tensor:
             here, there = states[i], states[j]
             level, next_level = schedule.level(here.half_logsnr), schedule.level(there.half_logsnr)
             landed = ddim_step(here.x, here.x0_history[:, 0], level, next_level)
-            costs[i, j] = (landed - there.x).flatten(1).double().norm(dim=1).mean()
+            costs[i, j] = (landed - there.x).flatten(1).cpu().double().norm(dim=1).mean()
     return costs
 
 
 def fine_trajectory(task: Task, grid: Grid, noise: Tensor) -> list[State]:
     """The teacher's states at ``FINE`` + 1 levels, from noise to data, each but the last with its prediction."""
     teacher = task.teacher
-    condition = task.reference.condition[:NOISES].to(teacher.device)
+    condition = task.reference.condition[:NOISES]
     scale = teacher.guidance_scale or 1.0
     first = predict(teacher, initial_state(noise, teacher.schedule, grid, FINE, 2, condition, scale))
     states = list(trajectory(teacher, DPMSolverPP(2), grid, noise, FINE, condition))
     # A state's own prediction is the newest of the history one step later.
-    predicted = [replace(state, x0_history=following.x0_history) for state, following in pairwise(states)]
+    predicted = [replace(state, history=following.history) for state, following in pairwise(states)]
     return [first, *predicted, states[-1]]
 
 

@@ -7,7 +7,6 @@ It needs what reinforcement learning does not: a reward, a network and solver st
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from experiments.rivals.rival import Fitted, StudentSampler, Task, seen
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.students.network.refinement import straight_through
 from redif_env.students.student import Student
 
@@ -79,28 +78,24 @@ def gradient_policy(task: Task) -> Fitted:
 
 def _mdp(task: Task) -> DenoisingMDP:
     return build_mdp(
-        task.teacher,
-        task.num_steps,
-        "solver",
-        seen(task.teacher),
-        task.base.solver,
-        task.base.grid,
-        str(task.teacher.device),
-        "float32",
-        initial_map=task.base.initial_map,
+        MDPSettings(
+            teacher=task.teacher,
+            num_steps=task.num_steps,
+            observation=seen(task.teacher),
+            solver=task.base.solver,
+            grid=task.base.grid,
+            device=str(task.teacher.device),
+            initial_map=task.base.initial_map,
+        )
     )
 
 
 def _fit(
     task: Task, mdp: DenoisingMDP, module: nn.Module, student_of: Callable[[nn.Module], Student], rate: float
 ) -> Fitted:
-    module.to(task.teacher.device)
-
     def make(noise: Tensor, condition: Tensor) -> Tensor:
         *_, last = trajectory(mdp, module, noise, mdp.constant_price(len(noise)), condition)
         return last.x
 
     descent = through_sampler(task, make, rate, EMA)
-    found = descend(task, module, descent, lambda averaged: StudentSampler(student_of(averaged)))
-    assert isinstance(found.sampler, StudentSampler)
-    return replace(found, levels=found.sampler.levels(task.chooser))
+    return descend(task, module, descent, lambda averaged: StudentSampler(student_of(averaged)))

@@ -1,8 +1,8 @@
 """Distribution matching distillation (Yin et al. 2024a): two scores say where samples are too many and too few.
 
-Noise is added to the student's samples. The teacher says which way the data lie from there, another network, trained on
-the student's samples all along, which way these do; the difference moves the samples. Beside it stands, as in the
-paper, the regression to the teacher's endpoints.
+Noise is added to the student's samples. The teacher's score there is that of the data; another network, trained on the
+student's samples all along, gives the score of these. The difference moves the samples. As in the paper the regression
+to the teacher's endpoints is added.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from experiments.rivals.descent import Batch, Descent, loss_of
 from experiments.rivals.regression import distil, stepped
 from experiments.rivals.rival import BACKWARD_CALLS, Fitted, Task
 from experiments.rivals.targets import Noised, noised
+from redif_env.diffusion.placement import expand
 from redif_env.diffusion.predictions import noise_estimate
-from redif_env.diffusion.types import expand
 from redif_env.teachers.teacher import Teacher
 
 RATE = 3e-4
@@ -82,5 +82,5 @@ def _noise_added(task: Task, made: Batch, generator: torch.Generator) -> tuple[N
     schedule = task.teacher.schedule
     low, high = TIMES
     time = low + (high - low) * torch.rand(len(made.noise), generator=generator, dtype=torch.float64)
-    seen = noised(made, schedule.half_logsnr_at(time.to(made.noise.device)), schedule, generator)
+    seen = noised(made, schedule.half_logsnr_at(time), schedule, generator)
     return seen, noise_estimate(seen.x, made.endpoints, schedule.level(seen.half_logsnr))

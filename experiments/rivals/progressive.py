@@ -49,12 +49,12 @@ def _halving(task: Task, student: Teacher, teacher: Teacher, grid: Grid, steps: 
     generator, schedule = torch.Generator().manual_seed(task.seed), student.schedule
 
     def loss(batch: Batch) -> Tensor:
-        index = torch.randint(steps, (len(batch.noise),), generator=generator).to(batch.noise.device)
+        index = torch.randint(steps, (len(batch.noise),), generator=generator)
         here, between, there = (grid_levels(grid, schedule, 2 * index + part, 2 * steps) for part in (0, 1, 2))
         start = noised(batch, here, schedule, generator)
         with torch.no_grad():
-            middle = start.landed(start.predict(teacher), between, schedule)
-            target = middle.landed(middle.predict(teacher), there, schedule)
+            middle = start.moved(start.predict(teacher), between, schedule)
+            target = middle.moved(middle.predict(teacher), there, schedule)
         return target_loss(student, start, target)
 
     return Descent(loss, 2 * teacher.calls + 1 + BACKWARD_CALLS, RATE, EMA)

@@ -1,8 +1,7 @@
 """Endpoint regression: the network itself is the student, distilled by the gradient through the sampler.
 
-The student's network, which begins as a clone of the teacher, is trained to make the teacher's endpoint of each noise
-(the regression of Luhman and Luhman 2021, unrolled over all steps). Where the compact students learn some dozens of
-numbers or a small policy, this one moves every weight.
+The student's network, a clone of the teacher at first, is trained to make the teacher's endpoint of each noise (the
+regression of Luhman and Luhman 2021, unrolled over all steps).
 """
 
 from __future__ import annotations
@@ -31,12 +30,9 @@ def regression(task: Task) -> Fitted:
 
 
 def distil(task: Task, student: Student, descent: Descent) -> Fitted:
-    """Adam on the network of ``student``, stepped as the student steps; the best moving average is kept.
-
-    That may be the warm start itself, where the budget is too small to leave it for the better.
-    """
+    """Adam on the network of ``student``; the best moving average, or the warm start where none is better."""
     network = student.network.requires_grad_(True)
-    return descend(task, network, descent, lambda averaged: frozen_sampler(student, averaged), begun=True)
+    return descend(task, network, descent, lambda averaged: frozen_sampler(student, averaged), untrained=True)
 
 
 def frozen_sampler(student: Student, averaged: nn.Module) -> Sampler:

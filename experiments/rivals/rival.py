@@ -1,4 +1,4 @@
-"""What all rivals have in common: what they are given, and what they give back."""
+"""What all rivals have in common: the task that they are given, and the sampler that they return."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from experiments.rivals.base import Base
@@ -24,11 +23,16 @@ BACKWARD_CALLS = 2
 class Task:
     """One rival's work.
 
-    ``reference`` is what may be trained on, ``chooser`` judges candidates on noises that are neither trained nor
-    reported on, ``seconds`` is the time that fitting may take (references are given, and not counted), ``calls`` the
-    network calls that it may make, if they are bounded too. ``warm`` is the folder of the network student that all who
-    train a network begin as (``python -m agents.clone``; given like the references, its cost a row of its own).
-    ``base`` is what our actions begin from, and those of rivals that learn the same; it is given too.
+    Args:
+        teacher: the model that is distilled.
+        reference: noises and endpoints that may be trained on; their cost is not counted.
+        chooser: evaluates candidates on noises that are neither trained on nor reported.
+        num_steps: predictions a sample.
+        seed: of all chance.
+        seconds: time that fitting may take.
+        calls: network calls that it may make, if they are bounded too.
+        warm: folder of the network student that all who train a network begin as (``python -m agents.clone``).
+        base: the base solver of our actions, and of rivals that learn the same.
     """
 
     teacher: Teacher
@@ -47,7 +51,7 @@ class Task:
         return self.num_steps * self.teacher.calls
 
     def warm_student(self) -> Student:
-        """The network student to begin as; one call a step.
+        """The network student to begin as; it makes one call a step.
 
         Raises:
             ValueError: if there is none.
@@ -59,19 +63,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A sampler, what it cost, what it is in words, and where it calls the network.
-
-    ``levels`` are ``half_logsnr``, a call each, the mean over samples where they differ; none unless they were searched
-    or learned.
-    ``spent`` are its mean calls a sample, where it chooses their number.
-    """
+    """A sampler, what it cost, and what it is in words."""
 
     sampler: Sampler
     seconds: float
     network_calls: int
     described: str = ""
-    levels: tuple[float, ...] = ()
-    spent: float | None = None
 
 
 Rival = Callable[[Task], Fitted]
@@ -100,21 +97,14 @@ class Clock:
 
 @dataclass(frozen=True)
 class StudentSampler:
-    """A student as a sampler; at a price, if it knows prices."""
+    """A student as a sampler."""
 
     student: Student
-    price: float | None = None
 
     def __call__(self, noise: Tensor, condition: Tensor) -> Tensor:
-        return self.student.trajectory(noise, self.price, condition)[-1].x
-
-    def levels(self, chooser: Evaluator) -> tuple[float, ...]:
-        """Mean levels at which a student of fixed steps calls the network."""
-        first = self.student.mdp.initial(chooser.noise, condition=chooser.condition)
-        states = [first, *self.student.trajectory(chooser.noise, self.price, chooser.condition)]
-        return tuple(torch.stack([state.half_logsnr.mean() for state in states[:-1]]).tolist())
+        return self.student.trajectory(noise, None, condition)[-1].x
 
 
 def seen(teacher: Teacher) -> str:
-    """The observation of policies that see the state: with what they are asked for, where that varies."""
+    """The observation of policies that see the state: with the condition, where that varies."""
     return "features+condition" if len(teacher.conditions) > 1 else "features"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from experiments.rivals.rival import Clock, Sampler, Task
 
-SCREENED, JUDGED = 128, 4
+SCREEN_SIZE, SHORTLIST = 128, 4
 """Noises on which candidates are compared first, and how many of them are judged on all."""
 
 
@@ -16,10 +16,10 @@ def nearest(task: Task, candidates: Mapping[str, Sampler], clock: Clock) -> str:
     A few noises tell most candidates apart, since their samples are paired with the teacher's.
     """
     size = len(task.chooser.noise)
-    if size > SCREENED and len(candidates) > JUDGED:
-        clock.network_calls += len(candidates) * SCREENED * task.nfe
-        screened = {name: task.chooser.distance(made, SCREENED) for name, made in candidates.items()}
-        candidates = {name: candidates[name] for name in sorted(screened, key=lambda name: screened[name])[:JUDGED]}
+    if size > SCREEN_SIZE and len(candidates) > SHORTLIST:
+        clock.network_calls += len(candidates) * SCREEN_SIZE * task.nfe
+        screened = {name: task.chooser.distance(made, SCREEN_SIZE) for name, made in candidates.items()}
+        candidates = {name: candidates[name] for name in sorted(screened, key=lambda name: screened[name])[:SHORTLIST]}
     clock.network_calls += len(candidates) * size * task.nfe
     judged = {name: task.chooser.distance(made) for name, made in candidates.items()}
     return min(judged, key=lambda name: judged[name])

@@ -1,4 +1,4 @@
-"""Solvers: each on the grid that serves it best, chosen on validation noise; training-free, or from a linear start."""
+"""Solvers without training, each on its best grid on validation noise; and linear steps."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from experiments.rivals.rival import Clock, Fitted, Rival, Sampler, Task
 from experiments.rivals.shortlist import nearest
 from experiments.rivals.two_calls import Choice, TwoCallSampler, heun, midpoint
 from redif_env.diffusion.grids import GRIDS
-from redif_env.fitted.initial_maps import fit_initial_map
 from redif_env.judging.baselines import SOLVER_GRIDS, Baseline
 from redif_env.mdp.settings import LINEAR
 
-STARTED_GRIDS = ("time@4", "time@8", "time^1.5@8", "time^1.5@20")
-"""Grids that solvers with a linear start are tried on."""
-
 
 def ddim(task: Task) -> Fitted:
-    """DDIM on uniform time: where comparisons usually begin."""
+    """DDIM on uniform time, the usual baseline."""
     return Fitted(_multistep("ddim", task, "time"), 0.0, 0, "ddim time")
 
 
@@ -28,15 +24,10 @@ def multistep(method: str) -> Rival:
     return partial(_on_best_grid, partial(_multistep, method), method)
 
 
-def started(method: str) -> Rival:
-    """The same from a linear start, which is fitted to the teacher's ways: given like the references, not counted."""
-    return partial(_on_best_grid, partial(_started, method), method, grids=STARTED_GRIDS)
-
-
 def linear_steps(task: Task) -> Fitted:
-    """Linear steps on their best grid, from a linear start: fitted to the teacher's ways, which is not counted.
+    """Linear steps on their best grid, from a linear initial map: the task's base, if that is such.
 
-    The base of all who learn, where that is such.
+    The fit to teacher trajectories is not counted.
     """
     if task.base.fixed:
         return Fitted(task.base.sampler(task.teacher, task.num_steps), 0.0, 0, f"{LINEAR} {task.base.grid}")
@@ -66,11 +57,6 @@ def _multistep(method: str, task: Task, grid: str) -> Sampler:
     return lambda noise, condition: Baseline(method, grid)(task.teacher, noise, task.num_steps, condition)
 
 
-def _started(method: str, task: Task, grid: str) -> Sampler:
-    start, bare = fit_initial_map(task.teacher, GRIDS[grid]), _multistep(method, task, grid)
-    return lambda noise, condition: bare(start(noise, condition), condition)
-
-
 def _linear(task: Task, grid: str) -> Sampler:
     return linear_base(grid).sampler(task.teacher, task.num_steps)
 
@@ -86,6 +72,3 @@ TRAINING_FREE: dict[str, Rival] = {
     "heun": two_calls("heun", heun),
 }
 """By their names; iPNDM of order 1 is DDIM."""
-STARTED: dict[str, Rival] = {
-    f"{name}, linear start": started(name) for name in ("dpm++3m", "unipc3", "ipndm2", "ipndm3")
-}

@@ -1,7 +1,7 @@
 """Time grids: where a solver puts its steps, as a continuous map from position to noise level.
 
 A grid's position runs from 0 (noise) to 1 (clean data). An N-step solver evaluates the network at positions
-0, 1/N, ..., (N-1)/N and lands on clean data. Being continuous, the same map says where a shifted step would go.
+0, 1/N, ..., (N-1)/N and ends on clean data. Being continuous, the same map gives the level of a shifted step.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.schedules import Schedule
 
 
@@ -35,9 +36,10 @@ class TimeGrid(Grid):
     Power 1 is uniform time (diffusers' ``linspace`` spacing without its rounding; on variance-exploding schedules
     Karras's grid, on flow schedules the shifted one); larger powers put more steps near clean data.
 
-    ``start`` is 1, or where ``sigma / alpha`` is ``sigma_max``, if that is given and less than the schedule's own: the
-    way begins late, and takes the initial noise for a sample of that level, which it nearly is. What is left out is
-    where a clean estimate is worst, and errors of noise predictions count ``sigma / alpha`` times.
+    ``start`` is 1; or, if ``sigma_max`` is given and less than the schedule's own, the time at which ``sigma / alpha``
+    is ``sigma_max``. That is a late start: the initial noise is taken for a sample of that level, which it nearly is.
+    The levels left out are those where clean estimates are worst, since an error of a noise prediction counts
+    ``sigma / alpha`` times.
     """
 
     power: float = 1.0
@@ -52,8 +54,7 @@ class TimeGrid(Grid):
     def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
         time = (1 - position) ** self.power
         if self.sigma_max is not None:
-            noisiest = torch.tensor(-math.log(self.sigma_max), dtype=torch.float64, device=position.device)
-            time = time * schedule.time(noisiest)
+            time = time * schedule.time(torch.tensor(-math.log(self.sigma_max), dtype=torch.float64, device=HOST))
         return schedule.half_logsnr_at(time)
 
 
@@ -62,8 +63,8 @@ class LogSNRGrid(Grid):
     """Uniform in ``half_logsnr`` (Lu et al. 2022)."""
 
     def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
-        noisiest, cleanest = schedule.ends(position.device)
-        return torch.lerp(noisiest, cleanest, position)
+        noisiest, cleanest = schedule.ends
+        return noisiest + position * (cleanest - noisiest)
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,8 @@ class KarrasGrid(Grid):
             raise ValueError(f"rho must be above 0, got {self.rho}")
 
     def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
-        noisiest, cleanest = schedule.ends(position.device)
-        root = torch.lerp(torch.exp(-noisiest / self.rho), torch.exp(-cleanest / self.rho), position)
-        return -self.rho * torch.log(root)
+        first, last = (math.exp(-end / self.rho) for end in schedule.ends)
+        return -self.rho * torch.log(first + position * (last - first))
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,15 @@ class AYSGrid(Grid):
     """Align Your Steps (Sabour et al. 2024): the noise levels found for Stable Diffusion 1.5, between them log-linear.
 
     The ten published timesteps are taken as shares of the schedule's own time, as diffusers takes them for any
-    variance-preserving model (``AysSchedules``); after the last of them the way goes to the cleanest level.
+    variance-preserving model (``AysSchedules``); after the last of them the grid goes to the cleanest level.
     """
 
     _TIMESTEPS = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
 
     def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
-        nodes = torch.tensor(self._TIMESTEPS, dtype=torch.float64, device=position.device) / self._TIMESTEPS[0]
+        nodes = torch.tensor(self._TIMESTEPS, dtype=torch.float64, device=HOST) / self._TIMESTEPS[0]
         # A step from a level without signal, or to one without noise, has no logarithm to halve.
-        levels = schedule.half_logsnr_at(nodes).clamp(*schedule.ends(position.device))
+        levels = schedule.half_logsnr_at(nodes).clamp(*schedule.ends)
         place = position * (len(nodes) - 1)
         below = place.floor().long().clamp(max=len(nodes) - 2)
         return torch.lerp(levels[below], levels[below + 1], place - below)
@@ -149,9 +149,9 @@ GRIDS: dict[str, Grid] = {
 
 
 def next_position(position: Tensor, steps_left: Tensor, shift: Tensor) -> Tensor:
-    """The step-size controller: where to step, given the steps left and a shift of the base step.
+    """The step-size controller: the position to step to, given the steps left and a shift of the base step.
 
-    The base step takes ``1 / steps_left`` of the way that remains; ``shift`` is added to that fraction's logit:
+    The base step takes ``1 / steps_left`` of what remains; ``shift`` is added to that fraction's logit:
     ``fraction = 1 / (1 + (steps_left - 1) * exp(-shift))``. A shift of zero gives the grid's own points exactly, the
     last step always lands on clean data, and no step goes backwards or past it.
 

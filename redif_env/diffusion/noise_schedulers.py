@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.predictions import PLAIN, EDMPreconditioning, Preconditioning, ScorePreconditioning
 from redif_env.diffusion.schedules import (
     FlowSchedule,
@@ -179,7 +180,7 @@ def _variance_preserving(config: Mapping[str, Any], name: str) -> VariancePreser
             "its alpha and sigma are unknown"
         )
     if given is not None:
-        betas = torch.tensor(given, dtype=torch.float64)
+        betas = torch.tensor(given, dtype=torch.float64, device=HOST)
         zero = zero or bool(betas[-1] >= 1)
         if zero:
             betas = zero_terminal_snr(betas)

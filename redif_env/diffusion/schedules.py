@@ -1,6 +1,6 @@
 """Noise schedules: timestep <-> half log signal-to-noise ratio, and the scales at a level.
 
-Everything is computed from ``half_logsnr`` in float64, so that neither end of a schedule loses digits.
+Everything is computed from ``half_logsnr`` in float64 on the host, so that neither end of a schedule loses digits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from redif_env.diffusion.types import Level, expand
+from redif_env.diffusion.placement import HOST, place
+from redif_env.diffusion.types import Level
 
 
 class Schedule(ABC):
@@ -22,9 +23,10 @@ class Schedule(ABC):
 
     Three numbers name a level, and each is a function of the next: the schedule's own ``time`` in [0, 1] (0 is the
     cleanest level, 1 the noisiest; even steps in it are the ones its authors take), ``half_logsnr``, and the
-    ``timestep`` that a network is told. ``half_logsnr(timestep)`` and ``timestep(half_logsnr)`` are exact inverses on
-    the schedule's range; ``level`` gives alpha and sigma at any ``half_logsnr``, clean data (``+inf``) included.
-    Tensors are ``(B,)``, float64 inside.
+    ``timestep`` that a network is conditioned on. ``half_logsnr(timestep)`` and ``timestep(half_logsnr)`` are exact
+    inverses on the schedule's range; ``level`` gives alpha and sigma at any ``half_logsnr``, also of clean data
+    (``+inf``).
+    Tensors are ``(B,)``, float64 on the host.
     """
 
     @property
@@ -52,22 +54,23 @@ class Schedule(ABC):
     def level(self, half_logsnr: Tensor) -> Level:
         """Alpha and sigma at a ``half_logsnr``."""
 
+    @property
     @abstractmethod
-    def ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """``half_logsnr`` of the noisiest and of the cleanest level that are finite, scalars."""
-
-    @abstractmethod
-    def to(self, device: torch.device) -> Schedule:
-        """The same schedule with its tensors on ``device``."""
+    def ends(self) -> tuple[float, float]:
+        """``half_logsnr`` of the noisiest and of the cleanest level that are finite."""
 
     def size(self, half_logsnr: Tensor) -> Tensor:
         """``sqrt(alpha**2 + sigma**2)`` at a level: the standard deviation of samples, if that of clean data is 1."""
         level = self.level(half_logsnr)
         return (level.alpha**2 + level.sigma**2).sqrt()
 
+    def scaled(self, x: Tensor, half_logsnr: Tensor) -> Tensor:
+        """``x`` ``(B, *S)``, of the size that variance-preserving schedules have, times the ``size`` at a level."""
+        return x * place(self.size(half_logsnr), x)
+
     def normalised(self, x: Tensor, half_logsnr: Tensor) -> Tensor:
-        """``x`` ``(B, *S)`` at a level, over its ``size``: as it were if variance was preserved."""
-        return x / expand(self.size(half_logsnr), x).to(x.dtype)
+        """The inverse of :meth:`scaled`: ``x`` ``(B, *S)`` at a level, over its ``size``."""
+        return x / place(self.size(half_logsnr), x)
 
 
 def noise_share(half_logsnr: Tensor) -> Tensor:
@@ -77,7 +80,7 @@ def noise_share(half_logsnr: Tensor) -> Tensor:
 
 def preserving_level(half_logsnr: Tensor) -> Level:
     """Alpha and sigma at a ``half_logsnr`` where ``alpha**2 + sigma**2 = 1``."""
-    doubled = 2 * half_logsnr.double()
+    doubled = 2 * half_logsnr
     return Level(alpha=torch.sigmoid(doubled).sqrt(), sigma=torch.sigmoid(-doubled).sqrt())
 
 
@@ -89,17 +92,18 @@ class VariancePreservingSchedule(Schedule):
     a sigma into a timestep (``_sigma_to_t``), so continuous grids agree with its schedulers.
 
     Args:
-        betas: ``(T,)``, variances of the forward process, each in (0, 1). They are kept, so that a saved schedule comes
-            back bit for bit.
+        betas: ``(T,)``, variances of the forward process, each in (0, 1). They are stored, so that a saved schedule
+            is read back bit for bit.
 
     ``knots`` ``(T,)`` float64 is ``half_logsnr`` at timesteps 0, ..., T-1.
     """
 
     betas: Tensor
     knots: Tensor = field(init=False)
+    _ends: tuple[float, float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        betas = self.betas.double()
+        betas = self.betas.to(HOST, torch.float64)
         if betas.ndim != 1 or len(betas) < 2:
             raise ValueError(f"betas must be one-dimensional and at least 2, got shape {tuple(betas.shape)}")
         if not bool(((betas > 0) & (betas < 1)).all()):
@@ -112,6 +116,7 @@ class VariancePreservingSchedule(Schedule):
         knots = (log_alphas_cumprod - torch.log(-torch.expm1(log_alphas_cumprod))) / 2
         object.__setattr__(self, "betas", betas)
         object.__setattr__(self, "knots", knots)
+        object.__setattr__(self, "_ends", (float(knots[-1]), float(knots[0])))
 
     @classmethod
     def from_diffusers(
@@ -130,20 +135,23 @@ class VariancePreservingSchedule(Schedule):
                 ``exp``.
             beta_start, beta_end: first and last variance, of the linear ones and ``sigmoid``.
             num_train_timesteps: number T of discrete levels.
-            rescale_betas_zero_snr: whether the noisiest level is to hold no signal (:func:`zero_terminal_snr`).
+            rescale_betas_zero_snr: whether the noisiest level holds no signal (:func:`zero_terminal_snr`).
 
         Raises:
             ValueError: for any other ``beta_schedule``.
         """
         count = num_train_timesteps
         if beta_schedule == "linear":
-            betas = torch.linspace(beta_start, beta_end, count, dtype=torch.float64)
+            betas = torch.linspace(beta_start, beta_end, count, dtype=torch.float64, device=HOST)
         elif beta_schedule == "scaled_linear":
-            betas = torch.linspace(beta_start**0.5, beta_end**0.5, count, dtype=torch.float64) ** 2
+            betas = torch.linspace(beta_start**0.5, beta_end**0.5, count, dtype=torch.float64, device=HOST) ** 2
         elif beta_schedule == "sigmoid":
-            betas = torch.linspace(-6, 6, count, dtype=torch.float64).sigmoid() * (beta_end - beta_start) + beta_start
+            betas = (
+                torch.linspace(-6, 6, count, dtype=torch.float64, device=HOST).sigmoid() * (beta_end - beta_start)
+                + beta_start
+            )
         elif beta_schedule in _ALPHA_BARS:
-            alpha_bars = _ALPHA_BARS[beta_schedule](torch.arange(count + 1, dtype=torch.float64) / count)
+            alpha_bars = _ALPHA_BARS[beta_schedule](torch.arange(count + 1, dtype=torch.float64, device=HOST) / count)
             betas = (1 - alpha_bars[1:] / alpha_bars[:-1]).clamp(max=0.999)
         else:
             known = ", ".join(map(repr, ("linear", "scaled_linear", "sigmoid", *_ALPHA_BARS)))
@@ -171,7 +179,7 @@ class VariancePreservingSchedule(Schedule):
         return torch.lerp(self.knots[below], self.knots[below + 1], timestep - below)
 
     def timestep(self, half_logsnr: Tensor) -> Tensor:
-        half_logsnr = half_logsnr.double().clamp(self.knots[-1], self.knots[0])
+        half_logsnr = half_logsnr.double().clamp(*self._ends)
         if torch.compiler.is_compiling():
             # The same as below, as a count: not every exporter of traced programs knows searchsorted.
             above = (self.knots > half_logsnr.detach()[..., None]).sum(-1)
@@ -185,16 +193,17 @@ class VariancePreservingSchedule(Schedule):
         return preserving_level(half_logsnr)
 
     def size(self, half_logsnr: Tensor) -> Tensor:
-        return torch.ones_like(half_logsnr, dtype=torch.float64)
+        return torch.ones_like(half_logsnr, dtype=torch.float64, device=HOST)
+
+    def scaled(self, x: Tensor, half_logsnr: Tensor) -> Tensor:
+        return x
 
     def normalised(self, x: Tensor, half_logsnr: Tensor) -> Tensor:
         return x
 
-    def ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        return self.knots[-1].to(device), self.knots[0].to(device)
-
-    def to(self, device: torch.device) -> VariancePreservingSchedule:
-        return VariancePreservingSchedule(self.betas.to(device))
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self._ends
 
 
 def _laplace_alpha_bars(times: Tensor) -> Tensor:
@@ -228,7 +237,7 @@ def zero_terminal_snr(betas: Tensor) -> Tensor:
 
 
 class NoiseLabel(StrEnum):
-    """What networks of variance-exploding schedules are told."""
+    """What networks of variance-exploding schedules are conditioned on."""
 
     QUARTER_LOG = "quarter_log"
     """``log(sigma) / 4`` (Karras et al. 2022, Table 1)."""
@@ -245,7 +254,7 @@ class VarianceExplodingSchedule(Schedule):
     Args:
         sigma_min, sigma_max: smallest and largest noise level, above 0.
         rho: how much denser the steps are at small noise.
-        label: what the network is told.
+        label: what the network is conditioned on.
     """
 
     sigma_min: float = 0.002
@@ -290,20 +299,17 @@ class VarianceExplodingSchedule(Schedule):
         sigma = torch.exp(-half_logsnr.double())
         return Level(alpha=torch.ones_like(sigma), sigma=sigma)
 
-    def ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        ends = -torch.tensor([self.sigma_max, self.sigma_min], dtype=torch.float64, device=device).log()
-        return ends[0], ends[1]
-
-    def to(self, device: torch.device) -> VarianceExplodingSchedule:
-        return self
+    @property
+    def ends(self) -> tuple[float, float]:
+        return -math.log(self.sigma_max), -math.log(self.sigma_min)
 
 
 @dataclass(frozen=True)
 class FlowSchedule(Schedule):
     """Straight paths: ``alpha = 1 - sigma`` (Liu et al. 2022, Lipman et al. 2023).
 
-    At its noisiest level ``sigma`` is 1 and ``half_logsnr`` is ``-inf``: there is no signal at all. Networks are told
-    ``num_train_timesteps * sigma``.
+    At its noisiest level ``sigma`` is 1 and ``half_logsnr`` is ``-inf``: there is no signal at all. Networks are
+    conditioned on ``num_train_timesteps * sigma``.
 
     Args:
         shift: how much of the time is spent at high noise: ``sigma = shift * t / (1 + (shift - 1) * t)`` at time t
@@ -344,9 +350,7 @@ class FlowSchedule(Schedule):
         half_logsnr = half_logsnr.double()
         return Level(alpha=torch.sigmoid(half_logsnr), sigma=torch.sigmoid(-half_logsnr))
 
-    def ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        cleanest = torch.tensor(float(self.num_train_timesteps - 1), dtype=torch.float64, device=device).log()
+    @property
+    def ends(self) -> tuple[float, float]:
+        cleanest = math.log(self.num_train_timesteps - 1)
         return -cleanest, cleanest
-
-    def to(self, device: torch.device) -> FlowSchedule:
-        return self

@@ -1,7 +1,8 @@
 """Few-step ODE solvers as weights of past predictions, and the one loop that runs them all.
 
-Every solver here is a DDIM step (Song et al. 2021, Eq. 12 with eta = 0) with an estimate put together from the last
-predictions: of the clean sample (DPM-Solver++) or of the noise (iPNDM). Such a solver is a rule for weights.
+Every solver here is a DDIM step (Song et al. 2021, Eq. 12 with eta = 0) with an estimate that combines the last
+predictions: of the clean sample (DPM-Solver++) or of the noise (iPNDM). Such a solver is a rule for weights, which are
+computed on the host; the device adds up samples.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from redif_env.diffusion.bands import filter_bands
 from redif_env.diffusion.grids import Grid, next_position
-from redif_env.diffusion.predictions import clean_estimate
+from redif_env.diffusion.placement import HOST, combine, place
 from redif_env.diffusion.schedules import Schedule
-from redif_env.diffusion.types import Decision, Level, Prediction, State, expand
+from redif_env.diffusion.types import Decision, Level, Prediction, State
 
 _FAR = 1e30
-"""A distance in levels beyond all that are met; its square is finite in double precision."""
+"""A distance of levels larger than any that occurs; its square is finite in double precision."""
 
 
 class Predictor(Protocol):
@@ -47,14 +49,26 @@ class Solver(ABC):
     order: int
 
     @abstractmethod
-    def estimate(self, state: State, next_half_logsnr: Tensor, level: Level) -> Tensor:
-        """The clean estimate ``(B, *S)`` to step to ``next_half_logsnr`` ``(B,)`` with; ``level`` is ``state``'s."""
+    def estimate(self, state: State, next_half_logsnr: Tensor, level: Level) -> Estimate:
+        """The clean estimate to step to ``next_half_logsnr`` ``(B,)`` with; ``level`` is that of ``state``."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A clean estimate as a sum: of a state's samples by weights, and of what no weights of those give.
+
+    ``weights`` ``(B, 1 + 2 * K)`` on the host are those of ``x`` and of ``State.history``; ``matrix_part`` ``(B, *S)``,
+    on the device, is added, if there is one.
+    """
+
+    weights: Tensor
+    matrix_part: Tensor | None = None
 
 
 class MultistepSolver(Solver):
     """One that weighs predictions by numbers: ``(B, order)``, newest first, that sum to 1.
 
-    ``combines_noise`` says what is weighted: noise predictions if true, clean estimates if false.
+    ``combines_noise`` says what is weighed: noise predictions if true, clean estimates if false.
     """
 
     combines_noise: bool
@@ -63,15 +77,21 @@ class MultistepSolver(Solver):
     def weights(self, state: State, next_half_logsnr: Tensor) -> Tensor:
         """Weights for the step from ``state`` to ``next_half_logsnr`` ``(B,)``; those of missing predictions are 0."""
 
-    def estimate(self, state: State, next_half_logsnr: Tensor, level: Level) -> Tensor:
-        history = (state.eps_history if self.combines_noise else state.x0_history)[:, : self.order]
-        weights = self.weights(state, next_half_logsnr).to(history.dtype)
-        combined = (weights.reshape(*weights.shape, *([1] * (history.ndim - 2))) * history).sum(dim=1)
-        if self.combines_noise:
-            x0 = clean_estimate(state.x, combined, level)
-            # At pure noise x tells nothing of x0, but there is but one prediction yet: it stands for itself.
-            return torch.where(expand(level.alpha == 0, x0), state.x0_history[:, 0], x0)
-        return combined
+    def estimate(self, state: State, next_half_logsnr: Tensor, level: Level) -> Estimate:
+        weights = self.weights(state, next_half_logsnr)
+        zero = torch.zeros_like(weights)
+        unused = weights.new_zeros(len(weights), state.history.shape[1] - 2 * self.order)
+        if not self.combines_noise:
+            pairs = torch.stack([weights, zero], dim=2).flatten(1)
+            return Estimate(torch.cat([zero[:, :1], pairs, unused], dim=1))
+        # x0 = (x - sigma * eps) / alpha
+        alpha, sigma = level.alpha[:, None], level.sigma[:, None]
+        pairs = torch.stack([zero, -sigma / alpha * weights], dim=2).flatten(1)
+        from_noise = torch.cat([1 / alpha, pairs, unused], dim=1)
+        # At pure noise x says nothing of x0, but there is only one prediction yet: its own clean estimate is taken.
+        newest = torch.zeros_like(from_noise)
+        newest[:, 1] = 1
+        return Estimate(torch.where(alpha == 0, newest, from_noise))
 
 
 @dataclass(frozen=True)
@@ -79,7 +99,7 @@ class IPNDM(MultistepSolver):
     """Improved pseudo numerical method: Adams-Bashforth weights for equal steps (Liu et al. 2022; Zhang and Chen 2023).
 
     ``order`` 1 to 4; order 1 is DDIM. The first steps use the order that the history allows. A ``cautious`` one has
-    order 2 at most in runs of up to 4 steps: steps so long are beyond a polynomial's reach.
+    order 2 at most in runs of up to 4 steps: no polynomial approximates steps so long.
     """
 
     order: int = 2
@@ -100,7 +120,7 @@ class IPNDM(MultistepSolver):
             raise ValueError(f"order of IPNDM must be 1, 2, 3 or 4, got {self.order}")
 
     def weights(self, state: State, next_half_logsnr: Tensor) -> Tensor:
-        table = torch.tensor(self._TABLE, dtype=torch.float64, device=state.x.device)
+        table = torch.tensor(self._TABLE, dtype=torch.float64, device=HOST)
         usable = state.predictions.clamp(max=self.order)
         if self.cautious:
             steps = state.predictions - 1 + state.steps_left
@@ -116,7 +136,7 @@ class DDIM(MultistepSolver):
     combines_noise = False
 
     def weights(self, state: State, next_half_logsnr: Tensor) -> Tensor:
-        return torch.ones(len(state.x), 1, dtype=torch.float64, device=state.x.device)
+        return torch.ones(len(state.x), 1, dtype=torch.float64, device=HOST)
 
 
 @dataclass(frozen=True)
@@ -141,19 +161,14 @@ class DPMSolverPP(MultistepSolver):
         next_level = torch.where(next_half_logsnr.isinf(), levels[:, 0] + 1, next_half_logsnr)
         step = next_level - levels[:, 0]
         usable = torch.minimum(state.predictions, self._order_near_the_end(state))
-        first = torch.zeros(len(step), self.order, dtype=torch.float64, device=step.device)
+        first = step.new_zeros(len(step), self.order)
         first[:, 0] = 1
         weights = first
-        if self._any(usable >= 2):
+        if _any(usable >= 2):
             weights = torch.where((usable >= 2)[:, None], first + self._second_order(levels, step, usable), first)
-        if self.order == 3 and self._any(usable >= 3):
+        if self.order == 3 and _any(usable >= 3):
             weights = torch.where((usable >= 3)[:, None], first + self._third_order(levels, step, usable), weights)
         return weights
-
-    @staticmethod
-    def _any(rows: Tensor) -> bool:
-        """Whether weights need be computed at all; a traced program cannot ask, and always does."""
-        return torch.compiler.is_compiling() or bool(rows.any())
 
     def _order_near_the_end(self, state: State) -> Tensor:
         short_run = state.predictions - 1 + state.steps_left < 15
@@ -198,18 +213,47 @@ SOLVERS: dict[str, Solver] = {
 """The solvers by the names used at the command line and in ``gym.make``."""
 
 
-def ddim_step(x: Tensor, x0: Tensor, level: Level, next_level: Level) -> Tensor:
-    """DDIM step (Song et al. 2021, Eq. 12, eta = 0), written in the clean estimate: both factors are at most 1."""
+def ddim_factors(level: Level, next_level: Level) -> tuple[Tensor, Tensor]:
+    """Factors ``(B,)`` of the sample and of the clean estimate in a DDIM step (Song et al. 2021, Eq. 12, eta = 0).
+
+    Written in the clean estimate, both are at most 1.
+    """
     ratio = next_level.sigma / level.sigma
-    gain = next_level.alpha - level.alpha * ratio
-    return expand(ratio, x).to(x.dtype) * x + expand(gain, x).to(x.dtype) * x0
+    return ratio, next_level.alpha - level.alpha * ratio
+
+
+def ddim_step(x: Tensor, x0: Tensor, level: Level, next_level: Level) -> Tensor:
+    """The DDIM step from ``x`` at ``level`` with the clean estimate ``x0``, both ``(B, *S)``."""
+    ratio, gain = ddim_factors(level, next_level)
+    return place(ratio, x) * x + place(gain, x) * x0
 
 
 def clean_target(x: Tensor, landed: Tensor, level: Level, next_level: Level) -> Tensor:
     """The clean estimate whose DDIM step from ``x`` at ``level`` ends at ``landed`` (Salimans and Ho 2022, Eq. 8)."""
-    ratio = next_level.sigma / level.sigma
-    gain = next_level.alpha - level.alpha * ratio
-    return (landed - expand(ratio, x).to(x) * x) / expand(gain, x).to(x)
+    ratio, gain = ddim_factors(level, next_level)
+    return (landed - place(ratio, x) * x) / place(gain, x)
+
+
+def apply_estimate(
+    state: State, estimate: Estimate, level: Level, next_level: Level, gains: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The clean estimate ``(B, *S)`` itself, and the sample that its DDIM step arrives at.
+
+    ``gains`` ``(B, K)`` on the host, if given: multiples of the estimate's spatial frequency bands that are added.
+    """
+    ratio, gain = ddim_factors(level, next_level)
+    # Both at once: the second is a sum of the same samples.
+    arrived = gain[:, None] * estimate.weights
+    arrived = torch.cat([arrived[:, :1] + ratio[:, None], arrived[:, 1:]], dim=1)
+    weights, parts = torch.stack([estimate.weights, arrived], dim=1), [state.x[:, None], state.history]
+    if estimate.matrix_part is not None:
+        both = torch.stack([torch.ones_like(gain), gain], dim=1)[:, :, None]
+        weights, parts = torch.cat([weights, both], dim=2), [*parts, estimate.matrix_part[:, None]]
+    x0, x = combine(weights, torch.cat(parts, dim=1)).unbind(dim=1)
+    if gains is not None:
+        added = filter_bands(x0, gains)
+        x0, x = x0 + added, x + place(gain, x) * added
+    return x0, x
 
 
 def initial_state(
@@ -225,63 +269,56 @@ def initial_state(
 
     Args:
         noise: standard normal ``(B, *S)``; it is taken for a sample of the grid's first level.
-        schedule, grid, num_steps: where the steps will be.
-        history: predictions that are kept.
-        condition: rows ``(B,)`` of the model's conditions; its first if not given.
+        schedule, grid, num_steps: of the steps.
+        history: how many past predictions the state holds.
+        condition: rows ``(B,)`` of the model's conditions, on the host; the first if not given.
         guidance: scale of the first network call.
     """
-    rows, device = len(noise), noise.device
-    position = torch.zeros(rows, dtype=torch.float64, device=device)
+    rows = len(noise)
+    position = torch.zeros(rows, dtype=torch.float64, device=HOST)
+    counts = torch.zeros(rows, dtype=torch.int64, device=HOST)
     half_logsnr = grid.half_logsnr(position, schedule)
-    past = torch.zeros(rows, history, *noise.shape[1:], dtype=noise.dtype, device=device)
     return State(
-        x=noise * expand(schedule.size(half_logsnr), noise).to(noise.dtype),
+        x=schedule.scaled(noise, half_logsnr),
         position=position,
         half_logsnr=half_logsnr,
         timestep=schedule.timestep(half_logsnr),
-        condition=torch.zeros(rows, dtype=torch.int64, device=device) if condition is None else condition.to(device),
-        guidance=torch.full((rows,), guidance, dtype=torch.float64, device=device),
-        predictions=torch.zeros(rows, dtype=torch.int64, device=device),
-        nfe=torch.zeros(rows, dtype=torch.int64, device=device),
-        steps_left=torch.full((rows,), num_steps, dtype=torch.int64, device=device),
-        price=torch.zeros(rows, dtype=torch.float64, device=device),
-        wave=torch.zeros(rows, dtype=torch.int64, device=device),
-        x0_history=past,
-        eps_history=past,
-        half_logsnr_history=torch.zeros(rows, history, dtype=torch.float64, device=device),
+        condition=counts if condition is None else condition,
+        guidance=torch.full_like(position, guidance),
+        predictions=counts,
+        nfe=counts,
+        steps_left=torch.full_like(counts, num_steps),
+        price=position,
+        wave=counts,
+        history=noise.new_zeros(rows, 2 * history, *noise.shape[1:]),
+        half_logsnr_history=position.new_zeros(rows, history),
     )
 
 
 def predict(model: Predictor, state: State) -> State:
-    """Ask the network at ``state`` and put its answer at the head of the history."""
+    """Evaluate the network at ``state`` and put its prediction at the head of the history."""
     return record(state, model.predict_at(state), model.calls)
 
 
 def record(state: State, prediction: Prediction, calls: int = 1) -> State:
     """``state`` with one prediction more, which cost so many network calls and heads the history."""
+    newest = (prediction.x0[:, None], prediction.eps[:, None], state.history[:, :-2])
     return replace(
         state,
         x=state.x if prediction.x is None else prediction.x,
         wave=state.wave if prediction.wave is None else prediction.wave,
         predictions=state.predictions + 1,
         nfe=state.nfe + calls,
-        x0_history=push(prediction.x0, state.x0_history),
-        eps_history=push(prediction.eps, state.eps_history),
-        half_logsnr_history=push(state.half_logsnr, state.half_logsnr_history),
+        history=torch.cat(newest, dim=1),
+        half_logsnr_history=torch.cat([state.half_logsnr[:, None], state.half_logsnr_history[:, :-1]], dim=1),
     )
 
 
-def push(newest: Tensor, history: Tensor) -> Tensor:
-    """``history`` ``(B, K, ...)`` with ``newest`` ``(B, ...)`` first and its oldest entry dropped."""
-    return torch.cat([newest[:, None], history[:, :-1]], dim=1)
-
-
-def step_to(state: State, decision: Decision, schedule: Schedule) -> State:
-    """Step where a decision says, with its clean estimate; the network is not called."""
-    x = ddim_step(state.x, decision.x0, schedule.level(state.half_logsnr), schedule.level(decision.half_logsnr))
+def step_to(state: State, decision: Decision) -> State:
+    """The state that a decision leads to; the network is not called."""
     return replace(
         state,
-        x=x,
+        x=decision.x,
         position=decision.position,
         half_logsnr=decision.half_logsnr,
         timestep=decision.timestep,
@@ -309,16 +346,18 @@ def trajectory(
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     schedule = model.schedule
     scale = model.guidance_scale or 1.0
-    first = grid.half_logsnr(torch.zeros(1, dtype=torch.float64), schedule)
+    first = grid.half_logsnr(torch.zeros(1, dtype=torch.float64, device=HOST), schedule)
     noise = model.initial_sample(noise, condition, first)
     state = initial_state(noise, schedule, grid, num_steps, solver.order, condition, scale)
     for _ in range(num_steps):
         state = predict(model, state)
         position = next_position(state.position, state.steps_left, torch.zeros_like(state.position))
         half_logsnr = grid.half_logsnr(position, schedule)
-        x0 = solver.estimate(state, half_logsnr, schedule.level(state.half_logsnr))
-        decision = Decision(position, half_logsnr, x0, schedule.timestep(half_logsnr), state.steps_left)
-        state = step_to(state, decision, schedule)
+        level = schedule.level(state.half_logsnr)
+        estimate = solver.estimate(state, half_logsnr, level)
+        x0, x = apply_estimate(state, estimate, level, schedule.level(half_logsnr))
+        timestep = schedule.timestep(half_logsnr)
+        state = step_to(state, Decision(position, half_logsnr, x0, x, timestep, state.steps_left))
         yield state
 
 
@@ -328,3 +367,8 @@ def sample(
     """The end of :func:`trajectory`: clean samples ``(B, *S)``."""
     (last,) = deque(trajectory(model, solver, grid, noise, num_steps, condition), maxlen=1)
     return last.x
+
+
+def _any(rows: Tensor) -> bool:
+    """Whether weights need be computed at all; a traced program cannot branch on that, and always computes them."""
+    return torch.compiler.is_compiling() or bool(rows.any())

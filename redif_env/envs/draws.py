@@ -1,4 +1,4 @@
-"""What chance decides: which pair of the reference set, at what price, each episode starts from."""
+"""The random draws of episodes: a pair of the reference set, and a price."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 class GroupDraws:
     """Draws for the episodes of B sub-environments, shared within groups of ``group_size`` neighbours.
 
-    A group draws anew once every member has begun to need it: a member that finishes before its siblings starts again
-    from the same draw. So siblings never drift apart, however many steps each takes.
+    A group draws anew once each of its members has used the last draw: a member that finishes before the others starts
+    again from the same one. So all members have the same draws, whatever number of steps each takes.
 
     Args:
         num_envs, group_size: B, and the size of the groups.

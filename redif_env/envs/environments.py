@@ -1,10 +1,8 @@
-"""The environments: a batched core with numpy at its border, and the same with a batch of one."""
+"""The environments: one batched core with numpy inputs and outputs, and the same with a batch of one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -15,21 +13,18 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redif_env.diffusion.grids import Grid
-from redif_env.diffusion.solvers import Solver
-from redif_env.diffusion.types import State, Transition
+from redif_env.diffusion.placement import HOST, full_precision
+from redif_env.diffusion.types import State, Transition, chosen
 from redif_env.envs.draws import GroupDraws
 from redif_env.envs.spaces import action_space, observation_space
-from redif_env.fitted.initial_maps import LinearInitialMap
-from redif_env.mdp.actions import ActionMap
-from redif_env.mdp.observations import Observation, Sample
-from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
+from redif_env.envs.starts import CHOICES, Start, check_options, chosen_start
+from redif_env.envs.task import Task
+from redif_env.mdp.arguments import list_of, takes
+from redif_env.mdp.settings import build_mdp
 from redif_env.measures.rendering import Filmstrip
 from redif_env.rewards.names import build_terms
-from redif_env.rewards.reward import Reward, Term, load_memories, memories, restart
-from redif_env.teachers.conditions import ConditionsLike
+from redif_env.rewards.reward import Reward, Term, load_reward_states, pay, reset_reward, reward_states
 from redif_env.teachers.references import reference_set
-from redif_env.teachers.teacher import Teacher
 
 RENDER_MODES = ["rgb_array"]
 
@@ -47,12 +42,10 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         group_size: sub-environments in groups of this many start each episode from the same noise (those of one
             group are seeded like its first); what a group-relative baseline needs.
         autoreset_mode: ``SAME_STEP`` (default), ``NEXT_STEP`` or ``DISABLED``, as enum or as its value.
-        teacher, num_steps, action, observation, solver, grid, initial_map, reward, min_steps, prices, conditions,
-            null_label, guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, autocast,
-            render_mode: as
-            in :class:`ReDiFEnv`.
+        render_mode: None or ``"rgb_array"``.
+        arguments: the fields of :class:`redif_env.envs.task.Task`, which :class:`ReDiFEnv` lists.
 
-    ``last_transition`` holds all that the last step did, as torch tensors, before any reset: what reward wrappers read.
+    ``last_transition`` is the last step as torch tensors, before any reset; reward wrappers read it.
     """
 
     metadata = {
@@ -61,32 +54,15 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
+    @takes(Task)
     def __init__(
         self,
         num_envs: int = 1,
         *,
-        teacher: str | Path | Teacher = "digits",
-        num_steps: int = 4,
-        action: str | ActionMap = "solver",
-        observation: str | Observation | Sample = "features",
-        solver: str | Solver = DEFAULT_SOLVER,
-        grid: str | Grid = DEFAULT_GRID,
-        initial_map: str | LinearInitialMap | None = None,
-        reward: str | Reward | Mapping[str, float] = "endpoint",
-        min_steps: int | None = None,
-        prices: tuple[float, float] | None = None,
-        conditions: ConditionsLike | None = None,
-        null_label: int | None = None,
-        guidance_scale: float | None = None,
-        learn_guidance: bool = False,
-        reference_size: int = 4096,
-        teacher_steps: int = 100,
         group_size: int = 1,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
-        device: str = "cpu",
-        dtype: str = "float32",
-        autocast: bool = False,
         render_mode: str | None = None,
+        **arguments: Any,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
@@ -94,29 +70,15 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             raise ValueError(f"group_size must divide num_envs={num_envs}, got {group_size}")
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode={render_mode!r} is unknown: choose None or 'rgb_array'")
-        self.mdp = build_mdp(
-            teacher,
-            num_steps,
-            action,
-            observation,
-            solver,
-            grid,
-            device,
-            dtype,
-            min_steps=min_steps,
-            prices=prices,
-            conditions=conditions,
-            null_label=null_label,
-            guidance_scale=guidance_scale,
-            learn_guidance=learn_guidance,
-            initial_map=initial_map,
-        )
+        task = Task(**arguments)
+        self.mdp = build_mdp(task)
         self.num_envs, self.group_size, self.render_mode = num_envs, group_size, render_mode
-        self.autocast = autocast
-        if autocast and (dtype != "float32" or self.mdp.action_map.predicts):
+        self.autocast = task.autocast
+        if task.autocast and (task.dtype != "float32" or self.mdp.action_map.predicts):
             raise ValueError(
-                f"autocast=True needs dtype='float32' and a teacher that is asked, got dtype={dtype!r} and "
-                f"action={action!r}: leave it out (a student's own network has an autocast of its own)"
+                f"autocast=True needs dtype='float32' and an action map whose predictions are the teacher's, got "
+                f"dtype={task.dtype!r} and action={task.action!r}: leave it out (a student's own network has an "
+                "autocast of its own)"
             )
         self.autoreset_mode = _parse_autoreset_mode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
@@ -126,15 +88,16 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
-        reference = reference_set(self.mdp.teacher, reference_size, num_steps=teacher_steps)
-        self.reference = reference.to(self.mdp.teacher.device, getattr(torch, dtype))
-        self.terms = self._build_terms(reward)
+        reference = reference_set(self.mdp.teacher, task.reference_size, num_steps=task.teacher_steps)
+        self.reference = reference.to(self.mdp.teacher.device, getattr(torch, task.dtype))
+        self.terms = self._build_terms(task.reward)
         self.last_transition: Transition | None = None
-        self._draws = GroupDraws(num_envs, group_size, reference_size, priced=prices is not None)
+        self._draws = GroupDraws(num_envs, group_size, task.reference_size, priced=task.prices is not None)
         self._state: State | None = None
-        self._pair = torch.zeros(num_envs, dtype=torch.int64, device=self.reference.noise.device)
+        self._pair = torch.zeros(num_envs, dtype=torch.int64, device=HOST)
+        self._endpoint = torch.zeros_like(self.reference.endpoints[:1]).expand(num_envs, *self.mdp.teacher.sample_shape)
         self._done = np.zeros(num_envs, dtype=np.bool_)
-        self._film = Filmstrip(num_envs, num_steps, self.mdp.teacher.image_shape) if render_mode else None
+        self._film = Filmstrip(num_envs, task.num_steps, self.mdp.teacher.image_shape) if render_mode else None
 
     @property  # type: ignore[override]
     def np_random(self) -> tuple[np.random.Generator, ...]:
@@ -154,20 +117,26 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
 
         Args:
             seed: an int seeds sub-environment i with ``seed + i``; a sequence gives each its own.
-            options: ``reset_mask`` alone.
+            options: ``reset_mask``; and what the new episodes start from, if it is not to be drawn: ``index``, rows of
+                the reference set ``(num_envs,)``, or ``noise`` ``(num_envs, *S)``, whose endpoints the teacher then
+                makes; ``condition``, a label or prompt for all or one each.
+
+        Raises:
+            ValueError: if an option is unknown, or its value cannot be.
         """
         seeds = self._parse_seed(seed)
+        options = dict(check_options(options, ("reset_mask", *CHOICES)))
         mask = self._parse_reset_mask(options)
+        teacher = self.mdp.teacher
+        start = chosen_start(options, self.num_envs, teacher.sample_shape, teacher.conditions, len(self.reference))
         if any(value is not None for value in seeds):
             self._draws.seed(seeds, mask)
             self.restart_rewards()
-        rows = torch.from_numpy(mask).to(self._pair.device)
-        with torch.no_grad():
-            self._begin(rows)
-            self._state = self._predicted(self._now, rows)
-        self._record_initial(rows, self._now)
+        with torch.no_grad(), full_precision(self._endpoint.device):
+            self._start(torch.from_numpy(mask), start)
+            seen = self._observe(self._now)
         self._done[mask] = False
-        return self._observe(self._now), self._info(mask, self._now)
+        return seen, self._info(mask, self._now)
 
     def step(
         self, actions: NDArray[np.float32]
@@ -180,26 +149,13 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         """
         if self._state is None:
             raise gym.error.ResetNeeded("step() was called before reset(): call reset() first")
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(self._endpoint.device):
             return self._step(self._parse_actions(actions))
 
     def restart_rewards(self) -> None:
         """Make rewards with a memory of past episodes forget them, as seeding does."""
         for term in self.terms:
-            restart(term.reward)
-
-    def privileged_information(self) -> tuple[Tensor, Tensor]:
-        """The newest prediction of every episode's clean sample, and the teacher's endpoint: ``(num_envs, *S)`` each.
-
-        For baselines that know more than the policy may (:class:`redif_env.sb3.PrivilegedBaseline`). Where actions
-        bring the prediction, it is that of the step before, and zero before the first.
-
-        Raises:
-            gymnasium.error.ResetNeeded: before the first reset.
-        """
-        if self._state is None:
-            raise gym.error.ResetNeeded("privileged_information() was called before reset(): call reset() first")
-        return self._state.x0_history[:, 0], self.reference.endpoints[self._pair]
+            reset_reward(term.reward)
 
     def state_dict(self) -> dict[str, Any]:
         """Where every episode stands, what chance will draw, and what rewards remember: tensors and JSON values.
@@ -210,20 +166,22 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         if self._state is None:
             raise gym.error.ResetNeeded("state_dict() was called before reset(): there is no state yet")
         return {
-            "state": {field.name: getattr(self._state, field.name) for field in fields(State)},
+            "state": dict(self._state.items()),
             "pair": self._pair,
+            "endpoint": self._endpoint,
             "done": self._done,
             "draws": self._draws.state_dict(),
-            "rewards": memories(self.terms),
+            "rewards": reward_states(self.terms),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave, in an environment made with the same arguments."""
-        device = self._pair.device
-        self._state = State(**{name: tensor.to(device) for name, tensor in state["state"].items()})
-        self._pair, self._done = state["pair"].to(device), state["done"].copy()
+        device = self._endpoint.device
+        self._state = State(**{name: tensor.to(HOST) for name, tensor in state["state"].items()}).to(device)
+        self._pair, self._done = state["pair"].to(HOST), state["done"].copy()
+        self._endpoint = state["endpoint"].to(device)
         self._draws.load_state_dict(state["draws"])
-        load_memories(self.terms, state["rewards"])
+        load_reward_states(self.terms, state["rewards"])
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """One frame a sub-environment if ``render_mode`` is ``"rgb_array"`` (``Filmstrip``).
@@ -237,33 +195,32 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
     def _step(self, action: Tensor) -> tuple[Any, ...]:
         resetting = self._done.copy() if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(self._done)
         if self.autoreset_mode is AutoresetMode.DISABLED and self._done.any():
-            finished = np.flatnonzero(self._done).tolist()
-            raise gym.error.ResetNeeded(
-                f"episodes {finished} are finished: reset them with options['reset_mask'] first"
-            )
-        live = torch.from_numpy(~resetting).to(self._pair.device)
+            over = np.flatnonzero(self._done).tolist()
+            raise gym.error.ResetNeeded(f"episodes {over} are finished: reset them with options['reset_mask'] first")
+        live = torch.from_numpy(~resetting)
         transition = self._transition(action, live)
         self.last_transition = transition
-        terms = {term.name: term(transition).double().cpu().numpy() for term in self.terms}
-        terminated = transition.terminated.cpu().numpy()
+        terms = {name: values.numpy() for name, values in pay(self.terms, transition).items()}
+        terminated = transition.terminated.numpy().copy()
         infos: dict[str, Any] = {}
 
-        self._state = self._now.merge(live, transition.next_state)
+        finished: State = self._now.merge(live, transition.next_state)
+        self._state = finished
         self._record_step(transition)
-        ended_info = self._info(terminated, self._now, terms)
+        ended = self._info(terminated, finished, terms)
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
             resetting = terminated
-            if terminated.any():
-                infos |= self._final(terminated, ended_info)
-        restarting = torch.from_numpy(resetting).to(self._pair.device)
-        self._begin(restarting)
-        self._state = self._predicted(self._now, restarting)
-        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
-            self._record_initial(restarting, self._now)
+        self._start(torch.from_numpy(resetting), Start(), shown=self.autoreset_mode is AutoresetMode.NEXT_STEP)
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and terminated.any():
+            # Both are observed at once, so that the host waits for the device once.
+            both = self._observe(finished.joined(self._now))
+            final, seen = rows_of(both, slice(None, self.num_envs)), rows_of(both, slice(self.num_envs, None))
+            infos |= self._final(terminated, final, ended)
+        else:
+            seen = self._observe(self._now)
         self._done = terminated.copy()
         infos |= self._info(np.ones_like(terminated), self._now, terms, no_reward=resetting)
-        truncated = np.zeros_like(terminated)
-        return self._observe(self._now), np.sum(list(terms.values()), axis=0), terminated, truncated, infos
+        return seen, np.sum(list(terms.values()), axis=0), terminated, np.zeros_like(terminated), infos
 
     def _transition(self, action: Tensor, live: Tensor) -> Transition:
         state = self.mdp.with_action_prediction(self._now, action)
@@ -276,25 +233,36 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             action=action,
             decision=decision,
             next_state=next_state,
-            endpoint=self.reference.endpoints[self._pair],
-            pair=self._pair.clone(),
+            endpoint=self._endpoint,
+            pair=self._pair,
             terminated=terminated,
             live=live,
         )
 
-    def _begin(self, rows: Tensor) -> None:
-        """Draw a pair for each of the given rows and put them at their initial noise."""
+    def _start(self, rows: Tensor, start: Start, shown: bool = True) -> None:
+        """New episodes in the given rows: a pair for each, drawn or chosen, and the network's first prediction."""
         if not bool(rows.any()):
             return
-        device = self._pair.device
-        pair, dial = (torch.from_numpy(drawn).to(device) for drawn in self._draws.next(rows.cpu().numpy()))
+        drawn, dial = (torch.from_numpy(drawn) for drawn in self._draws.next(rows.numpy()))
+        pair, teacher = start.pairs(drawn, self.reference), self.mdp.teacher
+        if start.noise is None:
+            placed = pair.to(self._endpoint.device)
+            noise, condition = self.reference.noise[placed], self.reference.condition[pair]
+            endpoint = self.reference.endpoints[placed]
+        else:
+            assert start.condition is not None
+            noise, condition = start.noise.to(self._endpoint), start.condition
+            endpoint = teacher.endpoint(noise, self.reference.num_steps, condition).to(noise)
         self._pair = torch.where(rows, pair, self._pair)
-        drawn = (self.reference.noise[self._pair], self.mdp.price(dial), self.reference.condition[self._pair])
-        initial = self.mdp.initial(*drawn)
-        self._state = initial if self._state is None else self._state.merge(rows, initial)
+        self._endpoint = chosen(rows, endpoint, self._endpoint)
+        initial = self.mdp.initial(noise, self.mdp.price(dial), condition)
+        state = initial if self._state is None else self._state.merge(rows, initial)
+        self._state = self._predicted(state, rows)
+        if shown:
+            self._record_initial(rows, self._state)
 
     def _predicted(self, state: State, rows: Tensor) -> State:
-        """``state`` with the teacher's answers on the given rows."""
+        """``state`` with the teacher's predictions on the given rows."""
         with torch.autocast(state.x.device.type, torch.bfloat16, enabled=self.autocast):
             return self.mdp.predict(state, rows)
 
@@ -307,10 +275,10 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
 
     def _observe(self, state: State) -> Seen:
         seen = self.mdp.observe(state)
-        # Copies: on the CPU numpy would look into the state, which steps on.
-        if isinstance(seen, dict):
-            return {name: values.cpu().numpy().copy() for name, values in seen.items()}
-        return seen.cpu().numpy()
+        if not isinstance(seen, dict):
+            return seen.numpy()
+        # Copies: on the CPU numpy would look into the state itself.
+        return {name: values.to(HOST).numpy().copy() for name, values in seen.items()}
 
     def _info(
         self,
@@ -321,10 +289,10 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
     ) -> dict[str, Any]:
         """Info of the given rows in Gymnasium's vector form: arrays, and masks under ``_key``."""
         columns = {
-            "nfe": state.nfe.cpu().numpy().copy(),
-            "pair": self._pair.cpu().numpy().copy(),
-            "condition": state.condition.cpu().numpy().copy(),
-            "half_logsnr": state.half_logsnr.cpu().numpy().copy(),
+            "nfe": state.nfe.numpy(),
+            "pair": self._pair.numpy(),
+            "condition": state.condition.numpy(),
+            "half_logsnr": state.half_logsnr.numpy(),
         }
         info: dict[str, Any] = {}
         for key, values in columns.items():
@@ -334,11 +302,10 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             add_term(info, name, values, rewarded)
         return info
 
-    def _final(self, terminated: NDArray[np.bool_], info: dict[str, Any]) -> dict[str, Any]:
+    def _final(self, terminated: NDArray[np.bool_], final: Seen, info: dict[str, Any]) -> dict[str, Any]:
         observations = np.full(self.num_envs, None, dtype=object)
-        final = self._observe(self._now)
         for index in np.flatnonzero(terminated).tolist():
-            observations[index] = row_of(final, index)
+            observations[index] = rows_of(final, index)
         return {
             "final_obs": observations,
             "_final_obs": terminated.copy(),
@@ -356,7 +323,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             raise ValueError(
                 f"actions must be finite, but those of sub-environments {bad} are not: lower the agent's learning rate"
             )
-        return torch.from_numpy(array.clip(-1.0, 1.0)).to(self._pair.device)
+        return torch.from_numpy(array.clip(-1.0, 1.0))
 
     def _parse_seed(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
@@ -367,8 +334,8 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             raise ValueError(f"seed must be an int or {self.num_envs} of them, got {len(seed)}")
         return list(seed)
 
-    def _parse_reset_mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_]:
-        mask = (options or {}).get("reset_mask")
+    def _parse_reset_mask(self, options: Mapping[str, Any]) -> NDArray[np.bool_]:
+        mask = options.get("reset_mask")
         if mask is None:
             return np.ones(self.num_envs, dtype=np.bool_)
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
@@ -384,6 +351,11 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             reward = {reward: 1.0}
         if isinstance(reward, Mapping):
             return build_terms(reward, self.mdp, self.reference)
+        if not isinstance(getattr(reward, "name", None), str):
+            raise ValueError(
+                f"reward={reward!r} has no name: wrap the function in CallableReward(function, 'name') of "
+                "redif_env.rewards.custom, or choose a name of redif_env.rewards.names.REWARDS"
+            )
         return [Term(reward)]
 
     def _record_initial(self, rows: Tensor, state: State) -> None:
@@ -410,8 +382,8 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
     ## Description
 
     A diffusion model turns noise into a sample by many small steps, each of which calls a large network. Here an
-    episode is one sample made with few calls: at each step the agent sees where the sample stands and what the network
-    predicts, and chooses how far to step and with what noise prediction. A reset draws a pair (initial noise, the
+    episode is one sample made with few calls: at each step the agent observes the sample and the network's prediction,
+    and chooses the step size and the noise prediction of the step. A reset draws a pair (initial noise, the
     teacher's endpoint of it) from the reference set; all else is deterministic. After "ReDiF: Reinforced Distillation
     for Few Step Diffusion" (arXiv 2512.22802).
 
@@ -424,19 +396,19 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
     - `"step"` (1 number): the step size alone.
     - `"noise"` (1 number and as many as a sample has): the step size, and the whole noise prediction in the place of
       the teacher's; needs `observation="sample"`. The policy is the student's network
-      (:class:`redif_env.sb3.StudentPolicy`). :class:`redif_env.mdp.actions.NoiseMap` gives the units. Zero in the first
-      number is the base solver's step; in the others it is a prediction like any other.
+      (:class:`redif_env.sb3.StudentPolicy`). :class:`redif_env.mdp.actions.NoiseMap` gives the units. Here zero means
+      the base solver's step size, but no special prediction.
 
-    With `min_steps` below `num_steps` there is one number more, the last: it gives up calls of the budget
+    With `min_steps` below `num_steps` there is one more number, the last, by which the agent gives up steps
     (:class:`redif_env.mdp.process.DenoisingMDP`). With `learn_guidance` there is one for the guidance scale before it.
 
     ## Observation Space
 
     `"features"`: a short float32 vector: NFE left, noise level, statistics of the sample, of the predicted clean sample
-    and of its change. ``Features`` lists them. `"features+condition"`: the same, and the
-    embedding of the condition. `"steps"`: the steps left alone, one-hot, for agents that are to be blind to the sample.
-    With `prices`, the episode's price follows. `"sample"`: a dict of the noisy sample, what the network is told, the
-    level, the calls left and the condition's row (:class:`redif_env.mdp.observations.Sample`).
+    and of its change. :class:`redif_env.mdp.observations.Features` lists them. `"features+condition"`: the same, and
+    the embedding of the condition. `"steps"`: only the number of steps left, one-hot, for policies that do not depend
+    on the sample. With `prices`, the episode's price follows. `"sample"`: a dict of the noisy sample, the conditioning
+    timestep, the level, the NFE left and the condition's row (:class:`redif_env.mdp.observations.Sample`).
 
     ## Rewards
 
@@ -452,7 +424,7 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
 
     ## Episode End
 
-    Terminates when the last step has landed on clean data: after `num_steps` steps, or earlier, after at least
+    Terminates when the sample is clean: after `num_steps` steps, or earlier, after at least
     `min_steps`, if the action gave up the others. Never truncates.
 
     ## Information
@@ -470,33 +442,8 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
     env = gym.make("ReDiF-v0", teacher="digits", num_steps=4)
     ```
 
-    - `teacher="digits"`: a built-in name (`"digits"`, `"digits-classes"`, `"mnist"`, `"gaussian-ring"`), the path of a
-      diffusers folder, or a hub id.
-    - `conditions=None`: class labels or prompts to draw episodes' conditions from, with weights if a dict; all labels
-      if not given. `null_label=None`: the label that a `UNet2DModel` was trained with for no condition.
-    - `guidance_scale=None`: of classifier-free guidance, which makes each prediction two network calls.
-      `learn_guidance=False`: whether that scale is a decision.
-    - `num_steps=4`: steps, and so predictions, an episode.
-    - `action="solver"`, `observation="features"`: see above.
-    - `solver="ipndm"`, `grid="time^1.5@20"`: the base solver (`"ddim"`, `"dpm++2m"`, `"dpm++3m"`, `"ipndm1"` to
-      `"ipndm4"`; `"ipndm"` is of order 2 in up to 4 steps, else of order 3; `"linear"`: matrices in place of a
-      polynomial's weights, fitted to the teacher's ways, :mod:`redif_env.fitted.linear_solver`) and its grid (`"time"`,
-      `"time^1.5"`, `"time^2"`, `"logsnr"`, `"karras"`, `"ays"`; the first two also with a late start, where
-      sigma / alpha is 60, 20, 8 or 4: `"time@60"` ...; and `"time^1.25@2.5"`, for linear steps).
-    - `initial_map=None`: what a late start takes for a sample of its level: the noise itself, or with `"linear"`
-      what a linear map, fitted to the teacher's ways, makes of it without a network call
-      (:mod:`redif_env.fitted.initial_maps`). Like linear steps it is fitted once and cached; both are shipped for
-      `teacher="digits"`, `grid="time^1.25@2.5"` and 4 steps.
-    - `reward="endpoint"`: a name of :data:`redif_env.rewards.names.REWARDS`, or names with weights:
-      `{"endpoint": 1.0, "feature": 0.5}`.
-    - `min_steps=None`: network calls an episode at least; below `num_steps`, the number of calls is a decision.
-    - `prices=None`: smallest and largest price of a network call, in units of reward; the terms `"price"` and
-      `StepCost` without a cost charge it.
-    - `reference_size=4096`, `teacher_steps=100`: pairs in the reference set, and the network calls that the teacher
-      spent on each. Computed once and cached under `$REDIF_CACHE` or `~/.cache/redif`; shipped for the defaults.
-    - `device="cpu"`, `dtype="float32"`: where and in what type samples are kept.
-    - `autocast=False`: whether the network answers steps in bfloat16, for speed; endpoints stay in its own type.
-    - `render_mode=None` or `"rgb_array"`: the trajectory as a strip.
+    {arguments}
+    - `render_mode=None`: or `"rgb_array"`, the trajectory as a strip.
 
     Objects (a `Teacher`, a `Solver`, ...) may be given instead of names where the class is constructed directly.
 
@@ -507,54 +454,10 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
 
     metadata = {"render_modes": RENDER_MODES, "render_fps": 4}
 
-    def __init__(
-        self,
-        *,
-        teacher: str | Path | Teacher = "digits",
-        num_steps: int = 4,
-        action: str | ActionMap = "solver",
-        observation: str | Observation | Sample = "features",
-        solver: str | Solver = DEFAULT_SOLVER,
-        grid: str | Grid = DEFAULT_GRID,
-        initial_map: str | LinearInitialMap | None = None,
-        reward: str | Reward | Mapping[str, float] = "endpoint",
-        min_steps: int | None = None,
-        prices: tuple[float, float] | None = None,
-        conditions: ConditionsLike | None = None,
-        null_label: int | None = None,
-        guidance_scale: float | None = None,
-        learn_guidance: bool = False,
-        reference_size: int = 4096,
-        teacher_steps: int = 100,
-        device: str = "cpu",
-        dtype: str = "float32",
-        autocast: bool = False,
-        render_mode: str | None = None,
-    ) -> None:
-        self.batch = ReDiFVectorEnv(
-            1,
-            teacher=teacher,
-            num_steps=num_steps,
-            action=action,
-            observation=observation,
-            solver=solver,
-            grid=grid,
-            initial_map=initial_map,
-            reward=reward,
-            min_steps=min_steps,
-            prices=prices,
-            conditions=conditions,
-            null_label=null_label,
-            guidance_scale=guidance_scale,
-            learn_guidance=learn_guidance,
-            reference_size=reference_size,
-            teacher_steps=teacher_steps,
-            autoreset_mode=AutoresetMode.DISABLED,
-            device=device,
-            dtype=dtype,
-            autocast=autocast,
-            render_mode=render_mode,
-        )
+    @takes(Task)
+    def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
+        mode = AutoresetMode.DISABLED
+        self.batch = ReDiFVectorEnv(1, autoreset_mode=mode, render_mode=render_mode, **arguments)
         self.render_mode = render_mode
         self.action_space = self.batch.single_action_space
         self.observation_space = self.batch.single_observation_space
@@ -565,13 +468,26 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
         return self.batch.last_transition
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Seen, dict[str, Any]]:
-        """Start a new episode; ``options`` are unused."""
+        """Start a new episode.
+
+        Args:
+            seed: of the draws.
+            options: what it starts from, if that is not to be drawn: ``index``, a row of the reference set, or
+                ``noise`` ``(*S)``, whose endpoint the teacher then makes; ``condition``, a label or prompt.
+
+        Raises:
+            ValueError: if an option is unknown, or its value cannot be.
+        """
+        rows = {
+            name: value if name == "condition" else np.asarray(value)[None]
+            for name, value in check_options(options, CHOICES).items()
+        }
         super().reset(seed=seed)
         if seed is not None:
             self.batch.restart_rewards()
         self.batch.np_random = [self.np_random]
-        observations, infos = self.batch.reset()
-        return row_of(observations, 0), info_of(infos, 0)
+        observations, infos = self.batch.reset(options=rows)
+        return rows_of(observations, 0), info_of(infos, 0)
 
     def step(self, action: NDArray[np.float32]) -> tuple[Seen, float, bool, bool, dict[str, Any]]:
         """One solver step, and the network call of the next.
@@ -584,12 +500,17 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
         if array.shape != self.action_space.shape:
             raise ValueError(f"action must have shape {self.action_space.shape}, got {array.shape}")
         observations, rewards, terminated, truncated, infos = self.batch.step(array[None])
-        return row_of(observations, 0), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info_of(infos, 0)
+        return rows_of(observations, 0), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info_of(infos, 0)
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """The trajectory so far as one frame, if ``render_mode`` is ``"rgb_array"``."""
         frames = self.batch.render()
         return frames[0] if frames else None
+
+
+# None where docstrings are stripped (python -OO).
+if ReDiFEnv.__doc__:
+    ReDiFEnv.__doc__ = ReDiFEnv.__doc__.replace("{arguments}", list_of(Task))
 
 
 def _parse_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
@@ -615,8 +536,8 @@ def add_term(info: dict[str, Any], name: str, values: NDArray[np.float64], rows:
     info["_rewards"] = rows.copy()
 
 
-def row_of(observations: Seen, index: int) -> Any:
-    """The observation of one sub-environment."""
+def rows_of(observations: Seen, index: int | slice) -> Any:
+    """The observations of one sub-environment, or of some."""
     if isinstance(observations, dict):
         return {name: values[index] for name, values in observations.items()}
     return observations[index]

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Dict
 
+from redif_env.diffusion.placement import HOST
 from redif_env.mdp.observations import BOUND, Sample
 from redif_env.mdp.process import DenoisingMDP
 
@@ -31,12 +32,12 @@ def _vector_space(mdp: DenoisingMDP) -> Box:
 
 def _sample_space(mdp: DenoisingMDP) -> Dict:
     schedule, rows = mdp.teacher.schedule, float(len(mdp.teacher.conditions) - 1)
-    ends = schedule.half_logsnr_at(torch.tensor([0.0, 1.0], dtype=torch.float64, device=mdp.teacher.device))
-    told = schedule.timestep(torch.cat([ends, torch.full_like(ends[:1], torch.inf)])).float()
+    ends = schedule.half_logsnr_at(torch.tensor([0.0, 1.0], dtype=torch.float64, device=HOST))
+    timesteps = schedule.timestep(torch.cat([ends, torch.full_like(ends[:1], torch.inf)])).float()
     return Dict(
         {
             "sample": Box(-np.inf, np.inf, mdp.teacher.sample_shape, np.float32),
-            "timestep": Box(told.min().item(), told.max().item(), (1,), np.float32),
+            "timestep": Box(timesteps.min().item(), timesteps.max().item(), (1,), np.float32),
             "level": Box(-BOUND, BOUND, (1,), np.float32),
             "nfe_left": Box(0.0, float(mdp.num_steps), (1,), np.float32),
             "condition": Box(0.0, max(rows, 1.0), (1,), np.float32),

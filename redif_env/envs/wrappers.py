@@ -21,15 +21,15 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from redif_env.diffusion.placement import full_precision
 from redif_env.diffusion.types import Transition
 from redif_env.envs.environments import ReDiFEnv, ReDiFVectorEnv, add_term
-from redif_env.envs.groups import relative
 from redif_env.measures.distances import Distance, root_mean_square
 from redif_env.measures.features import load_features
 from redif_env.measures.kernels import Kernel
 from redif_env.rewards import cost as costs
 from redif_env.rewards import custom, distribution, endpoint, feature, path, teacher
-from redif_env.rewards.reward import Reward, Term, restart
+from redif_env.rewards.reward import Reward, Term, reset_reward
 
 AnyEnv = TypeVar("AnyEnv", gym.Env[Any, Any], VectorEnv[Any, Any, Any])
 
@@ -66,14 +66,15 @@ class RewardTerm(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
-            restart(self.term.reward)
+            reset_reward(self.term.reward)
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         transition = self.core.last_transition
         assert transition is not None
-        value = float(self.term(transition))
+        with full_precision(transition.endpoint.device):
+            value = float(self.term(transition))
         terms = info.setdefault("rewards", {})
         if self.term.name in terms:
             raise ValueError(f"two reward terms are named {self.term.name!r}: give one of them another name")
@@ -106,7 +107,7 @@ class VectorRewardTerm(VectorWrapper):
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
-            restart(self.term.reward)
+            reset_reward(self.term.reward)
         return self.env.reset(seed=seed, options=options)
 
     def step(
@@ -115,8 +116,9 @@ class VectorRewardTerm(VectorWrapper):
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         transition = self.core.last_transition
         assert transition is not None
-        values = self.term(transition).double().cpu().numpy()
-        live = transition.live.cpu().numpy()
+        with full_precision(transition.endpoint.device):
+            values = self.term(transition).numpy()
+        live = transition.live.numpy()
         ended = live & terminated if self.core.autoreset_mode is AutoresetMode.SAME_STEP else np.zeros_like(live)
         add_term(infos, self.term.name, values, live & ~ended)
         if ended.any():
@@ -183,7 +185,7 @@ def TrajectoryAlignment(
 
 
 def PathAlignment(env: AnyEnv, weight: float = 1.0, name: str = "path") -> AnyEnv:
-    """Add :class:`redif_env.rewards.path.PathAlignment`: how near each step lands to the teacher's own way."""
+    """Add :class:`redif_env.rewards.path.PathAlignment`, the distance of each step's target to the teacher's."""
     core = core_of(env)
     reward = path.PathAlignment.calibrated(core.mdp, core.reference, name)
     return add_reward(env, reward, weight, Recipe("PathAlignment", {"weight": weight, "name": name}))
@@ -246,18 +248,18 @@ def _add_alignment(
 
 
 class GroupRelativeReward(VectorWrapper):
-    """Each reward minus its group's mean: how much better the actions were than their siblings from the same noise.
+    """Each reward minus its group's mean: how much better the actions were than those of other group members.
 
-    What a sample's error is depends mostly on the noise drawn; within a group of sub-environments that share it, only
-    the actions differ. The agent needs no change. ``info["rewards"]`` keeps the terms as they were. Put it on top of
-    the reward terms, so that it sees their sum.
+    A sample's error depends mostly on its initial noise; within a group of sub-environments that share it, only the
+    actions differ. The agent needs no change. The terms in ``info["rewards"]`` are not changed. Put it on top of the
+    reward terms, so that it sees their sum.
 
     Args:
         env: a :class:`~redif_env.envs.environments.ReDiFVectorEnv` with ``group_size`` of at least 2, wrapped or not.
 
     Raises:
         ValueError: for another environment; for groups of one, whose relative reward is always zero; and for adaptive
-            step counts, where siblings do not finish together.
+            step counts, where group members do not finish together.
     """
 
     def __init__(self, env: VectorEnv) -> None:
@@ -270,12 +272,14 @@ class GroupRelativeReward(VectorWrapper):
             )
         if core.mdp.adaptive:
             raise ValueError(
-                f"env has min_steps={core.mdp.min_steps} below num_steps={core.mdp.num_steps}, so siblings finish at "
-                "different times: use redif_env.sb3.GroupRelativeReturns, which compares whole episodes"
+                f"env has min_steps={core.mdp.min_steps} below num_steps={core.mdp.num_steps}, so group members finish "
+                "at different times: use redif_env.sb3.GroupRelativeReturns, which compares whole episodes"
             )
 
     def step(
         self, actions: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        return observations, relative(rewards, self.group_size), terminated, truncated, infos
+        groups = rewards.reshape(-1, self.group_size)
+        relative = (groups - groups.mean(axis=1, keepdims=True)).reshape(rewards.shape)
+        return observations, relative, terminated, truncated, infos

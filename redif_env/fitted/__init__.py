@@ -1,2 +1,2 @@
-"""What least squares give before any training: the initial map that replaces the first steps, and the linear solver,
-both fitted to trajectories of the teacher. Read ``regression`` first."""
+"""Least-squares fits to teacher trajectories, made before RL training: the initial map that replaces the first steps,
+and the least-squares multistep solver. Read ``regression`` first."""

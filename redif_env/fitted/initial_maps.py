@@ -1,8 +1,8 @@
-"""Linear starts: where the way from a noise has come to, guessed without a network call.
+"""Linear initial maps: they replace the first steps of a trajectory and need no network call.
 
-Down to a level where noise still rules, the teacher's way is all but linear in the initial noise: exactly so if the
-data are Gaussian (Wang and Vastola 2024, arXiv 2412.09726, who take that Gaussian's closed form). Here the linear map
-is fitted to ways that the teacher itself went from noises of the training set.
+While noise dominates, the teacher's trajectory is nearly linear in the initial noise, and exactly linear for Gaussian
+data (Wang and Vastola 2024, arXiv 2412.09726, use the closed form). Here the map is fitted by least squares to teacher
+trajectories from the training noises.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from redif_env.diffusion.grids import Grid
+from redif_env.diffusion.placement import HOST, widest
 from redif_env.diffusion.schedules import Schedule
 from redif_env.diffusion.solvers import DPMSolverPP, trajectory
 from redif_env.fitted.regression import least_squares
@@ -26,20 +27,23 @@ from redif_env.teachers.references import QUIET_BELOW, TRAIN_SEED, draw_starts, 
 from redif_env.teachers.teacher import Teacher
 
 STEPS = 25
-"""Predictions that the teacher spends on each way; they are short."""
+"""Teacher predictions per trajectory."""
 SIZE, RATIO = 4096, 4
-"""Ways at least, and ways for each number of a sample: a map of D numbers has D times D of its own."""
+"""Minimum number of trajectories, and trajectories per sample dimension."""
 LARGEST = 4096
-"""Numbers that a fitted map may look at."""
+"""Maximum number of inputs of a fitted map."""
 
 
 @dataclass(frozen=True, eq=False)
 class LinearInitialMap:
-    """From standard normal noise to where the teacher's way from it passes a level.
+    """Affine map from standard normal noise to the teacher's trajectory at one noise level.
 
-    ``matrix`` ``(D, D)`` acts on flat samples from the right, ``offset`` ``(C, D)`` is added, one row a condition; what
-    comes out has the size that variance-preserving schedules have (``Schedule.normalised``).
-    ``half_logsnr`` is the level.
+    Args:
+        half_logsnr: the level.
+        matrix: ``(D, D)``, acts on flat samples from the right.
+        offset: ``(C, D)``, one row per condition.
+
+    The output has variance-preserving scale (``Schedule.normalised``).
     """
 
     half_logsnr: float
@@ -47,15 +51,19 @@ class LinearInitialMap:
     offset: Tensor
 
     def __call__(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """``(B, *S)`` like ``noise``, for rows ``condition`` ``(B,)`` of the teacher's conditions."""
-        # In double precision, so that a row comes out the same whatever batch it is in.
-        matrix, offset = (part.to(noise.device, torch.float64) for part in (self.matrix, self.offset))
-        moved = noise.flatten(1).double() @ matrix + offset[condition]
-        return moved.to(noise.dtype).reshape(noise.shape)
+        """Map ``noise`` ``(B, *S)``, of the conditions with indices ``condition`` ``(B,)`` (on the host)."""
+        # Float64 where the device has it, so that the result of a row does not depend on its batch.
+        matrix, offset = self.placed(noise.device)
+        mapped = noise.flatten(1).to(matrix.dtype) @ matrix + offset[condition.to(offset.device)]
+        return mapped.to(noise.dtype).reshape(noise.shape)
+
+    def placed(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Its numbers on a device, in the most precise type that it has."""
+        return self.matrix.to(device, widest(device)), self.offset.to(device, widest(device))
 
     @property
     def key(self) -> str:
-        """A digest of all its numbers."""
+        """SHA-256 digest of the parameters."""
         digest = hashlib.sha256(f"{self.half_logsnr:.6f}".encode())
         for tensor in (self.matrix, self.offset):
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -63,72 +71,68 @@ class LinearInitialMap:
 
 
 def fit_initial_map(teacher: Teacher, grid: Grid) -> LinearInitialMap:
-    """The linear start at the first level of ``grid``: from the cache, or fitted (with a progress bar) and kept there.
+    """Fit the linear initial map to the first level of ``grid``, with a progress bar, or load it from the cache.
 
     Raises:
-        ValueError: if the grid begins with pure noise, samples are too large for a map of all their numbers, or the
-            teacher takes prompts, of which there are ever new ones.
+        ValueError: if the grid starts at pure noise, samples have more than ``LARGEST`` dimensions, or the teacher
+            takes prompts.
     """
-    begins = torch.zeros(1, dtype=torch.float64, device=teacher.device)
-    half_logsnr = grid.half_logsnr(begins, teacher.schedule).item()
-    noisiest = teacher.schedule.half_logsnr_at(begins + 1).item()
+    zero = torch.zeros(1, dtype=torch.float64, device=HOST)
+    half_logsnr = grid.half_logsnr(zero, teacher.schedule).item()
+    noisiest = teacher.schedule.half_logsnr_at(zero + 1).item()
     count = math.prod(teacher.sample_shape)
     if half_logsnr <= noisiest:
         raise ValueError(
-            "initial_map='linear' needs a grid that begins late: choose grid='time@4', or initial_map=None"
+            "initial_map='linear' needs a grid that starts below pure noise: choose grid='time@4', or initial_map=None"
         )
-    check_fitted(teacher, count, "initial_map='linear'", "initial_map=None")
+    check_fittable(teacher, count, "initial_map='linear'", "initial_map=None")
     noise, condition = draw_starts(teacher, max(SIZE, RATIO * count), TRAIN_SEED)
 
     def compute() -> Tensor:
-        reached = torch.cat(list(_ways(teacher, noise, condition, half_logsnr)))
-        # Drawn to the noise itself, which a late start takes.
-        prior = torch.eye(count, dtype=torch.float64)
-        return least_squares(noise.flatten(1), reached.flatten(1), condition, len(teacher.conditions), prior).float()
+        targets = torch.cat(list(_targets(teacher, noise, condition, half_logsnr)))
+        prior = torch.eye(count, dtype=torch.float64, device=HOST)
+        return least_squares(noise.flatten(1), targets.flatten(1), condition, len(teacher.conditions), prior).float()
 
-    described = f"linear start {reference_key(teacher, noise, condition, STEPS)} {half_logsnr:.6f}"
-    fitted = cached(hashlib.sha256(described.encode()).hexdigest(), compute)
+    description = f"linear initial map {reference_key(teacher, noise, condition, STEPS)} {half_logsnr:.6f}"
+    fitted = cached(hashlib.sha256(description.encode()).hexdigest(), compute)
     return LinearInitialMap(half_logsnr, fitted[:count], fitted[count:])
 
 
-def check_fitted(teacher: Teacher, numbers: int, given: str, instead: str) -> None:
-    """Refuse to fit maps from so many numbers, or for prompts, of which there are ever new ones.
+def check_fittable(teacher: Teacher, inputs: int, given: str, instead: str) -> None:
+    """Check that a map with this many inputs can be fitted for the teacher.
+
+    Args:
+        teacher: the teacher; new prompts have no fitted offset, so prompts are refused.
+        inputs: number of inputs of the map.
+        given: the argument to name in the message.
+        instead: what to choose instead.
 
     Raises:
-        ValueError: naming what was ``given``, and what to choose ``instead``.
+        ValueError: if ``inputs`` exceeds ``LARGEST``, or the teacher takes prompts.
     """
-    if numbers > LARGEST:
-        raise ValueError(
-            f"{given} fits maps from all that they look at, at most {LARGEST} numbers, and here there are {numbers}: "
-            f"choose {instead}"
-        )
+    if inputs > LARGEST:
+        raise ValueError(f"{given} fits maps with at most {LARGEST} inputs, got {inputs}: choose {instead}")
     if any(isinstance(value, str) and value for value in teacher.conditions.values):
-        raise ValueError(f"{given} knows class labels alone, and {teacher.name!r} takes prompts: choose {instead}")
+        raise ValueError(f"{given} supports class labels only, and {teacher.name!r} takes prompts: choose {instead}")
 
 
 @dataclass(frozen=True)
-class _Approach(Grid):
-    """Uniform time to a level, in the first half of the positions."""
+class _GridToLevel(Grid):
+    """Uniform times from noise to a level, reached at position 1/2."""
 
     end: float
 
     def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
-        level = torch.tensor(self.end, dtype=torch.float64, device=position.device)
+        level = torch.tensor(self.end, dtype=torch.float64, device=HOST)
         return schedule.half_logsnr_at(torch.lerp(torch.ones_like(level), schedule.time(level), 2 * position))
 
 
 @torch.inference_mode()
-def _ways(teacher: Teacher, noise: Tensor, condition: Tensor, half_logsnr: float) -> Iterator[Tensor]:
-    """Where the teacher's ways pass the level, ``(B, *S)`` of normalised size, batch by batch."""
-    parts = list(zip(noise.split(teacher.run_size), condition.split(teacher.run_size), strict=True))
-    for part, asked in tqdm(parts, desc="linear start", disable=len(noise) * STEPS < QUIET_BELOW):
-        steps = trajectory(
-            teacher,
-            DPMSolverPP(2),
-            _Approach(half_logsnr),
-            part.to(teacher.device),
-            2 * STEPS,
-            asked.to(teacher.device),
-        )
+def _targets(teacher: Teacher, noise: Tensor, condition: Tensor, half_logsnr: float) -> Iterator[Tensor]:
+    """Normalised samples ``(B, *S)`` of the teacher's trajectories at the level, batch by batch."""
+    batches = list(zip(noise.split(teacher.run_size), condition.split(teacher.run_size), strict=True))
+    for part, rows in tqdm(batches, desc="linear initial map", disable=len(noise) * STEPS < QUIET_BELOW):
+        x = part.to(teacher.device)
+        steps = trajectory(teacher, DPMSolverPP(2), _GridToLevel(half_logsnr), x, 2 * STEPS, rows)
         state = next(islice(steps, STEPS - 1, None))
         yield teacher.schedule.normalised(state.x, state.half_logsnr).cpu()

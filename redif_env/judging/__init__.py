@@ -1,2 +1,2 @@
-"""How students are judged: one evaluator for every sampler, the training-free solvers beside it, and tables.
-Read ``evaluation`` first."""
+"""Evaluation of students: one evaluator for all samplers, the training-free baselines, and tables. Read ``evaluation``
+first."""

@@ -1,9 +1,9 @@
-"""The judge: one evaluator for every sampler."""
+"""Evaluation of samplers on held-out noises: one evaluator for the teacher, students and solvers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
@@ -12,21 +12,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from redif_env.diffusion.grids import GRIDS
+from redif_env.diffusion.placement import HOST, full_precision
 from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.judging.baselines import Baseline, all_baselines
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.settings import name_of
-from redif_env.measures.features import CLASSIFIERS, embed, judge_features, load_features
+from redif_env.measures.features import CLASSIFIERS, embed, evaluation_features, load_features
 from redif_env.measures.metrics import (
     coverage,
     density,
     frechet_distance,
     kernel_distance,
     mean_squared_error,
+    mode_switches,
     precision,
     recall,
     sliced_wasserstein,
-    strayed,
     wasserstein,
 )
 from redif_env.storage.data import load_digits
@@ -36,18 +37,18 @@ from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, reference_set
 from redif_env.teachers.teacher import Teacher
 
 Sampler = Callable[[Tensor, Tensor], Tensor]
-"""Noise ``(B, *S)`` and conditions ``(B,)`` to samples ``(B, *S)``."""
+"""A function from noise ``(B, *S)`` and conditions ``(B,)`` to samples ``(B, *S)``."""
 TEST_SIZE = 2000
 TRAIN_SIZE = 4096
-SCREENED, JUDGED = 256, 16
-"""Noises on which solvers are compared first, and how many of them are judged on all."""
+SCREEN_SIZE, SHORTLIST = 256, 16
+"""Number of noises on which all baselines are screened, and number of baselines evaluated on all noises."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sampler's result; lower is better everywhere. ``fd_data`` is missing where the data are unknown.
+    """Result of one sampler; lower is better.
 
-    ``nfe`` is the mean over samples, where they differ.
+    ``nfe`` is the mean over samples. ``fd_data`` is None if there are no data to compare with.
     """
 
     method: str
@@ -59,15 +60,15 @@ class Row:
 
 
 class Evaluator:
-    """Judges samples made from one fixed set of noises: clipped to [-1, 1], against the teacher's endpoints and data.
+    """Compares samples of one fixed set of noises with the teacher's endpoints and with data, clipped to [-1, 1].
 
     Args:
-        teacher: whose samples are the standard.
-        size, seed: of the noises. The default set takes part in no training and no choice.
-        teacher_steps: predictions that the teacher spends on an endpoint.
-        train_size: of the training set, which shows what chance alone makes of two perfect sets.
-        features: in which sets are compared, as :func:`redif_env.measures.features.load_features` names them; those of
-            :func:`redif_env.measures.features.judge_features` if not given.
+        teacher: the teacher.
+        size, seed: of the noises. The default seed is used in no training and no model selection.
+        teacher_steps: teacher predictions per endpoint.
+        train_size: size of the training set, used for :meth:`floor_row`.
+        features: name for :func:`redif_env.measures.features.load_features`; defaults to
+            :func:`redif_env.measures.features.evaluation_features`.
     """
 
     def __init__(
@@ -82,28 +83,29 @@ class Evaluator:
         reference = reference_set(teacher, size, seed, teacher_steps)
         self.teacher, self.teacher_steps, self.train_size = teacher, teacher_steps, train_size
         self.noise = reference.noise.to(teacher.device)
-        self.condition = reference.condition.to(teacher.device)
+        self.condition = reference.condition
         self.endpoints = teacher.clip(reference.endpoints).to(teacher.device)
-        judge = features or judge_features(teacher.image_shape)
-        self.feature_name = f"{CLASSIFIERS[judge][0]}-64" if judge in CLASSIFIERS else judge
-        self.features = load_features(judge, teacher.image_shape).to(teacher.device)
+        name = features or evaluation_features(teacher.image_shape)
+        self.feature_name = f"{CLASSIFIERS[name][0]}-64" if name in CLASSIFIERS else name
+        self.features = load_features(name, teacher.image_shape).to(teacher.device)
         self.endpoint_features = self.embed(self.endpoints)
         self.data_features: Tensor | None = None
-        # The digits data come with scikit-learn, which sampling and judging can do without.
+        # The digits data come with scikit-learn, which is optional.
         if teacher.name in ("digits", "digits-classes") and find_spec("sklearn"):
-            self.data_features = embed(self.features, load_digits()[0].to(teacher.device))
+            self.data_features = embed(self.features, load_digits()[0].to(teacher.device)).to(HOST)
 
     def embed(self, samples: Tensor) -> Tensor:
-        """Features ``(N, D)`` of what ``samples`` ``(N, *S)`` show."""
-        return embed(self.features, self.teacher.images(samples))
+        """Features ``(N, D)`` of samples ``(N, *S)``, on the host; latents are decoded first."""
+        with full_precision(samples.device):
+            return embed(self.features, self.teacher.images(samples)).to(HOST)
 
     @property
-    def described(self) -> str:
-        """What the numbers are measured on, in words."""
+    def description(self) -> str:
+        """Noises and features of the evaluation, for table titles."""
         return f"{len(self.noise)} held-out noises, {self.feature_name}"
 
     def row(self, method: str, grid: str, nfe: float, samples: Tensor) -> Row:
-        """Measure ``samples`` ``(size, *S)``, made from ``noise`` in its order."""
+        """Evaluate ``samples`` ``(size, *S)`` of ``self.noise``, in the same order."""
         samples = self.teacher.clip(samples)
         features, data = self.embed(samples), self.data_features
         return Row(
@@ -116,9 +118,9 @@ class Evaluator:
         )
 
     def distance(self, sampler: Sampler, count: int | None = None) -> float:
-        """Frechet distance to the teacher of what ``sampler`` makes of the first ``count`` noises, or of all.
+        """Frechet distance to the teacher on the first ``count`` noises, or on all.
 
-        Infinite where samples are not finite.
+        Infinite if a sample is not finite.
         """
         samples = sampler(self.noise[:count], self.condition[:count])
         if not samples.isfinite().all():
@@ -126,21 +128,21 @@ class Evaluator:
         return frechet_distance(self.embed(self.teacher.clip(samples)), self.endpoint_features[:count])
 
     def student_row(self, method: str, student: Student, price: float | None = None) -> Row:
-        """Measure a student, at the mean of the network calls that it spends; at a price of one, if it knows prices."""
+        """Evaluate a student, at its mean NFE; ``price`` is for students that were trained with prices."""
         last = student.trajectory(self.noise, price, self.condition)[-1]
-        spent: float = last.nfe.double().mean().item()
+        nfe: float = last.nfe.double().mean().item()
         grid = "learned" if price is None else f"price {price:.3g}"
-        return self.row(method, grid, int(spent) if spent.is_integer() else spent, last.x)
+        return self.row(method, grid, int(nfe) if nfe.is_integer() else nfe, last.x)
 
     def set_measures(self, samples: Tensor) -> dict[str, float]:
-        """How ``samples`` ``(size, *S)`` compare with the teacher's as a set, beside the Frechet distance of a row.
+        """Further metrics of samples ``(size, *S)`` against the endpoints.
 
-        ``kd`` is the kernel distance times 1000; ``swd`` the sliced Wasserstein distance; ``fd_pixels`` the Frechet
-        distance of the values themselves; ``strayed`` the share of samples that ended nearer to another noise's
-        endpoint; ``fd_switched`` the Frechet distance if all others were perfect, ``fd_others`` if those were.
+        ``kd``: KID times 1000. ``swd``: sliced Wasserstein distance. ``fd_pixels``: Frechet distance of pixels.
+        ``mode_switches``: share of samples nearer to another noise's endpoint than to their own. ``fd_switched``:
+        Frechet distance with all other samples replaced by their endpoints. ``fd_others``: with these replaced.
         """
         features, endpoints = self.embed(samples), self.endpoint_features
-        astray = strayed(features, endpoints)[:, None]
+        switched = mode_switches(features, endpoints)[:, None]
         return {
             "kd": 1000 * kernel_distance(features, endpoints),
             "precision": precision(features, endpoints),
@@ -149,85 +151,83 @@ class Evaluator:
             "coverage": coverage(features, endpoints),
             "swd": sliced_wasserstein(features, endpoints),
             "fd_pixels": frechet_distance(self.teacher.clip(samples).flatten(1), self.endpoints.flatten(1)),
-            "strayed": astray.double().mean().item(),
-            "fd_switched": frechet_distance(torch.where(astray, features, endpoints), endpoints),
-            "fd_others": frechet_distance(torch.where(astray, endpoints, features), endpoints),
+            "mode_switches": switched.double().mean().item(),
+            "fd_switched": frechet_distance(torch.where(switched, features, endpoints), endpoints),
+            "fd_others": frechet_distance(torch.where(switched, endpoints, features), endpoints),
         }
 
     def exact_measures(self, samples: Tensor) -> dict[str, float]:
-        """What is known exactly where the data are a Gaussian mixture; nothing elsewhere.
+        """Exact metrics of samples ``(size, *S)`` for Gaussian mixture teachers; empty for others.
 
-        ``nll`` is the mean negative log likelihood of ``samples`` ``(size, *S)`` in nats, ``wasserstein`` the distance
-        of order 2 to as many fresh ones of the mixture's own (seconds, for some thousands).
+        ``nll``: mean negative log likelihood in nats. ``wasserstein``: distance of order 2 to as many samples of the
+        mixture; takes seconds for a few thousand.
         """
         mixture = self.teacher.network
         if not isinstance(mixture, GaussianMixture):
             return {}
-        clean = torch.full((len(samples),), torch.inf, dtype=torch.float64, device=samples.device)
-        drawn = mixture.sample(len(samples), torch.Generator(samples.device).manual_seed(TEST_SEED))
+        clean = torch.full((len(samples),), torch.inf, dtype=torch.float64, device=HOST)
+        drawn = mixture.sample(len(samples), torch.Generator().manual_seed(TEST_SEED))
         return {
             "nll": -mixture.log_prob(samples, clean).mean().item(),
             "wasserstein": wasserstein(samples.flatten(1), drawn.flatten(1)),
         }
 
-    def baselines(self, nfe: int) -> list[Row]:
-        """The training-free solvers on their grids at ``nfe`` network calls, best first.
+    def baselines(self, nfe: int, candidates: Sequence[Baseline] | None = None) -> list[Row]:
+        """Rows of training-free baselines at ``nfe`` network calls, best first: ``candidates``, or all if not given.
 
-        Of a large set of noises, those ``JUDGED`` pairs of a solver and a grid that are the nearest on ``SCREENED``.
+        With more than ``SCREEN_SIZE`` noises, all are screened on that many, and the best ``SHORTLIST`` evaluated.
         """
-        found = all_baselines()
-        if len(self.noise) > SCREENED:
-            screened = tqdm(found, desc="screening solvers")
-            nearest = {baseline: self.distance(self._bound(baseline, nfe), SCREENED) for baseline in screened}
-            found = sorted(found, key=lambda baseline: nearest[baseline])[:JUDGED]
+        chosen = all_baselines() if candidates is None else list(candidates)
+        if len(self.noise) > SCREEN_SIZE and len(chosen) > SHORTLIST:
+            progress = tqdm(chosen, desc="screening solvers")
+            distances = {baseline: self.distance(self._sampler(baseline, nfe), SCREEN_SIZE) for baseline in progress}
+            chosen = sorted(chosen, key=lambda baseline: distances[baseline])[:SHORTLIST]
         rows = []
-        for baseline in tqdm(found, desc=f"solvers at {nfe} NFE"):
-            samples = self._bound(baseline, nfe)(self.noise, self.condition)
+        for baseline in tqdm(chosen, desc=f"solvers at {nfe} NFE"):
+            samples = self._sampler(baseline, nfe)(self.noise, self.condition)
             rows.append(self.row(baseline.method, baseline.grid, nfe, samples))
         return sorted(rows, key=lambda row: row.fd_teacher)
 
-    def _bound(self, baseline: Baseline, nfe: int) -> Sampler:
+    def _sampler(self, baseline: Baseline, nfe: int) -> Sampler:
         return lambda noise, condition: baseline(self.teacher, noise, nfe // self.teacher.calls, condition)
 
     def teacher_row(self) -> Row:
-        """The teacher itself: what a perfect student would score."""
+        """The row of the teacher's endpoints, which is a perfect student's."""
         return self.row("teacher", "time", self.teacher_steps * self.teacher.calls, self.endpoints)
 
     def floor_row(self) -> Row:
-        """The teacher on other noises: what sampling alone makes of two perfect sets of this size."""
+        """The row of teacher samples from other noises: the sampling floor of the Frechet distance."""
         others = reference_set(self.teacher, self.train_size, TRAIN_SEED, self.teacher_steps)
-        ends = others.endpoints[: len(self.noise)].to(self.teacher.device)
-        return self.row("teacher, other noises", "time", self.teacher_steps * self.teacher.calls, ends)
+        samples = others.endpoints[: len(self.noise)].to(self.teacher.device)
+        return self.row("teacher, other noises", "time", self.teacher_steps * self.teacher.calls, samples)
 
 
-def judge(evaluator: Evaluator, student: Student, method: str) -> list[Row]:
-    """The teacher, what chance makes of it, the student, and the best training-free solvers at the student's calls.
+def evaluate(evaluator: Evaluator, student: Student, method: str, baselines: Sequence[Baseline]) -> list[Row]:
+    """Rows of the teacher, the sampling floor, the student, its base solver if that is fitted, and the baselines.
 
-    Where the student's base solver was fitted, that has a row too.
-
-    Where the student decides how often to call, it has a row for each of five prices, and solvers get at least as many
-    calls as its dearest samples.
+    A student that chooses its number of steps has one row for each of five prices; baselines get at least as many
+    network calls as its largest NFE.
     """
-    ours = [evaluator.student_row(method, student, price) for price in prices_of(student)]
-    nfe = math.ceil(max(row.nfe for row in ours))
+    students = [evaluator.student_row(method, student, price) for price in prices_of(student)]
+    nfe = math.ceil(max(row.nfe for row in students))
     fitted = fitted_rows(evaluator, student)
-    return [evaluator.teacher_row(), evaluator.floor_row(), *ours, *fitted, *evaluator.baselines(nfe)]
+    return [evaluator.teacher_row(), evaluator.floor_row(), *students, *fitted, *evaluator.baselines(nfe, baselines)]
 
 
 def fitted_rows(evaluator: Evaluator, student: Student) -> list[Row]:
-    """What the student's linear steps reach without it, where it has such: they were fitted to the teacher too."""
+    """The row of the student's least-squares solver with zero actions, or none if it has another solver."""
     mdp = student.mdp
     if not isinstance(mdp.solver, LinearSolver) or mdp.teacher.own_network:
         return []
-    nothing = Policy.from_table(torch.zeros(mdp.num_steps, mdp.action_size), mdp.observation_size)
-    row = evaluator.student_row("linear steps", Student(mdp, nothing))
+    zero = Policy.from_table(torch.zeros(mdp.num_steps, mdp.action_size, device=HOST), mdp.observation_size)
+    row = evaluator.student_row("least squares", Student(mdp, zero))
     return [replace(row, grid=name_of(mdp.grid, GRIDS))]
 
 
 def prices_of(student: Student, count: int = 5) -> list[float | None]:
-    """Prices from the smallest to the largest that a student was trained at, evenly in the logarithm; else None."""
+    """``count`` prices over the student's range, evenly spaced in log scale; ``[None]`` if it has none."""
     if student.mdp.prices is None:
         return [None]
     low, high = student.mdp.prices
-    # Rounding must not leave the range.
+    # Clamped, because rounding can leave the range.
     return [min(high, max(low, low * (high / low) ** (index / (count - 1)))) for index in range(count)]

@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""Printed tables of results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from redif_env.judging.evaluation import Row
 
 
 def print_table(rows: Sequence[Row], title: str) -> None:
-    """Print rows, the first column left, numbers right."""
+    """Print rows as a table with text left-aligned and numbers right-aligned."""
     table = Table("method", "grid", title=title)
     for name in ("NFE", "FD to teacher", "FD to data", "MSE to teacher"):
         table.add_column(name, justify="right")
@@ -21,5 +21,5 @@ def print_table(rows: Sequence[Row], title: str) -> None:
         table.add_row(
             row.method, row.grid, f"{row.nfe:.4g}", f"{row.fd_teacher:.3f}", data, f"{row.mse_teacher:.5f}", style=style
         )
-    # A fixed width, so that a log file holds the same table as a terminal.
+    # A fixed width, so that the table is the same in a log file and a terminal.
     Console(width=100).print(table)

@@ -12,19 +12,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from redif_env.diffusion.bands import split_bands
 from redif_env.diffusion.grids import Grid, next_position
 from redif_env.diffusion.noise_schedulers import Parameterization, action_parameterization
-from redif_env.diffusion.predictions import noise_estimate
+from redif_env.diffusion.placement import HOST, place
 from redif_env.diffusion.schedules import Schedule, noise_share
-from redif_env.diffusion.solvers import Solver
-from redif_env.diffusion.types import Decision, Level, Prediction, State, expand
+from redif_env.diffusion.solvers import Estimate, Solver, apply_estimate
+from redif_env.diffusion.types import Decision, Level, Prediction, State
 
 
 @dataclass(frozen=True)
 class BaseSolver:
-    """What the zero action does: a solver on a grid of a schedule; and how the teacher's network answers."""
+    """What the zero action does: a solver on a grid. ``parameterization`` is that of the teacher's network."""
 
     solver: Solver
     grid: Grid
@@ -36,16 +36,19 @@ class BaseSolver:
 
 
 class ActionMap(ABC):
-    """Turns actions ``(B, size)`` in [-1, 1] into decisions."""
+    """Turns actions ``(B, size)`` in [-1, 1] into decisions.
+
+    What an action says of the step is computed on the host; an action that was made on the device is fetched.
+    """
 
     history: int = 1
-    """Past predictions that the map itself looks at."""
+    """Past predictions that the map itself uses."""
 
     level_numbers: tuple[int, ...] = ()
     """Which numbers decide the level of the next call and the timestep given there."""
 
     predicts: bool = False
-    """Whether actions bring the prediction that is stepped with, so that the teacher is asked for none."""
+    """Whether the action contains the prediction to step with, so that the teacher's network is not evaluated."""
 
     @abstractmethod
     def size(self, sample_shape: tuple[int, ...]) -> int:
@@ -56,8 +59,8 @@ class ActionMap(ABC):
         return action[:, :0]
 
     def prediction(self, action: Tensor, state: State, base: BaseSolver) -> Prediction:
-        """The prediction at ``state`` that ``action`` brings, where the map ``predicts``."""
-        raise NotImplementedError(f"{type(self).__name__} brings no prediction")
+        """The prediction at ``state`` that ``action`` contains, where the map ``predicts``."""
+        raise NotImplementedError(f"actions of {type(self).__name__} contain no prediction")
 
     @abstractmethod
     def decode(self, action: Tensor, state: State, base: BaseSolver) -> Decision:
@@ -68,8 +71,8 @@ class ActionMap(ABC):
 class StepMap(ActionMap):
     """The step size alone.
 
-    Number 0 at +-1 shifts the logit of the fraction of the remaining way by +-``max_shift``: at 4 steps left and the
-    default of 2, the step takes 4 % to 71 % of what remains instead of 25 %.
+    Number 0 at +-1 shifts the logit of the fraction of the remaining positions that the step takes by +-``max_shift``:
+    at 4 steps left and the default of 2, the step takes 4 % to 71 % of what remains instead of 25 %.
     """
 
     max_shift: float = 2.0
@@ -79,11 +82,10 @@ class StepMap(ActionMap):
         return 1
 
     def decode(self, action: Tensor, state: State, base: BaseSolver) -> Decision:
-        shift = self.max_shift * action[:, 0].double()
-        position = next_position(state.position, state.steps_left, shift)
-        half_logsnr = base.grid.half_logsnr(position, base.schedule)
-        x0 = base.solver.estimate(state, half_logsnr, base.schedule.level(state.half_logsnr))
-        return Decision(position, half_logsnr, x0, base.schedule.timestep(half_logsnr), state.steps_left)
+        shift = self.max_shift * _numbers(action[:, 0])
+        step = _Step.of(state, shift, base)
+        estimate = base.solver.estimate(state, step.half_logsnr, step.level)
+        return step.decision(state, estimate, base.schedule.timestep(step.half_logsnr))
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,14 @@ class SolverMap(ActionMap):
     2   weight of their second difference, +-``max_second``
     3   gain of the combined noise prediction, +-``max_gain`` (in the ``v`` coordinate: the clean estimate moves by
         ``-gain * share * eps``, which stays small at high noise, where ``-gain * (sigma / alpha) * eps`` would not)
-    4   time told to the network at its next call: the level's own, shifted by +-``max_timestep_shift * share`` in
+    4   conditioning timestep of the next network call: the level's own, shifted by +-``max_timestep_shift * share`` in
         ``half_logsnr``, with the next level's ``share``
     5.. gain of each spatial frequency band of the predicted clean sample, +-``max_band * share`` (images only)
     ==  =======================================================================================================
 
     Differences that lack a past prediction count as zero. The factors ``share``, the noise's part of the sample
     (``sigma / sqrt(alpha**2 + sigma**2)``: 1 at pure noise, 0 at clean data, on any schedule), let one exploration
-    noise serve all levels: what is harmless in the first step would ruin the last.
+    noise serve all levels: a change that is harmless in the first step would ruin the last.
     """
 
     max_shift: float = 2.0
@@ -122,51 +124,50 @@ class SolverMap(ActionMap):
         return 5 + (self.bands if len(sample_shape) == 3 else 0)
 
     def decode(self, action: Tensor, state: State, base: BaseSolver) -> Decision:
-        position = next_position(state.position, state.steps_left, self.max_shift * action[:, 0].double())
-        half_logsnr = base.grid.half_logsnr(position, base.schedule)
-        level = base.schedule.level(state.half_logsnr)
-        x0 = base.solver.estimate(state, half_logsnr, level)
+        numbers = _numbers(action)
+        step = _Step.of(state, self.max_shift * numbers[:, 0], base)
         share = noise_share(state.half_logsnr)
-        x0 = x0 + self._correction(action[:, 1:4], state, x0, level, share)
-        if state.x.ndim == 4 and self.bands:
-            gains = self._gains(action, share).to(x0.dtype)
-            x0 = x0 + torch.einsum("bk,kbchw->bchw", gains, split_bands(x0, self.bands))
-        told = half_logsnr + self.max_timestep_shift * noise_share(half_logsnr) * action[:, 4]
-        return Decision(position, half_logsnr, x0, base.schedule.timestep(told), state.steps_left)
+        estimate = base.solver.estimate(state, step.half_logsnr, step.level)
+        estimate = self._corrected(estimate, numbers[:, 1:4], state, step.level, share)
+        shift = self.max_timestep_shift * noise_share(step.half_logsnr) * numbers[:, 4]
+        gains = self._gains(numbers, share) if state.x.ndim == 4 and self.bands else None
+        return step.decision(state, estimate, base.schedule.timestep(step.half_logsnr + shift), gains)
 
     def band_gains(self, action: Tensor, state: State, base: BaseSolver) -> Tensor:
-        return self._gains(action, noise_share(state.half_logsnr))
+        return self._gains(_numbers(action), noise_share(state.half_logsnr))
 
-    def _gains(self, action: Tensor, share: Tensor) -> Tensor:
-        return self.max_band * share[:, None] * action[:, 5:]
+    def _gains(self, numbers: Tensor, share: Tensor) -> Tensor:
+        return self.max_band * share[:, None] * numbers[:, 5:]
 
-    def _correction(self, action: Tensor, state: State, x0: Tensor, level: Level, share: Tensor) -> Tensor:
-        """What numbers 1 to 3 add to the clean estimate; exactly nothing at zero."""
-        newest, older, oldest = state.x0_history[:, :3].unbind(dim=1)
-        first = torch.where(expand(state.predictions >= 2, newest), newest - older, 0.0)
-        second = torch.where(expand(state.predictions >= 3, newest), newest - 2 * older + oldest, 0.0)
-        noise = expand(share, x0).to(x0.dtype) * noise_estimate(state.x, x0, level)
-        parts = ((self.max_first, first), (self.max_second, second), (-self.max_gain, noise))
-        weights = action.to(x0.dtype)
-        return sum(
-            (expand(scale * weights[:, i], x0) * part for i, (scale, part) in enumerate(parts)), torch.zeros_like(x0)
-        )
+    def _corrected(self, base: Estimate, numbers: Tensor, state: State, level: Level, share: Tensor) -> Estimate:
+        """The base solver's estimate with numbers 1 to 3 applied; itself, exactly, where they are zero."""
+        first, second, gain = numbers.unbind(dim=1)
+        first = torch.where(state.predictions >= 2, self.max_first * first, 0.0)
+        second = torch.where(state.predictions >= 3, self.max_second * second, 0.0)
+        # The noise (x - alpha * x0) / sigma times share; share / sigma is finite at every level with noise.
+        noise = -self.max_gain * gain * share / level.sigma
+        rest = (1 - noise * level.alpha)[:, None]
+        zero = torch.zeros_like(noise)
+        added = torch.stack([noise, first + second, zero, -first - 2 * second, zero, second], dim=1)
+        weights = rest * base.weights + F.pad(added, (0, base.weights.shape[1] - added.shape[1]))
+        part = base.matrix_part
+        return Estimate(weights, None if part is None else part * place(rest[:, 0], part))
 
 
 @dataclass(frozen=True)
 class NoiseMap(ActionMap):
     """The step size and the whole noise prediction: the paper's own action, ``1 + prod(S)`` numbers.
 
-    Number 0 is the step size, as in :class:`SolverMap`. The others, times ``max_output``, are what the student's
-    network says, in the form of ``action_parameterization``: for variance-preserving teachers
-    the velocity, whose errors no level magnifies (those of ``eps`` count ``sigma / alpha`` times in the clean estimate,
-    157 times at the start of a linear schedule). It takes the place of the teacher's prediction; the base solver makes
-    a step of it and of those before it. So a student that says what the teacher says is the base solver.
+    Number 0 is the step size, as in :class:`SolverMap`. The others, times ``max_output``, are the output of the
+    student's network, in the form of ``action_parameterization``: for variance-preserving teachers the velocity, whose
+    errors no level magnifies (those of ``eps`` count ``sigma / alpha`` times in the clean estimate, 157 times at the
+    start of a linear schedule). It replaces the teacher's prediction; the base solver steps with it and those before
+    it. A student that predicts what the teacher predicts is therefore the base solver.
 
     Args:
-        max_output: what 1 stands for; outputs are about normal, of which beyond 4 lies one in 16,000.
+        max_output: the output that 1 stands for; outputs are about normal, and one in 16,000 exceeds 4.
         max_shift: as in the :class:`SolverMap`.
-        initial_actions: actions of the :class:`SolverMap` to begin from, one a step, such as the mean actions of a
+        initial_actions: actions of the :class:`SolverMap` to start from, one a step, such as the mean actions of a
             student that was trained with that map; number 0 is added to theirs. The base solver if not given.
     """
 
@@ -180,7 +181,7 @@ class NoiseMap(ActionMap):
         return 1 + math.prod(sample_shape)
 
     def prediction(self, action: Tensor, state: State, base: BaseSolver) -> Prediction:
-        output = (self.max_output * action[:, 1:]).reshape(state.x.shape).to(state.x.dtype)
+        output = self.max_output * action[:, 1:].to(state.x).reshape(state.x.shape)
         parameterization = action_parameterization(base.parameterization)
         level = parameterization.schedule.level(state.half_logsnr)
         return parameterization.preconditioning.read(output, state.x, level, parameterization.prediction_type)
@@ -188,23 +189,50 @@ class NoiseMap(ActionMap):
     def decode(self, action: Tensor, state: State, base: BaseSolver) -> Decision:
         if self.initial_actions is None:
             return StepMap(self.max_shift).decode(action[:, :1], state, base)
-        started = torch.tensor(self.initial_actions, dtype=action.dtype, device=action.device)
-        row = len(started) - state.steps_left.clamp(min=1)
-        full = torch.cat([started[row, :1] + action[:, :1], started[row, 1:]], dim=1)
+        initial = torch.tensor(self.initial_actions, dtype=torch.float64, device=HOST)
+        row = len(initial) - state.steps_left.clamp(min=1)
+        full = torch.cat([initial[row, :1] + _numbers(action[:, :1]), initial[row, 1:]], dim=1)
         return SolverMap(self.max_shift).decode(full.clamp(-1, 1), state, base)
 
     @property
     def finished(self) -> ActionMap:
-        """The map of the finished student, whose network predicts in the teacher's place: how its steps are taken."""
+        """The map of the finished student, whose network replaces the teacher's."""
         return StepMap(self.max_shift) if self.initial_actions is None else SolverMap(self.max_shift)
 
     def table(self, shifts: Tensor) -> Tensor:
         """Actions ``(num_steps, A)`` of the ``finished`` map, for the step sizes of each step, ``(num_steps,)``."""
         if self.initial_actions is None:
             return shifts[:, None]
-        started = torch.tensor(self.initial_actions, dtype=shifts.dtype, device=shifts.device)
-        return torch.cat([started[:, :1] + shifts[:, None], started[:, 1:]], dim=1).clamp(-1, 1)
+        initial = torch.tensor(self.initial_actions, dtype=shifts.dtype, device=shifts.device)
+        return torch.cat([initial[:, :1] + shifts[:, None], initial[:, 1:]], dim=1).clamp(-1, 1)
 
 
 ACTION_MAPS: dict[str, ActionMap] = {"solver": SolverMap(), "step": StepMap(), "noise": NoiseMap()}
 """The action maps by the names used at the command line and in ``gym.make``."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Where a step goes: the position and level that it arrives at, and the level that it starts from."""
+
+    position: Tensor
+    half_logsnr: Tensor
+    level: Level
+    next_level: Level
+
+    @classmethod
+    def of(cls, state: State, shift: Tensor, base: BaseSolver) -> _Step:
+        """The step whose size is shifted by ``shift`` ``(B,)``, in logits."""
+        position = next_position(state.position, state.steps_left, shift)
+        half_logsnr = base.grid.half_logsnr(position, base.schedule)
+        levels = (base.schedule.level(values) for values in (state.half_logsnr, half_logsnr))
+        return cls(position, half_logsnr, *levels)
+
+    def decision(self, state: State, estimate: Estimate, timestep: Tensor, gains: Tensor | None = None) -> Decision:
+        """The step with a clean estimate."""
+        x0, x = apply_estimate(state, estimate, self.level, self.next_level, gains)
+        return Decision(self.position, self.half_logsnr, x0, x, timestep, state.steps_left)
+
+
+def _numbers(action: Tensor) -> Tensor:
+    return action.to(HOST, torch.float64)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from redif_env.diffusion.bands import split_bands
+from redif_env.diffusion.bands import band_moments
 from redif_env.diffusion.noise_schedulers import Parameterization
-from redif_env.diffusion.types import State, expand
+from redif_env.diffusion.placement import HOST
+from redif_env.diffusion.types import State
 
 BOUND = 10.0
 
@@ -19,20 +22,21 @@ class Observation(ABC):
     """Turns states into vectors."""
 
     history: int = 1
-    """Past predictions that the observation looks at."""
+    """Past predictions that the observation uses."""
 
     shows_condition: bool = False
-    """Whether the decision process is to add the embedding of what the sample is to show."""
+    """Whether the decision process adds the embedding of the condition."""
 
     @abstractmethod
     def size(self, sample_shape: tuple[int, ...], num_steps: int) -> int:
         """How many numbers an observation has, each in [-10, 10]."""
 
     @abstractmethod
-    def observe(self, state: State, num_steps: int) -> Tensor:
-        """Observations ``(B, size)`` float32.
+    def observe(self, state: State, size: Tensor, num_steps: int) -> Tensor:
+        """Observations ``(B, size)`` float32 on the host.
 
-        ``state.x`` is normalised (``Schedule.normalised``): its size says nothing of the level.
+        ``size`` ``(B,)`` is that of samples at the state's level (``Schedule.size``): ``state.x`` over it, which says
+        nothing of the level, is what is observed.
         """
 
 
@@ -43,8 +47,8 @@ class Features(Observation):
     In order: steps left, one-hot (all zero once the sample is finished); grid position; ``half_logsnr`` / 5;
     mean and root mean square of ``x``; the same of the predicted clean sample, how far it leaves [-1, 1], and the root
     mean square of the noise prediction; root mean square of the change of the predicted clean sample and of the noise
-    prediction since the last call; then, a band, the root mean square of the predicted clean sample and of its change,
-    and the correlation of the two.
+    prediction since the last call; then for each band the root mean square of the predicted clean sample, that of its
+    change, and the correlation of the two.
     """
 
     bands: int = 3
@@ -54,69 +58,84 @@ class Features(Observation):
     def size(self, sample_shape: tuple[int, ...], num_steps: int) -> int:
         return num_steps + 10 + (3 * self.bands if len(sample_shape) == 3 else 0)
 
-    def observe(self, state: State, num_steps: int) -> Tensor:
-        x0, eps = state.x0_history[:, 0], state.eps_history[:, 0]
-        changed = expand(state.predictions >= 2, x0)
-        x0_change = torch.where(changed, x0 - state.x0_history[:, 1], 0.0)
-        eps_change = torch.where(changed, eps - state.eps_history[:, 1], 0.0)
-        # All at once: a dozen small operations would cost as much as the step itself.
-        parts = torch.stack([state.x, x0, (x0.abs() - 1).clamp(min=0), eps, x0_change, eps_change])
-        mean_x, mean_x0 = _mean(parts[:2])
-        x_rms, x0_rms, beyond, eps_rms, x0_moved, eps_moved = _rms(parts)
+    def observe(self, state: State, size: Tensor, num_steps: int) -> Tensor:
+        count = state.x[0].numel()
+        bands = self.bands if state.x.ndim == 4 else 0
+        found = self._statistics(state, bands).to(HOST, torch.float64)
+        means, norms, moments = found.split([6, 6, 4 * bands], dim=1)
+        rms = norms / math.sqrt(count)
+        changed = (state.predictions >= 2)[:, None]
+        rms = torch.cat([rms[:, :1] / size[:, None], rms[:, 1:4], torch.where(changed, rms[:, 4:], 0.0)], dim=1)
+        levels = torch.stack([state.position, state.half_logsnr / 5, means[:, 0] / size], dim=1)
         columns = [
-            state.position,
-            state.half_logsnr / 5,
-            mean_x,
-            x_rms,
-            mean_x0,
-            x0_rms,
-            beyond,
-            eps_rms,
-            x0_moved,
-            eps_moved,
+            _steps_left(state, num_steps),
+            levels,
+            rms[:, :1],
+            means[:, 2:3],
+            rms[:, 2:3],
+            rms[:, 1:2],
+            rms[:, 3:],
         ]
-        if x0.ndim == 4 and self.bands:
-            columns += self._band_columns(x0, x0_change)
-        numbers = torch.stack([column.float() for column in columns], dim=1)
-        return torch.cat([_steps_left(state, num_steps), numbers], dim=1).clamp(-BOUND, BOUND)
+        if bands:
+            columns.append(_band_columns(moments.unflatten(1, (2, 2, bands)), changed))
+        return torch.cat(columns, dim=1).clamp(-BOUND, BOUND).float()
 
-    def _band_columns(self, x0: Tensor, x0_change: Tensor) -> list[Tensor]:
-        both = split_bands(torch.cat([x0, x0_change]), self.bands)
-        band, change = both.chunk(2, dim=1)
-        size, moved = _rms(both).chunk(2, dim=1)
-        together = _mean(band * change) / (size * moved + 1e-6)
-        return list(torch.stack([size, moved, together], dim=1).flatten(0, 1))
+    @staticmethod
+    def _statistics(state: State, bands: int) -> Tensor:
+        """All that is measured on samples, ``(B, 12 + 4 * bands)`` on their device, to be fetched in one copy.
+
+        Means and norms of ``x``, of the clean estimate beyond [-1, 1], of the clean estimate, of the noise prediction
+        and of the changes of those two; then the mean products of the clean estimate and its change in each band.
+        """
+        newest, older = state.history[:, :2], state.history[:, 2:4]
+        beyond = F.softshrink(newest[:, :1], 1.0)
+        parts = torch.cat([state.x[:, None], beyond, newest, newest - older], dim=1)
+        flat = parts.flatten(2)
+        columns = [flat.mean(dim=2), torch.linalg.vector_norm(flat, dim=2)]
+        if bands:
+            columns.append(band_moments(parts[:, 2::2], bands).flatten(1))
+        return torch.cat(columns, dim=1)
+
+
+def _band_columns(moments: Tensor, changed: Tensor) -> Tensor:
+    """Root mean squares and correlation of a sample and its change in each band, from their mean products."""
+    size = moments[:, 0, 0].sqrt()
+    moved = torch.where(changed, moments[:, 1, 1].sqrt(), 0.0)
+    together = torch.where(changed, moments[:, 0, 1], 0.0) / (size * moved + 1e-6)
+    return torch.stack([size, moved, together], dim=2).flatten(1)
 
 
 @dataclass(frozen=True)
 class StepsLeft(Observation):
-    """The steps left, one-hot, and nothing of the sample: what an agent that is blind to the state sees."""
+    """The steps left, one-hot, and nothing of the sample."""
 
     def size(self, sample_shape: tuple[int, ...], num_steps: int) -> int:
         return num_steps
 
-    def observe(self, state: State, num_steps: int) -> Tensor:
-        return _steps_left(state, num_steps)
+    def observe(self, state: State, size: Tensor, num_steps: int) -> Tensor:
+        return _steps_left(state, num_steps).float()
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a network is given, as a dict of float32 tensors: what a student that is a network itself needs.
+    """The inputs of a network, as a dict of float32 tensors: what a student that is a network itself needs.
 
     =============  ===========  ===================================================================================
-    ``sample``     ``(B, *S)``  the noisy sample, as the teacher's network is given it
+    ``sample``     ``(B, *S)``  the noisy sample, as the teacher's network takes it
     ``timestep``   ``(B, 1)``   what the network is told, in the training schedule's units
     ``level``      ``(B, 1)``   ``half_logsnr``, clipped to [-10, 10]
     ``nfe_left``   ``(B, 1)``   network calls left, this one included; 0 once the sample is finished
     ``condition``  ``(B, 1)``   the row of the teacher's conditions
     =============  ===========  ===================================================================================
+
+    The sample is on the device, the others on the host.
     """
 
     history = 0
     shows_condition = False
 
     def observe(self, state: State, parameterization: Parameterization) -> dict[str, Tensor]:
-        """The dict, of a state of a process whose teacher's network is read so."""
+        """The dict, of a state of a process whose teacher has this parameterization."""
         level = parameterization.schedule.level(state.half_logsnr)
         columns = {
             "timestep": state.timestep,
@@ -138,16 +157,5 @@ OBSERVATIONS: dict[str, Observation | Sample] = {
 
 
 def _steps_left(state: State, num_steps: int) -> Tensor:
-    """One-hot ``(B, num_steps)``; all zero once the sample is finished."""
-    steps = torch.arange(1, num_steps + 1, device=state.x.device)
-    return (state.steps_left[:, None] == steps).float()
-
-
-def _mean(values: Tensor) -> Tensor:
-    """Over all but the first two dimensions."""
-    return values.flatten(2).mean(dim=2)
-
-
-def _rms(values: Tensor) -> Tensor:
-    """Root mean square over all but the first two dimensions."""
-    return values.flatten(2).square().mean(dim=2).sqrt()
+    """One-hot ``(B, num_steps)`` float64; all zero once the sample is finished."""
+    return (state.steps_left[:, None] == torch.arange(1, num_steps + 1, device=HOST)).double()

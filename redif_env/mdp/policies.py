@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from redif_env.diffusion.placement import HOST
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
     "gelu": nn.GELU,
@@ -47,7 +49,7 @@ class Policy(nn.Module):
         self.config = config
         layers: list[nn.Module] = []
         for inputs, outputs in zip(config.sizes[:-1], config.sizes[1:], strict=True):
-            layers += [nn.Linear(inputs, outputs), ACTIVATIONS[config.activation]()]
+            layers += [nn.Linear(inputs, outputs, dtype=torch.float32, device=HOST), ACTIVATIONS[config.activation]()]
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ class Policy(nn.Module):
             table: ``(num_steps, A)``, the action of each step.
             num_features: size of an observation, of which the first ``num_steps`` are the steps left, one-hot.
         """
-        linear = nn.Linear(num_features, table.shape[1])
+        linear = nn.Linear(num_features, table.shape[1], dtype=torch.float32, device=HOST)
         with torch.no_grad():
             linear.weight.zero_()
             linear.bias.zero_()

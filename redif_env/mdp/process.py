@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from redif_env.diffusion.grids import Grid
+from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.solvers import Solver, initial_state, predict, record, step_to
 from redif_env.diffusion.types import Decision, State
 from redif_env.fitted.initial_maps import LinearInitialMap
@@ -20,8 +21,8 @@ from redif_env.teachers.teacher import Teacher
 GIVE_UP_FROM, GIVE_UP_TO = 0.1, 0.6
 """Values of the budget number up to which no call is given up, and from which all are that may be.
 
-Exploration around 0 tries a few. Without the gap it would try too many: the full budget, which the deterministic policy
-then takes, would hardly be met in training.
+Exploration around 0 gives up a few. Without the gap it would give up too many: the full budget, which the deterministic
+policy then takes, would hardly occur in training.
 """
 
 
@@ -31,12 +32,12 @@ class DenoisingMDP:
 
     With ``min_steps`` below ``num_steps`` the number of calls is a decision too: actions get one more number, the last,
     which gives up calls of the budget. 0.1 or less gives up none, 0.6 or more all down to ``min_steps``, and what is
-    between is rounded. The remaining steps spread over the remaining way; with none left but the pending one, the step
-    goes to clean data and the episode ends.
+    between is rounded. The remaining steps spread over the remaining positions; with none left but the pending one, the
+    step goes to clean data and the episode ends.
 
     Args:
-        teacher: asked for one prediction a step, which is one network call, or two with guidance; for none where
-            actions bring the prediction (a call of the student's own network, which counts as one).
+        teacher: makes one prediction a step, which is one network call, or two with guidance; none where actions
+            contain the prediction (a call of the student's own network, which counts as one).
         solver, grid: the base solver, which the zero action reproduces.
         num_steps: steps, and so predictions, an episode at most, at least 1.
         action_map, observation: meaning of actions, and what the agent sees.
@@ -94,9 +95,9 @@ class DenoisingMDP:
                 f"min_steps={self.min_steps} cannot go with solver='linear', which is fitted to one number of steps: "
                 "leave it out, or choose solver='ipndm'"
             )
-        positions = torch.arange(self.num_steps, dtype=torch.float64) / self.num_steps
-        levels = self.grid.half_logsnr(positions, self.teacher.schedule.to(torch.device("cpu")))
-        fitted = torch.tensor(self.solver.half_logsnr, dtype=torch.float64)
+        positions = torch.arange(self.num_steps, dtype=torch.float64, device=HOST) / self.num_steps
+        levels = self.grid.half_logsnr(positions, self.teacher.schedule)
+        fitted = torch.tensor(self.solver.half_logsnr, dtype=torch.float64, device=HOST)
         if levels.shape != fitted.shape or not torch.allclose(levels, fitted, rtol=0, atol=1e-6):
             raise ValueError(
                 f"solver has {len(fitted)} linear steps from half_logsnr={[round(v, 4) for v in fitted.tolist()]}, but "
@@ -113,9 +114,7 @@ class DenoisingMDP:
         """Refuse an initial map that was fitted to another teacher or grid."""
         if self.initial_map is None:
             return
-        first = self.grid.half_logsnr(
-            torch.zeros(1, dtype=torch.float64), self.teacher.schedule.to(torch.device("cpu"))
-        )
+        first = self.grid.half_logsnr(torch.zeros(1, dtype=torch.float64, device=HOST), self.teacher.schedule)
         if abs(first.item() - self.initial_map.half_logsnr) > 1e-6:
             raise ValueError(
                 f"initial_map ends at half_logsnr={self.initial_map.half_logsnr:.4f}, but the grid begins at "
@@ -128,7 +127,7 @@ class DenoisingMDP:
             )
 
     def _check_predictions(self) -> None:
-        """Refuse what cannot go with actions that bring the prediction."""
+        """Refuse what cannot go with actions that contain the prediction."""
         if not self.action_map.predicts:
             return
         if not isinstance(self.observation, Sample):
@@ -136,8 +135,12 @@ class DenoisingMDP:
                 "action='noise' brings the prediction itself, of which this observation is made: choose "
                 "observation='sample'"
             )
-        asked = {"min_steps": self.adaptive, "prices": self.prices is not None, "learn_guidance": self.learn_guidance}
-        given = [name for name, value in asked.items() if value]
+        arguments = {
+            "min_steps": self.adaptive,
+            "prices": self.prices is not None,
+            "learn_guidance": self.learn_guidance,
+        }
+        given = [name for name, value in arguments.items() if value]
         if given:
             raise ValueError(
                 f"{', '.join(given)} cannot be used with action='noise', whose network answers once a step: leave it "
@@ -188,23 +191,23 @@ class DenoisingMDP:
         teacher, scale = self.teacher, self.teacher.guidance_scale or 1.0
         noise = self.initial_sample(noise, condition)
         state = initial_state(noise, teacher.schedule, self.grid, self.num_steps, self.history, condition, scale)
-        return state if price is None else replace(state, price=price.to(state.price))
+        return state if price is None else replace(state, price=price)
 
     def initial_sample(self, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         """Samples of the grid's first level: ``noise`` ``(B, *S)`` itself, or what the initial map makes of it.
 
         Where the teacher begins from images, with those in it.
         """
-        first = self.grid.half_logsnr(torch.zeros(1, dtype=torch.float64), self.teacher.schedule)
+        first = self.grid.half_logsnr(torch.zeros(1, dtype=torch.float64, device=HOST), self.teacher.schedule)
         if self.initial_map is None:
             return self.teacher.initial_sample(noise, condition, first)
-        rows = torch.zeros(len(noise), dtype=torch.int64, device=noise.device) if condition is None else condition
+        rows = torch.zeros(len(noise), dtype=torch.int64, device=HOST) if condition is None else condition
         return self.initial_map(noise, rows)
 
     def predict(self, state: State, rows: Tensor) -> State:
         """The teacher's prediction on the given rows (``(B,)`` bool) alone; the others stay as they are.
 
-        Where actions bring the prediction, nothing is asked.
+        Where actions contain the prediction, the network is not evaluated.
         """
         if self.action_map.predicts:
             return state
@@ -213,13 +216,13 @@ class DenoisingMDP:
         if not bool(rows.any()):
             return state
         chosen = rows.nonzero()[:, 0]
-        answered = predict(self.teacher, state.rows(chosen))
-        place = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-        place[chosen] = torch.arange(len(chosen), device=rows.device)
-        return state.merge(rows, answered.rows(place))
+        predicted = predict(self.teacher, state.rows(chosen))
+        place = torch.zeros_like(rows, dtype=torch.int64)
+        place[chosen] = torch.arange(len(chosen), device=HOST)
+        return state.merge(rows, predicted.rows(place))
 
     def with_action_prediction(self, state: State, action: Tensor) -> State:
-        """``state`` with the prediction that ``action`` ``(B, A)`` brings; itself where the teacher predicts."""
+        """``state`` with the prediction that ``action`` ``(B, A)`` contains; itself where the teacher predicts."""
         if not self.action_map.predicts:
             return state
         return record(state, self.action_map.prediction(action, state, self.base))
@@ -233,21 +236,21 @@ class DenoisingMDP:
         if not self.learn_guidance:
             return self.action_map.decode(action, state, self.base)
         assert self.teacher.guidance_scale is not None
-        scale = 1 + (self.teacher.guidance_scale - 1) * 4 ** action[:, -1].double()
+        scale = 1 + (self.teacher.guidance_scale - 1) * 4 ** action[:, -1].to(HOST, torch.float64)
         return replace(self.action_map.decode(action[:, :-1], state, self.base), guidance=scale)
 
     def advance(self, state: State, decision: Decision) -> State:
         """The deterministic solver step; no network call. Rows that are already clean come out as NaN."""
-        return step_to(state, decision, self.teacher.schedule)
+        return step_to(state, decision)
 
     def observe(self, state: State) -> Tensor | dict[str, Tensor]:
-        """Observations: ``(B, F)`` float32, or a dict of such as ``Sample`` names them."""
+        """Observations ``(B, F)`` float32 on the host, or the dict of ``Sample``."""
         if isinstance(self.observation, Sample):
             return self.observation.observe(state, self.teacher.parameterization)
-        normalised = replace(state, x=self.teacher.schedule.normalised(state.x, state.half_logsnr))
-        seen = self.observation.observe(normalised, self.num_steps)
+        size = self.teacher.schedule.size(state.half_logsnr)
+        seen = self.observation.observe(state, size, self.num_steps)
         if self.observation.shows_condition:
-            seen = torch.cat([seen, self.teacher.conditions.embeddings.to(seen.device)[state.condition]], dim=1)
+            seen = torch.cat([seen, self.teacher.conditions.embeddings[state.condition]], dim=1)
         if self.prices is None:
             return seen
         low, high = self.prices
@@ -274,7 +277,7 @@ class DenoisingMDP:
             raise ValueError(f"price must be from {prices[0]} to {prices[1]}, as in training, got {price}")
         smallest = prices[0] if prices is not None else 0.0
         value = smallest if price is None else price
-        return torch.full((count,), value, dtype=torch.float64, device=self.teacher.device)
+        return torch.full((count,), value, dtype=torch.float64, device=HOST)
 
     def _with_common_levels(self, action: Tensor, wave: Tensor) -> Tensor:
         """Actions of which those of one pipeline call share the numbers that decide levels: their mean."""
@@ -290,6 +293,6 @@ class DenoisingMDP:
         assert self.min_steps is not None
         least = (self.min_steps - state.predictions + 1).clamp(min=1)
         spare = (state.steps_left - least).clamp(min=0)
-        wanted = ((share.double() - GIVE_UP_FROM) / (GIVE_UP_TO - GIVE_UP_FROM)).clamp(0, 1)
-        given_up = (spare * wanted).round().long()
+        given_up = ((share.to(HOST, torch.float64) - GIVE_UP_FROM) / (GIVE_UP_TO - GIVE_UP_FROM)).clamp(0, 1)
+        given_up = (spare * given_up).round().long()
         return replace(state, steps_left=state.steps_left - given_up)

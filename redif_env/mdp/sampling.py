@@ -1,4 +1,4 @@
-"""The loop of few-step sampling: the decision process, with a policy deciding."""
+"""The loop of few-step sampling: the decision process and a policy."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def trajectory(
 ) -> Generator[State, State | None]:
     """Yields the state after each step from ``noise`` ``(B, *S)``; the last holds the clean samples, not yet clipped.
 
-    A caller may send a state in the place of the one it was given. Samples that are finished early cost no more calls.
+    A caller may send a state to replace the one it was given. Samples that are finished early cost no more calls.
 
     Args:
-        mdp: what is decided.
-        policy: observations ``(B, F)``, or dicts of them, to actions ``(B, A)``.
+        mdp: the decision process.
+        policy: observations ``(B, F)`` on the host, or the dict of ``Sample``, to actions ``(B, A)``.
         noise: standard normal.
         price: ``(B,)`` of a network call, where the policy knows prices.
         condition: rows ``(B,)`` of the teacher's conditions; the first if not given.
@@ -34,8 +34,8 @@ def trajectory(
     while bool(unfinished.any()):
         state = mdp.predict(state, unfinished)
         action = policy(mdp.observe(state))
-        answered = mdp.with_action_prediction(state, action)
-        stepped = mdp.advance(answered, mdp.decode(answered, action))
+        predicted = mdp.with_action_prediction(state, action)
+        stepped = mdp.advance(predicted, mdp.decode(predicted, action))
         state = state.merge(unfinished, stepped)
         unfinished = state.steps_left > 0
         changed = yield state

@@ -1,2 +1,2 @@
-"""How samples are compared: distances between pairs, distances between sets, the feature networks that both look
-through, and pictures of episodes. Read ``distances`` first."""
+"""Measures of samples: distances between pairs, distances between sets, the feature networks of both, and rendering.
+Read ``distances`` first."""

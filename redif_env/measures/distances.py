@@ -1,43 +1,49 @@
-"""Distances between finished samples and the teacher's endpoints: ``(B,)`` from two batches ``(B, *S)``.
+"""Distances between clean samples and the teacher's endpoints: ``(B,)`` from two batches ``(B, *S)``.
 
-All are 0 for equal samples and grow as samples differ; any callable of the same form may stand in for them. Those of
-images clip to [-1, 1], the range that a student's samples have once they leave it.
+All are 0 for equal samples and grow as samples differ. Any callable of the same signature can be used instead. Image
+distances clip to [-1, 1], the range of a student's output.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from redif_env.diffusion.placement import stock_defaults
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """``(samples, endpoints) -> (B,)``."""
 
 SMALL_SIDE = 16
-"""Below this many pixels a side, structural similarity uses a narrower window than its paper's 11 x 11."""
+"""Below this image size in pixels, structural similarity uses a narrower window than the 11 x 11 of its paper."""
 
 
 def root_mean_square(samples: Tensor, endpoints: Tensor) -> Tensor:
     """Root of the mean squared difference over dimensions."""
-    return squared_error(samples, endpoints).sqrt()
+    difference = (samples - endpoints).flatten(1)
+    return torch.linalg.vector_norm(difference, dim=1) / math.sqrt(difference.shape[1])
 
 
 def squared_error(samples: Tensor, endpoints: Tensor) -> Tensor:
-    """Mean squared difference over dimensions."""
+    """Mean squared error over dimensions."""
     return (samples - endpoints).flatten(1).square().mean(dim=1)
 
 
 def cosine_distance(samples: Tensor, endpoints: Tensor) -> Tensor:
-    """One minus the cosine of the angle between them, 0 to 2."""
+    """One minus the cosine similarity, in [0, 2]."""
     return 1 - F.cosine_similarity(samples.flatten(1), endpoints.flatten(1), dim=1)
 
 
+@stock_defaults()
 def structural_dissimilarity(samples: Tensor, endpoints: Tensor) -> Tensor:
-    """One minus the structural similarity (Wang et al. 2004, Eq. 13), by torchmetrics, for images in [-1, 1].
+    """One minus the structural similarity (Wang et al. 2004, Eq. 13) of images in [-1, 1], from torchmetrics.
 
     Raises:
-        ValueError: if samples are no images.
+        ValueError: if samples are not images.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -55,13 +61,13 @@ def structural_dissimilarity(samples: Tensor, endpoints: Tensor) -> Tensor:
 
 
 def perceptual_distance(network: str = "alex") -> Distance:
-    """LPIPS (Zhang et al. 2018), by torchmetrics, for images in [-1, 1]; grey ones count as three equal channels.
+    """LPIPS (Zhang et al. 2018) of images in [-1, 1], from torchmetrics. Grey images are expanded to three channels.
 
     Args:
-        network: ``"alex"``, ``"vgg"`` or ``"squeeze"``; torchvision fetches its weights if they are not there.
+        network: ``"alex"``, ``"vgg"`` or ``"squeeze"``; torchvision downloads its weights on first use.
 
     Raises:
-        ValueError: if torchvision is not installed, or there is no such network.
+        ValueError: if torchvision is not installed, or ``network`` is unknown.
     """
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
@@ -73,7 +79,7 @@ def perceptual_distance(network: str = "alex") -> Distance:
 
 
 class Perceptual:
-    """A network of two batches of images ``(B, 3, H, W)`` in [-1, 1] as a distance."""
+    """A distance computed by a network from two batches of images ``(B, 3, H, W)`` in [-1, 1]."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Feature networks: where samples are compared by what they show, not by their values."""
+"""Feature networks, in whose feature space samples are compared."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from redif_env.diffusion.placement import stock_defaults
 from redif_env.storage.files import ASSETS
 
 FEATURE_BATCH = 1024
 
 CLASSIFIERS = {
     "digits": ("digits-features", (1, 8, 8)),
-    "digits-judge": ("digits-classifier", (1, 8, 8)),
+    "digits-evaluation": ("digits-classifier", (1, 8, 8)),
     "mnist": ("mnist-features", (1, 28, 28)),
-    "mnist-judge": ("mnist-classifier", (1, 28, 28)),
+    "mnist-evaluation": ("mnist-classifier", (1, 28, 28)),
 }
-"""Folders of the digit networks, and what they take. The two of one shape differ in their training seed alone; keeping
-them apart means that a reward cannot be good by the judge's own blind spots."""
-
+"""Asset folder and sample shape of each digits classifier. Rewards and evaluation use classifiers trained from
+different seeds, so that a student cannot exploit the evaluation network through the reward."""
 
 INCEPTION = "inception:"
-"""Before the path of its weights, a name of features."""
+"""Prefix of a feature name; the path of the Inception weights follows."""
 
 
 class DigitsClassifier(nn.Module):
-    """A small convolutional classifier of digits; its penultimate layer is the feature space of the digits tables.
+    """Small convolutional classifier of digits; the digits tables use the features of its penultimate layer.
 
-    ``forward`` gives class logits ``(B, 10)``; ``features`` gives ``(B, 64)``, of images ``(B, 1, side, side)`` in
-    [-1, 1]. Trained and shipped by ``python -m experiments.train_classifier``.
+    Images ``(B, 1, side, side)`` are in [-1, 1]. ``forward`` returns class logits ``(B, 10)``, ``features`` returns
+    ``(B, 64)``. Trained by ``python -m experiments.train_classifier``.
 
     Args:
         side: 8 or 28 pixels.
@@ -43,8 +43,8 @@ class DigitsClassifier(nn.Module):
 
     def __init__(self, side: int = 8) -> None:
         super().__init__()
-        # A larger image is halved once more, by the first layer, and leaves 4 x 4 places, where 8 x 8 ones leave 2 x 2.
-        stride, places = (1, 2) if side == 8 else (2, 4)
+        # For 28 x 28 images the first layer halves too; the last feature map has cells x cells positions.
+        stride, cells = (1, 2) if side == 8 else (2, 4)
         self.body = nn.Sequential(
             nn.Conv2d(1, 32, 3, stride=stride, padding=1),
             nn.GELU(),
@@ -53,7 +53,7 @@ class DigitsClassifier(nn.Module):
             nn.Conv2d(64, 64, 3, stride=2, padding=1),
             nn.GELU(),
             nn.Flatten(),
-            nn.Linear(64 * places**2, self.num_features),
+            nn.Linear(64 * cells**2, self.num_features),
             nn.GELU(),
         )
         self.head = nn.Linear(self.num_features, 10)
@@ -66,7 +66,7 @@ class DigitsClassifier(nn.Module):
 
 
 class PixelFeatures(nn.Module):
-    """The samples themselves, flattened: the feature space where no network is known for the data."""
+    """The flattened samples: the features of data that have no feature network."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class PixelFeatures(nn.Module):
 
 
 class PenultimateFeatures(nn.Module):
-    """:meth:`DigitsClassifier.features` as a module, the form that torchmetrics takes."""
+    """:meth:`DigitsClassifier.features` as a module."""
 
     def __init__(self, classifier: DigitsClassifier) -> None:
         super().__init__()
@@ -89,16 +89,16 @@ class PenultimateFeatures(nn.Module):
 
 
 class VisionFeatures(nn.Module):
-    """Pooled features of a transformers vision model: DINO, DINOv2, CLIP's image side, ViT and their like.
+    """Pooled features of a transformers vision model, such as DINO, DINOv2, the image encoder of CLIP, or ViT.
 
-    Images ``(B, C, H, W)`` in [-1, 1] are made three-channelled, resized (bicubic, antialiased) and normalised as the
-    model's own ``preprocessor_config.json`` says.
+    Images ``(B, C, H, W)`` in [-1, 1] are expanded to three channels, resized (bicubic, antialiased) and normalised
+    with the values of the model's ``preprocessor_config.json``.
 
     Args:
-        model: a transformers model whose output has ``image_embeds`` or ``pooler_output``, or else patch tokens, the
-            first of which stands for the image.
-        side: pixels a side that the model was trained on.
-        mean, std: of its training images in [0, 1], a channel.
+        model: a transformers model whose output has ``image_embeds``, ``pooler_output`` or ``last_hidden_state``; of
+            the last, the first token is used.
+        side: input size of the model in pixels.
+        mean, std: per-channel statistics of images in [0, 1].
     """
 
     mean: Tensor
@@ -125,10 +125,10 @@ class VisionFeatures(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str) -> VisionFeatures:
-        """Read a folder or hub id; safetensors only and no code of theirs, so that nothing foreign is run.
+        """Load a folder or hub id. Only safetensors weights are read, and no remote code runs.
 
         Raises:
-            ValueError: if transformers is not installed, or there is no such model.
+            ValueError: if transformers is not installed, or the model cannot be loaded.
         """
         try:
             from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
@@ -142,8 +142,8 @@ class VisionFeatures(nn.Module):
             settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
-                f"features={name_or_path!r} is neither 'pixels' nor 'digits', and no transformers vision model could "
-                f"be read from there ({error}): give a folder or hub id with safetensors weights"
+                f"features={name_or_path!r} is no built-in name, and no transformers vision model could be read there "
+                f"({error}): give a folder or hub id with safetensors weights"
             ) from error
         size = settings.get("crop_size") or settings["size"]
         side = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
@@ -151,13 +151,13 @@ class VisionFeatures(nn.Module):
 
 
 class InceptionFeatures(nn.Module):
-    """The 2,048 pooled features of Inception v3 that FID is made of (Heusel et al. 2017), by torchmetrics.
+    """The 2,048 pooled features of Inception v3 that FID uses (Heusel et al. 2017), from torchmetrics.
 
     Args:
         weights: torch-fidelity's ``weights-inception-2015-12-05-6726825d.pth``.
 
     Raises:
-        ValueError: if torch-fidelity is not installed, or the file holds something other than weights.
+        ValueError: if torch-fidelity is not installed, or the file does not hold weights alone.
     """
 
     def __init__(self, weights: Path) -> None:
@@ -165,7 +165,7 @@ class InceptionFeatures(nn.Module):
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         try:
-            # The network's own reader unpickles whatever is in the file: only what is weights alone may get there.
+            # NoTrainInceptionV3 unpickles the file without checks, so it is first checked to hold weights alone.
             torch.load(weights, map_location="cpu", weights_only=True)
             network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
         except ModuleNotFoundError as error:
@@ -180,25 +180,34 @@ class InceptionFeatures(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features ``(N, 2048)`` of ``(N, C, H, W)`` in [-1, 1]; grey ones count as three equal channels."""
+        """Features ``(N, 2048)`` of images ``(N, C, H, W)`` in [-1, 1]. Grey images are expanded to three channels."""
         pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        found: Tensor = self.network(pixels.expand(-1, 3, -1, -1))
-        return found
+        features: Tensor = self.network(pixels.expand(-1, 3, -1, -1))
+        return features
 
 
 def load_features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
-    """A frozen feature network.
+    """Load a frozen feature network.
 
     Args:
-        name: ``"pixels"``: the samples themselves; ``"digits"`` or ``"mnist"``: the network for rewards on 8x8 or
-            28x28 digits; ``"digits-judge"`` or ``"mnist-judge"``: another one, trained from another seed, which the
-            tables use and rewards should not; ``"inception:PATH"``: those of FID, with the weights at that path; else
-            the folder or hub id of a transformers vision model (CLIP, DINO, ...).
-        sample_shape: S of what it is to take; for latents, the shape of the images.
+        name: one of
+
+            - ``"pixels"``: the flattened samples;
+            - ``"digits"``, ``"mnist"``: the classifier for rewards on 8x8 or 28x28 digits;
+            - ``"digits-evaluation"``, ``"mnist-evaluation"``: the classifier for evaluation, trained from another seed;
+              do not use it in rewards;
+            - ``"inception:PATH"``: the features of FID, with the weights at PATH;
+            - the folder or hub id of a transformers vision model (CLIP, DINO, ...).
+        sample_shape: shape S of one sample; for latents, of the decoded image.
 
     Raises:
-        ValueError: if there is none of that name, or it does not take such samples.
+        ValueError: if ``name`` is unknown, or the network does not take samples of this shape.
     """
+    with stock_defaults():
+        return _features(name, sample_shape).eval().requires_grad_(False)
+
+
+def _features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
     network: nn.Module
     if name == "pixels":
         network = PixelFeatures(math.prod(sample_shape))
@@ -215,21 +224,21 @@ def load_features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
         network = VisionFeatures.from_pretrained(name)
     else:
         raise ValueError(f"features={name!r} takes images, not samples of shape {sample_shape}: try 'pixels'")
-    return network.eval().requires_grad_(False)
+    return network
 
 
 def default_features(sample_shape: tuple[int, ...]) -> str:
-    """The name of the features that rewards use where none is named."""
+    """The name of the features that rewards use by default."""
     return next((name for name in ("digits", "mnist") if CLASSIFIERS[name][1] == sample_shape), "pixels")
 
 
-def judge_features(sample_shape: tuple[int, ...]) -> str:
-    """The name of the features that tables use."""
+def evaluation_features(sample_shape: tuple[int, ...]) -> str:
+    """The name of the features that evaluation uses by default."""
     name = default_features(sample_shape)
-    return name if name == "pixels" else f"{name}-judge"
+    return name if name == "pixels" else f"{name}-evaluation"
 
 
 @torch.no_grad()
 def embed(features: nn.Module, samples: Tensor) -> Tensor:
-    """Features ``(N, D)`` of ``samples`` ``(N, *S)``, clipped to [-1, 1], in batches."""
+    """Features ``(N, D)`` of samples ``(N, *S)`` clipped to [-1, 1], computed in batches."""
     return torch.cat([features(part.clamp(-1, 1)) for part in samples.split(FEATURE_BATCH)]).flatten(1)

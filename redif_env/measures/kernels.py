@@ -1,4 +1,4 @@
-"""Kernels between feature vectors, and the maximum mean discrepancy and witness function that they give."""
+"""Kernels on feature vectors, and their maximum mean discrepancy (MMD) and witness function."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from redif_env.diffusion.placement import double
 
 
 class Kernel(Protocol):
@@ -17,7 +19,7 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True)
 class EnergyKernel:
-    """``-|a - b|``: its squared discrepancy is the energy distance (Sejdinovic et al. 2013, Section 4)."""
+    """``-|a - b|``: its squared MMD is the energy distance (Sejdinovic et al. 2013, Section 4)."""
 
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:
         return -torch.cdist(first, second)
@@ -25,7 +27,7 @@ class EnergyKernel:
 
 @dataclass(frozen=True)
 class PolynomialKernel:
-    """``(a.b / D + 1) ** 3``: the kernel of KID (Binkowski et al. 2018), blind to all but three moments."""
+    """``(a.b / D + 1) ** 3``: the kernel of KID (Binkowski et al. 2018), sensitive to the first three moments."""
 
     degree: int = 3
 
@@ -36,9 +38,9 @@ class PolynomialKernel:
 
 @dataclass(frozen=True)
 class RationalQuadraticKernel:
-    """Sum over length scales of ``1 / (1 + |a - b|**2 / (2 * scale**2))``: heavy tails, so that far samples count.
+    """Mean over length scales of ``1 / (1 + |a - b|**2 / (2 * length**2))`` (Binkowski et al. 2018, Section 3).
 
-    (Binkowski et al. 2018, Section 3.) ``lengths`` are in units of the features.
+    Its heavy tails make distant samples count. ``lengths`` are in units of the features.
     """
 
     lengths: tuple[float, ...]
@@ -49,15 +51,15 @@ class RationalQuadraticKernel:
 
 
 def median_lengths(features: Tensor, factors: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)) -> tuple[float, ...]:
-    """Length scales around the median distance between features ``(N, D)``."""
-    distances = torch.pdist(features[:512].double())
+    """Length scales: the median distance between features ``(N, D)`` times each factor."""
+    distances = torch.pdist(double(features[:512]))
     return tuple(float(factor * distances.median()) for factor in factors)
 
 
-def squared_discrepancy(kernel: Kernel, samples: Tensor, reference: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy (Gretton et al. 2012, Eq. 5), a scalar, never below 0.
+def squared_mmd(kernel: Kernel, samples: Tensor, reference: Tensor) -> Tensor:
+    """Squared MMD (Gretton et al. 2012, Eq. 5), a scalar tensor of at least 0.
 
-    The mean runs over all pairs, each sample with itself included, so that equal sets are exactly 0 apart.
+    The biased estimate: means run over all pairs, including each sample with itself, so equal sets give exactly 0.
     """
     within = kernel(samples, samples).mean() + kernel(reference, reference).mean()
     return within - 2 * kernel(samples, reference).mean()
@@ -66,6 +68,6 @@ def squared_discrepancy(kernel: Kernel, samples: Tensor, reference: Tensor) -> T
 def witness(kernel: Kernel, at: Tensor, samples: Tensor, reference: Tensor) -> Tensor:
     """Witness function (Gretton et al. 2012, Section 2.3) ``(B,)`` at features ``at`` ``(B, D)``.
 
-    Positive where ``samples`` are denser than ``reference``.
+    It is positive where ``samples`` are denser than ``reference``.
     """
     return kernel(at, samples).mean(dim=1) - kernel(at, reference).mean(dim=1)

@@ -1,2 +1,2 @@
-"""Rewards: functions of a batched transition, one file a family, and the names by which ``gym.make`` knows them.
-Read ``reward`` first."""
+"""Rewards: functions of a batched transition, one file per family, and their names for ``gym.make``. Read ``reward``
+first."""

@@ -1,4 +1,4 @@
-"""The cost of network calls, where their number is a decision."""
+"""The cost of network calls, for students that choose their number of steps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from redif_env.diffusion.types import Transition
 
 @dataclass(frozen=True)
 class StepCost:
-    """Minus a price for each network call, which makes the number of steps itself a decision.
+    """A penalty of ``cost`` per network call; an episode of n calls returns ``-cost * n``.
 
-    An episode of n calls pays ``-cost * n``. Without a ``cost``, each episode's own price is taken
-    (``State.price``). In units of :class:`EndpointAlignment`: at a cost of 0.01, a call more is
-    worth it if it takes a hundredth off the base solver's distance.
+    If ``cost`` is None, the price of the episode (``State.price``) is used. The unit is that of
+    :class:`EndpointAlignment`: at 0.01, one more call pays off if it reduces the distance by 1 % of the base solver's.
     """
 
     cost: float | None = None

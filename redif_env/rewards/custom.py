@@ -1,4 +1,4 @@
-"""Any function of the transition as a reward."""
+"""A reward from a user's function."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from redif_env.diffusion.types import Transition
 
 @dataclass(frozen=True)
 class CallableReward:
-    """Any function of the transition as a reward: differentiable or not, a network's answer, a file's size, a count.
+    """A reward from any function of the transition; it need not be differentiable.
 
-    ``fn`` takes a ``Transition`` of B episodes and returns a tensor ``(B,)`` on its device.
+    Args:
+        fn: takes a ``Transition`` of B episodes and returns a tensor ``(B,)``, on the host or the samples' device.
+        name: the name of the reward in ``info["rewards"]``.
     """
 
     fn: Callable[[Transition], Tensor]

@@ -1,4 +1,4 @@
-"""The reward that compares distributions, not samples."""
+"""Rewards that compare the distribution of samples with the teacher's."""
 
 from __future__ import annotations
 
@@ -7,87 +7,88 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from redif_env.diffusion.placement import double, full_precision
 from redif_env.diffusion.types import Transition
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.kernels import (
     Kernel,
     RationalQuadraticKernel,
     median_lengths,
-    squared_discrepancy,
+    squared_mmd,
     witness,
 )
 from redif_env.rewards.calibration import base_pairs
-from redif_env.rewards.feature import embed_samples, placed_features
-from redif_env.rewards.reward import check_scale, when_finished
+from redif_env.rewards.feature import embed_samples, frozen_features
+from redif_env.rewards.reward import check_scale, terminal_values
 from redif_env.teachers.references import ReferenceSet
 
 
 class DistributionAlignment:
-    """Minus the distance between the student's distribution and the teacher's, a sample's own share; 0 before the end.
+    """Each final sample's contribution to minus the squared MMD between student and teacher; 0 before the last step.
 
-    The squared maximum mean discrepancy of a kernel in feature space, between a moving set of the last finished samples
-    and the teacher's endpoints of the same noises. A sample at features ``z`` earns
-    ``-(2 * witness(z) + E k(y, y') - E k(x, x')) / scale``: on average over the moving set that is minus the squared
-    discrepancy over ``scale``, and its policy gradient is that of the discrepancy, since the terms without ``z`` are a
-    baseline. With :class:`~redif_env.measures.kernels.EnergyKernel` the discrepancy is the energy distance.
+    The MMD is taken in feature space between a buffer of the last final samples ``x`` and the teacher's endpoints ``y``
+    of the same noises. A sample with features ``z`` gets ``-(2 * witness(z) + E k(y, y') - E k(x, x')) / scale``. The
+    mean over the buffer is minus the squared MMD over ``scale``. The policy gradient is that of the squared MMD,
+    because the terms without ``z`` are a baseline. With :class:`~redif_env.measures.kernels.EnergyKernel` the squared
+    MMD is the energy distance.
 
-    The moving set starts as the base solver's samples, for which the mean is -1; a student that makes the teacher's
-    endpoints earns 0. The reward depends on past episodes: two environments agree if they saw the same ones, and
-    seeding an environment starts the set afresh.
+    The buffer initially holds the base solver's samples, whose mean reward is -1; the teacher's endpoints get 0. The
+    reward depends on past episodes. Seeding an environment resets the buffer.
 
     Args:
-        kernel, features: what is compared, and how.
+        kernel: kernel on features.
+        features: feature network.
         samples, endpoints: the base solver's samples and the teacher's endpoints of the same noises, both
-            ``(M, *S)``; M is the size of the moving set. Keeping noises in common leaves their chance out of the
-            witness, which else would be larger than what a good student has left to improve.
+            ``(M, *S)``; M is the size of the buffer. Shared noises reduce the variance of the witness.
+        name: name of the reward.
     """
 
     def __init__(self, kernel: Kernel, features: nn.Module, samples: Tensor, endpoints: Tensor, name: str) -> None:
         self.kernel, self.features, self.name = kernel, features, name
-        self._first = (self._embed(samples), self._embed(endpoints))
-        self.scale = float(squared_discrepancy(kernel, *self._first))
+        self._initial = (self._embed(samples), self._embed(endpoints))
+        self.scale = float(squared_mmd(kernel, *self._initial))
         check_scale(self.scale)
-        self.restart()
+        self.reset()
 
-    def restart(self) -> None:
-        """The moving set as at construction."""
-        self._samples, self._endpoints = (bank.clone() for bank in self._first)
+    def reset(self) -> None:
+        """Reset the buffer to the base solver's samples."""
+        self._samples, self._endpoints = (features.clone() for features in self._initial)
         self._oldest = 0
 
     def __call__(self, transition: Transition) -> Tensor:
-        return when_finished(self.name, transition, self._pay)
+        return terminal_values(self.name, transition, self._evaluate)
 
     def state_dict(self) -> dict[str, Any]:
         return {"samples": self._samples, "endpoints": self._endpoints, "oldest": self._oldest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        # Copies: the set is updated in place.
+        # Copies, because the buffer is updated in place.
         self._samples, self._endpoints = (state[key].to(self._samples).clone() for key in ("samples", "endpoints"))
         self._oldest = state["oldest"]
 
-    def shares(self, at: Tensor) -> Tensor:
-        """What samples with features ``at`` ``(B, D)`` earn against the moving set, ``(B,)``."""
+    def values(self, at: Tensor) -> Tensor:
+        """Rewards ``(B,)`` of samples with features ``at`` ``(B, D)``, given the buffer."""
         kernel, samples, endpoints = self.kernel, self._samples, self._endpoints
         baseline = kernel(endpoints, endpoints).mean() - kernel(samples, samples).mean()
         return -(2 * witness(kernel, at, samples, endpoints) + baseline) / self.scale
 
-    def _pay(self, samples: Tensor, endpoints: Tensor) -> Tensor:
-        """What finished samples earn against the moving set, which they then join."""
-        finished = self._embed(samples)
-        shares = self.shares(finished)
-        self._remember(finished, self._embed(endpoints))
-        return shares
+    def _evaluate(self, samples: Tensor, endpoints: Tensor) -> Tensor:
+        """Rewards of final samples, which are then added to the buffer."""
+        features = self._embed(samples)
+        values = self.values(features)
+        self._add(features, self._embed(endpoints))
+        return values
 
     def _embed(self, samples: Tensor) -> Tensor:
-        # A good student's samples lie so near their endpoints that single precision would lose the difference.
-        return embed_samples(self.features, samples).double()
+        # Float64: a good student's samples differ from their endpoints by less than float32 resolves.
+        return double(embed_samples(self.features, samples))
 
-    def _remember(self, samples: Tensor, endpoints: Tensor) -> None:
-        """Put new pairs in the places of the oldest ones."""
+    def _add(self, samples: Tensor, endpoints: Tensor) -> None:
+        """Replace the oldest pairs of the buffer by new ones."""
         size = len(self._samples)
         samples, endpoints = samples[-size:], endpoints[-size:]
-        places = (self._oldest + torch.arange(len(samples), device=samples.device)) % size
-        self._samples[places], self._endpoints[places] = samples, endpoints
+        index = (self._oldest + torch.arange(len(samples), device=samples.device)) % size
+        self._samples[index], self._endpoints[index] = samples, endpoints
         self._oldest = (self._oldest + len(samples)) % size
 
     @classmethod
@@ -99,8 +100,9 @@ class DistributionAlignment:
         features: nn.Module | None = None,
         name: str = "mmd",
     ) -> DistributionAlignment:
-        """For a decision process; the default kernel is rational quadratic, its lengths around the median distance."""
-        network = placed_features(features, mdp.teacher)
+        """Make the reward; the default kernel is rational quadratic with lengths around the median distance."""
+        network = frozen_features(features, mdp.teacher)
         base, endpoints = base_pairs(mdp, reference)
-        chosen = kernel or RationalQuadraticKernel(median_lengths(embed_samples(network, endpoints)))
-        return cls(chosen, network, base, endpoints, name)
+        with full_precision(base.device):
+            kernel = kernel or RationalQuadraticKernel(median_lengths(embed_samples(network, endpoints)))
+            return cls(kernel, network, base, endpoints, name)

@@ -1,28 +1,27 @@
-"""Rewards by distance to the teacher's endpoint: once at the end, or step by step."""
+"""Rewards by the distance to the teacher's endpoint: terminal, or shaped over the steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Self
 
-import torch
 from torch import Tensor
 
-from redif_env.diffusion.types import Transition, expand
+from redif_env.diffusion.types import Transition, chosen
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.distances import Distance, root_mean_square
 from redif_env.rewards.calibration import base_distance
-from redif_env.rewards.reward import check_scale, when_finished
+from redif_env.rewards.reward import check_scale, terminal_values
 from redif_env.teachers.references import ReferenceSet
 from redif_env.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True)
 class EndpointAlignment:
-    """Minus the finished sample's distance to the teacher's endpoint, over ``scale``; 0 before the end.
+    """Minus the distance of the final sample to the teacher's endpoint, over ``scale``; 0 before the last step.
 
-    The default distance is not squared, so that the few noises whose error stays large whatever is done do not drown
-    the many that can be helped. An episode of the base solver pays -1 on average, one of the teacher 0.
+    With the scale of :meth:`calibrated`, the base solver's mean return is -1 and the teacher's is 0. The default
+    distance is the RMSE rather than the MSE, so that the few noises with large errors do not dominate.
     """
 
     scale: float
@@ -33,7 +32,7 @@ class EndpointAlignment:
         check_scale(self.scale)
 
     def __call__(self, transition: Transition) -> Tensor:
-        return -when_finished(self.name, transition, self.distance) / self.scale
+        return terminal_values(self.name, transition, self.distance) * (-1 / self.scale)
 
     @classmethod
     def calibrated(
@@ -43,30 +42,31 @@ class EndpointAlignment:
         distance: Distance = root_mean_square,
         name: str | None = None,
     ) -> Self:
-        """With the base solver's mean distance over the reference set as scale."""
+        """Make the reward with the base solver's mean distance over the reference set as scale."""
         return cls(base_distance(mdp, reference, distance), distance, name or cls.name)
 
 
 @dataclass(frozen=True)
 class TrajectoryAlignment(EndpointAlignment):
-    """How much nearer each step brought the predicted clean sample to the endpoint: the endpoint reward made dense.
+    """The decrease in distance between predicted clean sample and endpoint at each step: the endpoint reward, shaped.
 
-    Potential-based shaping (Ng et al. 1999): the potential of a state is minus the distance of the network's clean
-    prediction there (of the sample itself, once finished), and 0 before the first step. Undiscounted, an episode's sum
-    is the endpoint reward, so the optimal policy is the same.
+    Potential-based shaping (Ng et al. 1999). The potential of a state is minus the distance of the network's clean
+    prediction, of the sample itself at the end, and 0 before the first step. The undiscounted return is the endpoint
+    reward, so the optimal policy is the same.
     """
 
     name: str = "trajectory"
-    own: bool = False
-    """Whether the predictions are the student's own: each step's is then an action's doing, the first one's too."""
+    predicted_by_action: bool = False
+    """Whether actions hold the predictions (``action="noise"``), so that the first prediction is an action too."""
 
     def __call__(self, transition: Transition) -> Tensor:
         before, after = transition.state, transition.next_state
-        reached = torch.where(expand(transition.terminated, after.x), after.x, after.x0_history[:, 0])
-        known = before.x0_history[:, 1 if self.own else 0]
-        # The first prediction is the noise's doing, not an action's: where it counted as 0, the sum telescopes.
-        potential = torch.where(before.predictions > 1, self.distance(known, transition.endpoint), 0.0)
-        return (potential - self.distance(reached, transition.endpoint)) / self.scale
+        x0_before = before.x0_history[:, 1 if self.predicted_by_action else 0]
+        distance = self.distance(x0_before, transition.endpoint)
+        # The first prediction depends on the noise alone; its potential of 0 makes the sum telescope.
+        potential = distance * (before.predictions > 1).to(distance)
+        x0_after = chosen(transition.terminated, after.x, after.x0_history[:, 0])
+        return (potential - self.distance(x0_after, transition.endpoint)) / self.scale
 
     @classmethod
     def calibrated(
@@ -77,12 +77,13 @@ class TrajectoryAlignment(EndpointAlignment):
         name: str | None = None,
     ) -> Self:
         """As :meth:`EndpointAlignment.calibrated`."""
-        return replace(super().calibrated(mdp, reference, distance, name), own=mdp.action_map.predicts)
+        bare = super().calibrated(mdp, reference, distance, name)
+        return replace(bare, predicted_by_action=mdp.action_map.predicts)
 
 
 @dataclass(frozen=True)
-class ImageDistance:
-    """A distance of images, between latents: both are decoded first."""
+class DecodedDistance:
+    """An image distance between latents, which are decoded first."""
 
     distance: Distance
     teacher: Teacher
@@ -91,6 +92,6 @@ class ImageDistance:
         return self.distance(self.teacher.images(samples), self.teacher.images(endpoints))
 
 
-def of_images(distance: Distance, teacher: Teacher) -> Distance:
-    """A distance between what the teacher's samples show: for latents, between the decoded images."""
-    return distance if teacher.decoder is None else ImageDistance(distance, teacher)
+def image_distance(distance: Distance, teacher: Teacher) -> Distance:
+    """An image distance as a distance of the teacher's samples; latents are decoded first."""
+    return distance if teacher.decoder is None else DecodedDistance(distance, teacher)

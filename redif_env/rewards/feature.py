@@ -1,4 +1,4 @@
-"""The reward by distance to the teacher's endpoint in the space of a feature network."""
+"""The reward by the distance to the teacher's endpoint in feature space."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.distances import Distance, root_mean_square
 from redif_env.measures.features import default_features, embed, load_features
 from redif_env.rewards.calibration import base_distance
-from redif_env.rewards.reward import check_scale, when_finished
+from redif_env.rewards.reward import check_scale, terminal_values
 from redif_env.teachers.references import ReferenceSet
 from redif_env.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True)
 class FeatureAlignment:
-    """:class:`EndpointAlignment` in the space of a feature network: the root mean square distance of features.
+    """:class:`EndpointAlignment` with the RMSE of features as distance, which is closer to a Frechet distance.
 
-    What the network does not see is not paid for, what it is sensitive to counts more: nearer to what a Frechet
-    distance measures. The base solver pays -1, the teacher 0.
+    With the scale of :meth:`calibrated`, the base solver's mean return is -1 and the teacher's is 0.
     """
 
     scale: float
@@ -34,19 +33,20 @@ class FeatureAlignment:
         check_scale(self.scale)
 
     def __call__(self, transition: Transition) -> Tensor:
-        return -when_finished(self.name, transition, partial(feature_root_mean_square, self.features)) / self.scale
+        distance = partial(feature_root_mean_square, self.features)
+        return terminal_values(self.name, transition, distance) * (-1 / self.scale)
 
     @classmethod
     def calibrated(
         cls, mdp: DenoisingMDP, reference: ReferenceSet, features: nn.Module | None = None, name: str = "feature"
     ) -> FeatureAlignment:
-        """With the base solver's mean distance as scale; ``features`` default to those for the sample shape."""
-        network = placed_features(features, mdp.teacher)
+        """Make the reward with the base solver's mean distance as scale; ``features`` default to the sample shape's."""
+        network = frozen_features(features, mdp.teacher)
         return cls(base_distance(mdp, reference, partial(feature_root_mean_square, network)), network, name)
 
 
 class LatentFeatures(nn.Module):
-    """Features ``(B, D)`` of the images that latents ``(B, *S)`` are decoded to, by a teacher's decoder."""
+    """Features ``(B, D)`` of the images decoded from latents ``(B, *S)``."""
 
     def __init__(self, features: nn.Module, teacher: Teacher) -> None:
         super().__init__()
@@ -57,25 +57,25 @@ class LatentFeatures(nn.Module):
 
 
 def feature_root_mean_square(features: nn.Module, samples: Tensor, endpoints: Tensor) -> Tensor:
-    """Root mean square distance of features, ``(B,)``."""
+    """RMSE of features ``(B,)``."""
     both = embed_samples(features, torch.cat([samples, endpoints]))
     return root_mean_square(*both.chunk(2))
 
 
 def feature_distance(teacher: Teacher, features: nn.Module | None = None) -> Distance:
-    """The distance of :class:`FeatureAlignment`, not scaled; ``features`` default to those for the sample shape."""
-    return partial(feature_root_mean_square, placed_features(features, teacher))
+    """The unscaled distance of :class:`FeatureAlignment`; ``features`` default to the sample shape's."""
+    return partial(feature_root_mean_square, frozen_features(features, teacher))
 
 
 def embed_samples(features: nn.Module, samples: Tensor) -> Tensor:
     """Features ``(B, D)`` of samples ``(B, *S)``."""
-    # Latents leave [-1, 1], to which the others are clipped.
-    found: Tensor = features(samples) if isinstance(features, LatentFeatures) else embed(features, samples)
-    return found
+    # ``embed`` clips to [-1, 1], which is wrong for latents.
+    embedded: Tensor = features(samples) if isinstance(features, LatentFeatures) else embed(features, samples)
+    return embedded
 
 
-def placed_features(features: nn.Module | None, teacher: Teacher) -> nn.Module:
-    """A feature network of what the teacher's samples show, frozen, on its device."""
+def frozen_features(features: nn.Module | None, teacher: Teacher) -> nn.Module:
+    """A frozen feature network for the teacher's samples, on the teacher's device; latents are decoded first."""
     network = features or load_features(default_features(teacher.image_shape), teacher.image_shape)
     network = network.eval().requires_grad_(False).to(teacher.device)
     return network if teacher.decoder is None else LatentFeatures(network, teacher)

@@ -1,4 +1,4 @@
-"""The rewards by the names used at the command line and in ``gym.make``."""
+"""The names of the rewards."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from redif_env.measures.distances import cosine_distance, squared_error, structu
 from redif_env.measures.kernels import EnergyKernel
 from redif_env.rewards.cost import StepCost
 from redif_env.rewards.distribution import DistributionAlignment
-from redif_env.rewards.endpoint import EndpointAlignment, TrajectoryAlignment, of_images
+from redif_env.rewards.endpoint import EndpointAlignment, TrajectoryAlignment, image_distance
 from redif_env.rewards.feature import FeatureAlignment
 from redif_env.rewards.path import PathAlignment
 from redif_env.rewards.reward import Reward, Term
 from redif_env.rewards.teacher import ScoreAgreement, TeacherResidual
 from redif_env.teachers.references import ReferenceSet
 
-Calibrated = Callable[[DenoisingMDP, ReferenceSet], Reward]
+RewardFactory = Callable[[DenoisingMDP, ReferenceSet], Reward]
 
-
-REWARDS: dict[str, Calibrated] = {
+REWARDS: dict[str, RewardFactory] = {
     "endpoint": EndpointAlignment.calibrated,
     "endpoint_squared": lambda mdp, ref: EndpointAlignment.calibrated(mdp, ref, squared_error, "endpoint_squared"),
     "endpoint_cosine": lambda mdp, ref: EndpointAlignment.calibrated(mdp, ref, cosine_distance, "endpoint_cosine"),
     "endpoint_ssim": lambda mdp, ref: EndpointAlignment.calibrated(
-        mdp, ref, of_images(structural_dissimilarity, mdp.teacher), "endpoint_ssim"
+        mdp, ref, image_distance(structural_dissimilarity, mdp.teacher), "endpoint_ssim"
     ),
     "feature": FeatureAlignment.calibrated,
     "trajectory": TrajectoryAlignment.calibrated,
@@ -36,17 +35,17 @@ REWARDS: dict[str, Calibrated] = {
     "step_cost": lambda mdp, ref: StepCost(1.0),
     "price": lambda mdp, ref: StepCost(name="price"),
 }
-"""The rewards by the names used at the command line and in ``gym.make``."""
+"""Reward factories by their names in ``gym.make`` and at the command line."""
 
 
 def build_terms(weights: Mapping[str, float], mdp: DenoisingMDP, reference: ReferenceSet) -> list[Term]:
-    """The weighted sum that ``{name: weight}`` describes.
+    """The terms of the weighted sum ``{name: weight}``.
 
     Raises:
-        ValueError: if a name is unknown, or there is none.
+        ValueError: if a name is unknown, or ``weights`` is empty.
     """
     if not weights:
-        raise ValueError("reward names no term: give at least one, as in {'endpoint': 1.0}")
+        raise ValueError("reward has no term: give at least one, as in {'endpoint': 1.0}")
     for name in weights:
         if name not in REWARDS:
             raise ValueError(f"reward={name!r} is unknown: choose one of {', '.join(map(repr, REWARDS))}")

@@ -1,4 +1,4 @@
-"""The reward that compares every step with the teacher's own trajectory."""
+"""The reward that compares every step with the teacher's trajectory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from redif_env.diffusion.placement import HOST, full_precision
 from redif_env.diffusion.schedules import Schedule
 from redif_env.diffusion.solvers import trajectory
 from redif_env.diffusion.types import State, Transition
@@ -18,12 +19,12 @@ from redif_env.teachers.references import BASE_SIZE, ReferencePaths, ReferenceSe
 
 @dataclass(frozen=True)
 class PathAlignment:
-    """Minus the distance of where each step lands to where the teacher's own way from the same noise passes: dense.
+    """Minus the distance of each next sample to the teacher's trajectory from the same noise, over ``scale``.
 
-    Each step is paid for by itself, so ``gamma`` may be small: then an action's reward no longer carries the chance of
-    those that follow, which is what thousands of action numbers need. Distances are root mean squares of samples of the
-    size that variance-preserving schedules have; ``scale`` is the base solver's mean sum over an episode, so it pays
-    -1, and the teacher 0. The ways cost the teacher's many steps once more, and are cached like its endpoints.
+    A dense reward: each step is rewarded by itself, so a small ``gamma`` reduces the variance of the return. The
+    distance is the RMSE of samples at variance-preserving scale. With the scale of :meth:`calibrated`, the base
+    solver's mean return is -1 and the teacher's is 0. The trajectories cost as many network calls as the endpoints and
+    are cached too.
     """
 
     paths: ReferencePaths
@@ -35,21 +36,21 @@ class PathAlignment:
         check_scale(self.scale)
 
     def __call__(self, transition: Transition) -> Tensor:
-        return -self.strayed(transition.next_state, transition.pair) / self.scale
+        return self.distance(transition.next_state, transition.pair) * (-1 / self.scale)
 
-    def strayed(self, state: State, pair: Tensor) -> Tensor:
-        """How far ``state`` is from the ways of rows ``pair`` ``(B,)``, ``(B,)``."""
+    def distance(self, state: State, pair: Tensor) -> Tensor:
+        """Distance ``(B,)`` of states to the teacher's trajectories of the reference rows ``pair`` ``(B,)``."""
         x = self.schedule.normalised(state.x, state.half_logsnr)
         return root_mean_square(x, self.paths.at(pair, state.half_logsnr))
 
     @classmethod
     def calibrated(cls, mdp: DenoisingMDP, reference: ReferenceSet, name: str = "path") -> PathAlignment:
-        """With the base solver's mean sum of distances over the reference set as scale."""
+        """Make the reward with the base solver's mean sum of distances over the reference set as scale."""
         bare = cls(reference_paths(mdp.teacher, reference), mdp.teacher.schedule, 1.0, name)
-        noise, asked = (part[:BASE_SIZE].to(mdp.teacher.device) for part in (reference.noise, reference.condition))
-        pair = torch.arange(len(noise), device=noise.device)
-        with torch.no_grad():
-            begun = mdp.initial_sample(noise, asked)
-            steps = trajectory(mdp.teacher, mdp.solver, mdp.grid, begun, mdp.num_steps, asked)
-            scale = sum(float(bare.strayed(state, pair).double().mean()) for state in steps)
+        noise, condition = reference.noise[:BASE_SIZE].to(mdp.teacher.device), reference.condition[:BASE_SIZE]
+        pair = torch.arange(len(noise), device=HOST)
+        with torch.no_grad(), full_precision(noise.device):
+            initial = mdp.initial_sample(noise, condition)
+            steps = trajectory(mdp.teacher, mdp.solver, mdp.grid, initial, mdp.num_steps, condition)
+            scale = sum(float(bare.distance(state, pair).to(HOST).double().mean()) for state in steps)
         return replace(bare, scale=scale)

@@ -1,4 +1,4 @@
-"""Rewards that ask the teacher itself, and need no endpoint."""
+"""Rewards that evaluate the teacher's network and need no endpoint."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from redif_env.diffusion.placement import HOST, full_precision, place
 from redif_env.diffusion.predictions import noise_estimate
-from redif_env.diffusion.types import Transition, expand
+from redif_env.diffusion.types import Transition
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.distances import root_mean_square, squared_error
 from redif_env.rewards.calibration import base_pairs
-from redif_env.rewards.reward import check_scale, when_finished
+from redif_env.rewards.reward import check_scale, terminal_values
 from redif_env.teachers.references import ReferenceSet
 from redif_env.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True)
 class ScoreAgreement:
-    """Minus the distance of each step's noise prediction to the teacher's own at the same state: a dense reward.
+    """Minus the relative error of each step's noise prediction against the teacher's at the same state: a dense reward.
 
-    Relative to the size of the teacher's prediction and averaged over the steps of the budget: DDIM, which steps with
-    what the teacher predicts, earns exactly 0 an episode; stepping with no noise prediction at all -1. Costs one more
-    network call a step, which the student does not pay.
+    Averaged over ``num_steps``: DDIM, which uses the teacher's prediction, has a return of exactly 0, and a noise
+    prediction of zero has -1. Costs one extra network call per step, which is not counted in the student's NFE.
     """
 
     teacher: Teacher
@@ -34,28 +34,31 @@ class ScoreAgreement:
         state, schedule = transition.state, self.teacher.schedule
         level = schedule.level(state.half_logsnr)
         stepped = noise_estimate(state.x, transition.decision.x0, level)
-        told = schedule.timestep(state.half_logsnr)
-        answer = self.teacher.predict(state.x, state.half_logsnr, told, state.condition).eps
-        zero = torch.zeros_like(answer)
-        return -root_mean_square(stepped, answer) / root_mean_square(answer, zero) / self.num_steps
+        timestep = schedule.timestep(state.half_logsnr)
+        eps = self.teacher.predict(state.x, state.half_logsnr, timestep, state.condition).eps
+        return root_mean_square(stepped, eps) / root_mean_square(eps, torch.zeros_like(eps)) * (-1 / self.num_steps)
 
     @classmethod
     def calibrated(cls, mdp: DenoisingMDP, reference: ReferenceSet, name: str = "score") -> ScoreAgreement:
-        """For a decision process; its scale needs no reference set."""
+        """Make the reward for a decision process; the reference set is not used."""
         return cls(mdp.teacher, mdp.num_steps, name)
 
 
 @dataclass(frozen=True)
 class TeacherResidual:
-    """Minus how badly the teacher denoises the finished sample once it is noised again; 0 before the end.
+    """Minus the teacher's denoising error on the final sample with noise added again; 0 before the last step.
 
-    The residual is the mean squared error of its noise prediction at a few levels: the denoising bound on the negative
-    log likelihood (Ho et al. 2020, Eq. 14). No endpoint is needed. It is measured above ``floor``, the teacher's own
-    endpoints' mean, so they earn 0 and the base solver -1 on average. Smooth samples are easy to denoise, so more than
-    0 can be earned by what is less detailed than the teacher's.
+    The residual is the MSE of the teacher's noise prediction at L levels: the denoising bound on the negative log
+    likelihood (Ho et al. 2020, Eq. 14). With ``floor`` and ``scale`` of :meth:`calibrated`, the mean is 0 for the
+    teacher's endpoints and -1 for the base solver. Smooth samples are easy to denoise, so a reward above 0 can mean
+    less detail than the teacher's. Costs L network calls per sample, which are not counted in the student's NFE.
 
-    ``noise`` ``(L, *S)`` is the same for all samples, so that they differ by what they are; ``half_logsnr`` ``(L,)``
-    are its levels. Costs L network calls a finished sample, which the student does not pay.
+    Args:
+        teacher: the teacher.
+        noise: ``(L, *S)``, shared by all samples.
+        half_logsnr: levels ``(L,)``.
+        floor, scale: the reward is ``(floor - residual) / scale``.
+        name: name of the reward.
     """
 
     teacher: Teacher
@@ -69,20 +72,20 @@ class TeacherResidual:
         check_scale(self.scale)
 
     def residual(self, samples: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Mean squared error ``(N,)`` of the noise predicted in noised samples ``(N, *S)``, asked for ``condition``."""
+        """MSE ``(N,)`` of the noise predicted for noised samples ``(N, *S)`` under ``condition`` ``(N,)``."""
         errors = []
-        for noise, lam in zip(self.noise.to(samples), self.half_logsnr, strict=True):
-            levels = lam.expand(len(samples)).to(samples.device)
+        for noise, half_logsnr in zip(self.noise.to(samples), self.half_logsnr, strict=True):
+            levels = half_logsnr.expand(len(samples))
             level = self.teacher.schedule.level(levels)
-            alpha, sigma = (expand(value, samples).to(samples.dtype) for value in (level.alpha, level.sigma))
-            x = alpha * self.teacher.clip(samples) + sigma * noise
+            x = place(level.alpha, samples) * self.teacher.clip(samples) + place(level.sigma, samples) * noise
             predicted = self.teacher.predict(x, levels, self.teacher.schedule.timestep(levels), condition).eps
             errors.append(squared_error(predicted, noise.expand_as(predicted)))
         return torch.stack(errors).mean(dim=0)
 
     def __call__(self, transition: Transition) -> Tensor:
-        asked = transition.state.condition[transition.terminated]
-        return when_finished(self.name, transition, lambda x, _: self.floor - self.residual(x, asked)) / self.scale
+        condition = transition.state.condition[transition.terminated]
+        values = terminal_values(self.name, transition, lambda x, _: self.floor - self.residual(x, condition))
+        return values / self.scale
 
     @classmethod
     def calibrated(
@@ -92,24 +95,24 @@ class TeacherResidual:
         times: tuple[float, ...] = (0.1, 0.3),
         name: str = "residual",
     ) -> TeacherResidual:
-        """With levels at these fractions of the schedule's time.
+        """Make the reward with levels at these fractions of the schedule's time.
 
         Raises:
-            ValueError: if the teacher finds the base solver's samples easier to denoise than its own.
+            ValueError: if the base solver's samples have a smaller residual than the teacher's endpoints.
         """
         schedule = mdp.teacher.schedule
-        fractions = torch.tensor(times, dtype=torch.float64, device=mdp.teacher.device)
+        fractions = torch.tensor(times, dtype=torch.float64, device=HOST)
         half_logsnr = schedule.half_logsnr_at(fractions)
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(len(times), *mdp.teacher.sample_shape, generator=generator)
+        generator, shape = torch.Generator().manual_seed(0), (len(times), *mdp.teacher.sample_shape)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=HOST)
         bare = cls(mdp.teacher, noise, half_logsnr)
         base, endpoints = base_pairs(mdp, reference)
-        asked = reference.condition[: len(base)].to(base.device)
-        with torch.no_grad():
-            floor, reached = (float(bare.residual(samples, asked).mean()) for samples in (endpoints, base))
-        if reached <= floor:
+        condition = reference.condition[: len(base)]
+        with torch.no_grad(), full_precision(base.device):
+            floor, of_base = (float(bare.residual(samples, condition).mean()) for samples in (endpoints, base))
+        if of_base <= floor:
             raise ValueError(
-                f"reward {name!r}: the base solver's samples have a smaller residual ({reached:.4f}) than the "
+                f"reward {name!r}: the base solver's samples have a smaller residual ({of_base:.4f}) than the "
                 f"teacher's own ({floor:.4f}) at times={times}, so it would lead away from the teacher: choose others"
             )
-        return cls(mdp.teacher, noise, half_logsnr, floor, reached - floor, name)
+        return cls(mdp.teacher, noise, half_logsnr, floor, of_base - floor, name)

@@ -1,7 +1,7 @@
-"""Checkpoints of a Stable-Baselines3 run: all that decides how it goes on, without a pickle.
+"""Checkpoints of a Stable-Baselines3 run with its complete state, without pickle.
 
-SB3's own ``save`` keeps neither the environments, nor the random states, nor what callbacks know, and pickles what it
-keeps. A checkpoint here is a folder with one safetensors and one JSON file, digests included, that is whole or absent.
+SB3's ``save`` omits environments, random states and callbacks, and uses pickle. A checkpoint here is a folder with one
+safetensors and one JSON file with digests, written atomically.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import signal
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -21,13 +21,14 @@ from safetensors import SafetensorError
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor
 
 from redif_env.sb3.vec_env import ReDiFVecEnv
 from redif_env.storage.checkpoints import add_state, newest_state
 
 
 class Stateful(Protocol):
-    """What a run remembers beside the agent: callbacks, mostly."""
+    """A part of a run with its own state, such as a callback."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -35,18 +36,18 @@ class Stateful(Protocol):
 
 
 class Checkpointer(BaseCallback):
-    """Saves a checkpoint at the start of a rollout, every ``every`` environment steps and when asked to stop.
+    """Saves a checkpoint at the start of a rollout, every ``every`` environment steps and when the run is stopped.
 
-    Between two rollouts an on-policy agent (PPO, A2C) holds nothing but its parameters, its optimizer and where the
-    environments stand; a run continued from there ends as an unbroken one. Put it first in the list of callbacks, so
-    that it saves what the others are about to begin with. A checkpoint that cannot be written is a warning: training
-    goes on, and the last good one stays.
+    At the start of a rollout, the state of an on-policy agent (PPO, A2C) is its parameters, its optimizer and the
+    environments, so a resumed run gives the same result as an uninterrupted one. Put it first in the list of callbacks,
+    so that it saves their state before the rollout. A checkpoint that cannot be written is a warning; training
+    continues and the previous checkpoint remains.
 
     Args:
-        folder: holds one folder a checkpoint, named by the environment steps made.
-        every: environment steps between two.
-        components: what else to save, by name.
-        keep: how many to keep.
+        folder: folder of the checkpoints, each in a subfolder named by its number of environment steps.
+        every: environment steps between two checkpoints.
+        components: further parts of the run to save, by name.
+        keep: number of checkpoints to keep.
     """
 
     def __init__(self, folder: Path, every: int, components: Mapping[str, Stateful], keep: int = 2) -> None:
@@ -59,7 +60,7 @@ class Checkpointer(BaseCallback):
         self._stopping = False
 
     def save(self) -> None:
-        """Save the run as it stands, and delete all but the newest ``keep`` checkpoints."""
+        """Save a checkpoint now, and delete all but the newest ``keep`` checkpoints."""
         state = {
             "agent": agent_state(self.model),
             "components": {name: component.state_dict() for name, component in self.components.items()},
@@ -67,32 +68,32 @@ class Checkpointer(BaseCallback):
         try:
             add_state(self.folder, self.model.num_timesteps, state, self.keep)
         except (OSError, SafetensorError) as error:
-            warnings.warn(f"checkpoint in {self.folder} was not written ({error}): training goes on", stacklevel=2)
+            warnings.warn(f"checkpoint in {self.folder} was not written ({error}): training continues", stacklevel=2)
             return
         self._last = self.model.num_timesteps
 
     def resume(self, agent: OnPolicyAlgorithm) -> bool:
-        """Continue ``agent`` and the components from the newest checkpoint that is whole; a damaged one is a warning.
+        """Restore ``agent`` and the components from the newest valid checkpoint; a damaged one is a warning.
 
         Returns:
-            Whether there was one.
+            Whether there was a checkpoint.
 
         Raises:
-            CorruptFileError: if there are checkpoints, and none of them can be read.
+            CorruptFileError: if there are checkpoints, but none can be read.
         """
         state = newest_state(self.folder)
         if state is None:
             return False
         for name, component in self.components.items():
             component.load_state_dict(state["components"][name])
-        # Last, since it sets the random states, and making a module draws from them.
+        # Last, because it restores the random states, and making modules draws random numbers.
         load_agent_state(agent, state["agent"])
         self._last = agent.num_timesteps
         return True
 
     @contextmanager
     def stopping_on_signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM stop the run at its next rollout, with a checkpoint; a second one stops it at once."""
+        """Stop the run on SIGINT or SIGTERM at the next rollout with a checkpoint; on a second signal, at once."""
         previous: dict[signal.Signals, Any] = {}
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -121,10 +122,10 @@ class Checkpointer(BaseCallback):
 
 
 def agent_state(agent: OnPolicyAlgorithm) -> dict[str, Any]:
-    """All that an agent between two rollouts will act on: parameters, optimizer, environments, random states, counters.
+    """The state of an agent between two rollouts: parameters, optimizer, environments, random states and counters.
 
     Raises:
-        ValueError: if it is of another kind than on-policy, or its environment no ReDiF one.
+        ValueError: if the agent is not on-policy, or its environment is not a ReDiF environment.
     """
     env = _checked_env(agent)
     return {
@@ -139,16 +140,16 @@ def agent_state(agent: OnPolicyAlgorithm) -> dict[str, Any]:
         "progress": agent._current_progress_remaining,
         "episodes": list(agent.ep_info_buffer or []),
         "torch": torch.get_rng_state(),
-        "cuda": list(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else [],
+        "accelerator": accelerator_random_states(),
         "numpy": list(np.random.get_state()),  # noqa: NPY002 -- SB3 shuffles with the global one
         "python": list(random.getstate()),
     }
 
 
 def load_agent_state(agent: OnPolicyAlgorithm, state: Mapping[str, Any]) -> None:
-    """Continue from :func:`agent_state`; the agent was made with the same settings."""
+    """Restore a state of :func:`agent_state`; the agent must have the same settings."""
     env = _checked_env(agent)
-    # Sets up the buffers that ``learn`` sets up, which would reset the environment later.
+    # Done now, because ``learn`` would otherwise do it later and reset the environment.
     agent._setup_learn(total_timesteps=1)
     agent.policy.load_state_dict(state["policy"])
     agent.policy.optimizer.load_state_dict(state["optimizer"])
@@ -160,16 +161,28 @@ def load_agent_state(agent: OnPolicyAlgorithm, state: Mapping[str, Any]) -> None
     assert agent.ep_info_buffer is not None
     agent.ep_info_buffer.extend(state["episodes"])
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    set_accelerator_random_states(state["accelerator"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.astype(np.uint32), *rest))  # noqa: NPY002
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
 
 
+def accelerator_random_states() -> list[Tensor]:
+    """Of the generators of this machine's accelerator, one a device; none where there is no accelerator."""
+    module = torch.get_device_module()
+    return [module.get_rng_state(index) for index in range(torch.accelerator.device_count())]
+
+
+def set_accelerator_random_states(states: Sequence[Tensor]) -> None:
+    """Continue from :func:`accelerator_random_states`; a machine with another number of devices keeps its own."""
+    if len(states) == torch.accelerator.device_count():
+        for index, state in enumerate(states):
+            torch.get_device_module().set_rng_state(state, index)
+
+
 def _normaliser_state(agent: OnPolicyAlgorithm) -> dict[str, Any] | None:
-    """Running means of ``VecNormalize``, if the agent has one."""
+    """The state of the agent's ``VecNormalize``, or None."""
     normaliser = agent.get_vec_normalize_env()
     if normaliser is None:
         return None

@@ -1,4 +1,4 @@
-"""From a Stable-Baselines3 agent to what a student carries."""
+"""Conversion of Stable-Baselines3 agents to students."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from redif_env.teachers.teacher import own_teacher
 
 
 def student_of_agent(agent: BaseAlgorithm, env: VecEnv | None = None) -> Student:
-    """The student of a trained agent, of the environment that it was trained on unless ``env`` is given.
+    """The student of a trained agent; ``env`` defaults to the agent's environment.
 
     Raises:
-        ValueError: if there is no environment, it is no ReDiF one, or the policy is of another kind.
+        ValueError: if there is no environment, it is not a ReDiF environment, or the policy is not supported.
     """
     return student_of(agent.policy, environment_of(agent, env).mdp)
 
 
 def environment_of(agent: BaseAlgorithm, env: VecEnv | None) -> ReDiFVectorEnv:
-    """The ReDiF environment of an agent, whatever is wrapped around it.
+    """The unwrapped ReDiF environment of an agent.
 
     Raises:
         ValueError: if there is none.
     """
-    found = env if env is not None else agent.get_env()
-    if found is None:
+    wrapped = env if env is not None else agent.get_env()
+    if wrapped is None:
         raise ValueError("agent has no environment: pass env=")
-    base = found.unwrapped
+    base = wrapped.unwrapped
     if isinstance(base, ReDiFVectorEnv):
         return base
     try:
@@ -52,12 +52,12 @@ def environment_of(agent: BaseAlgorithm, env: VecEnv | None) -> ReDiFVectorEnv:
 
 
 def student_of(policy: BasePolicy, mdp: DenoisingMDP) -> Student:
-    """The student that a policy amounts to in the decision process it was trained in.
+    """The student of a policy in the decision process it was trained in.
 
-    The student of a :class:`~redif_env.sb3.StudentPolicy` has the policy's network, and takes the steps it has learned.
+    The student of a :class:`~redif_env.sb3.StudentPolicy` has the policy's network and its learned step sizes.
 
     Raises:
-        ValueError: if the policy is of another kind than those that can be exported.
+        ValueError: if the policy is not supported.
     """
     if not isinstance(policy, StudentPolicy):
         return Student(mdp, actor_policy(policy))
@@ -77,14 +77,14 @@ def student_of(policy: BasePolicy, mdp: DenoisingMDP) -> Student:
 
 
 def actor_policy(policy: BasePolicy) -> Policy:
-    """The deterministic actor of PPO's, A2C's, SAC's or TD3's stock ``MlpPolicy``.
+    """The deterministic actor of an ``MlpPolicy`` of PPO, A2C, SAC or TD3.
 
     Raises:
-        ValueError: if the policy is of another kind.
+        ValueError: if the policy is not supported.
     """
     if isinstance(policy, ActorCriticPolicy):
         if policy.squash_output:
-            raise ValueError("agent has squash_output=True, which only gSDE policies have: train without use_sde")
+            raise ValueError("agent has squash_output=True (gSDE), which is not supported: train without use_sde")
         modules = [policy.mlp_extractor.policy_net, policy.action_net]
         return _build(modules, squash=False)
     actor = getattr(policy, "actor", None)
@@ -92,17 +92,17 @@ def actor_policy(policy: BasePolicy) -> Policy:
         return _build([actor.latent_pi, actor.mu], squash=True)
     if actor is not None and hasattr(actor, "mu"):
         return _build([actor.mu], squash=True)
-    raise ValueError(f"agent has a {type(policy).__name__}: only stock MlpPolicy actors can be exported")
+    raise ValueError(f"agent has a {type(policy).__name__}: only MlpPolicy actors can be exported")
 
 
 def _build(modules: list[nn.Module], squash: bool) -> Policy:
-    # A linear policy's hidden part is an empty Sequential.
+    # The hidden part of a linear policy is an empty Sequential.
     layers = [layer for module in modules for layer in module.modules() if not isinstance(layer, nn.Sequential)]
     linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    # Where the output layer is followed by Tanh (TD3), that is the squashing, not a hidden activation.
+    # A Tanh after the output layer (TD3) squashes the action; it is not a hidden activation.
     hidden = layers[: layers.index(linears[-1])]
     names = {name for name, kind in ACTIVATIONS.items() for layer in hidden if isinstance(layer, kind)}
     unknown = [layer for layer in hidden if not isinstance(layer, (nn.Linear, *ACTIVATIONS.values()))]
     if unknown or len(names) > 1:
-        raise ValueError(f"agent's policy has layers that a student cannot carry: {unknown or sorted(names)}")
+        raise ValueError(f"agent's policy has layers that a student does not support: {unknown or sorted(names)}")
     return Policy.from_linears(linears, names.pop() if names else "tanh", squash)

@@ -1,4 +1,4 @@
-"""Health checks of a run whose policy is a :class:`~redif_env.sb3.StudentPolicy`: they log, and they stop it."""
+"""Health checks of runs with a :class:`~redif_env.sb3.StudentPolicy`."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Normal, kl_divergence
 
 from redif_env.sb3.levels import levels_of, rows_of, steps_of_buffer
 from redif_env.sb3.student_policy import Reduction, StudentPolicy
-from redif_env.sb3.trust import divergence
+from redif_env.training.runs import UnhealthyRunError
 
 RATIO_TOLERANCE = 1e-5
 
 
-class UnhealthyRunError(Exception):
-    """A run that cannot go on; the message says what to turn."""
+def divergence(old: Normal, new: Normal) -> Tensor:
+    """Kullback-Leibler divergence of whole actions ``(B,)`` in nats: the sum over their dimensions."""
+    return kl_divergence(old, new).sum(dim=1)
 
 
 class HealthCheck(BaseCallback):
-    """Checks and logs the state of training. Put it before all other callbacks: they then never see what is broken.
+    """Checks and logs the state of training. Put it first in the list of callbacks.
 
-    Checked: before the first update, that the importance ratio of what was just done is 1 to 1e-5 (rollouts and
-    updates see the same policy); after every update, that all of the policy is finite.
+    Checks: before the first update, the importance ratio of the rollout's actions is 1 to within 1e-5, so rollouts and
+    updates use the same policy; after every update, all parameters are finite.
 
-    Logged: ``health/reward_std`` over a rollout's rewards, and ``health/reward_std_in_group`` within groups that share
-    their noise, which is all that a group-relative reward leaves; a step of the episode (``_0`` the first),
-    ``health/exploration`` (standard deviation of the network's output), ``health/kl`` (how far the last update moved
-    the policy, in nats a whole action) and, every ``every`` rollouts, ``health/gradient`` (norm of the policy
-    gradient).
+    Logs: ``health/reward_std``, the standard deviation of rewards, and ``health/reward_std_in_group``, that within
+    groups of equal noise. For each step of the episode (suffix ``_0`` for the first): ``health/exploration``, the
+    standard deviation of the network output; ``health/kl``, the KL divergence of the last update in nats per action;
+    and, every ``every`` rollouts, ``health/gradient``, the norm of the policy gradient.
 
     Args:
-        every: rollouts between two gradient norms, each of which costs a backward pass over some of the rollout.
-        rows: states a step of the episode that norms and divergences are measured on.
+        every: rollouts between two gradient norms; each costs a backward pass.
+        rows: states per step of the episode for norms and divergences.
 
     Raises:
-        UnhealthyRunError: from within ``learn``, if a check fails.
+        UnhealthyRunError: during ``learn``, if a check fails.
     """
 
     def __init__(self, every: int = 20, rows: int = 64) -> None:
@@ -69,7 +69,7 @@ class HealthCheck(BaseCallback):
         if self._rollouts == 0:
             self._check_ratio()
         self._log_rewards()
-        self._remember()
+        self._store_distributions()
         if self._rollouts % self.every == 0:
             self._log_gradients()
         self._rollouts += 1
@@ -89,12 +89,12 @@ class HealthCheck(BaseCallback):
 
     @torch.no_grad()
     def _check_ratio(self) -> None:
-        """In batches as they were acted in, so that rounding is the same."""
+        """Compare log-probabilities in the batches of the rollout, so that rounding is the same."""
         buffer, worst = self.model.rollout_buffer, 0.0
         for index in range(buffer.buffer_size):
-            seen = {name: values[index] for name, values in buffer.observations.items()}
+            obs = {name: values[index] for name, values in buffer.observations.items()}
             actions = torch.as_tensor(buffer.actions[index], device=self.model.device)
-            log_prob = self._policy.evaluate_actions(obs_as_tensor(seen, self.model.device), actions)[1]
+            log_prob = self._policy.evaluate_actions(obs_as_tensor(obs, self.model.device), actions)[1]
             old = torch.as_tensor(buffer.log_probs[index], device=self.model.device)
             worst = max(worst, ((log_prob - old).exp() - 1).abs().max().item())
         self.logger.record("health/first_ratio_error", worst)
@@ -102,8 +102,8 @@ class HealthCheck(BaseCallback):
             hint = "" if self._policy.settings["reduction"] is Reduction.MEAN else ", or choose reduction='mean'"
             raise UnhealthyRunError(
                 f"the importance ratio before the first update is off 1 by {worst:.2g} (allowed: {RATIO_TOLERANCE}): "
-                f"the policy answers otherwise in updates than in rollouts; turn off what draws random numbers or "
-                f"changes precision in the network{hint}"
+                f"the policy differs between rollouts and updates; disable randomness and changes of precision in the "
+                f"network{hint}"
             )
 
     def _log_rewards(self) -> None:
@@ -115,22 +115,22 @@ class HealthCheck(BaseCallback):
             self.logger.record("health/reward_std_in_group", float(groups.std(axis=2).mean()))
 
     @torch.no_grad()
-    def _remember(self) -> None:
-        """What the policy says, before the update, in some states of each step; and how widely it explores."""
+    def _store_distributions(self) -> None:
+        """Store the action distributions before the update, and log their exploration."""
         self._before = {}
         for step, chosen in self._chosen():
-            seen = rows_of(self.model.rollout_buffer, chosen, self.model.device)
-            distribution = self._policy.get_distribution(seen).distribution
-            self._before[step] = (seen, distribution)
+            obs = rows_of(self.model.rollout_buffer, chosen, self.model.device)
+            distribution = self._policy.get_distribution(obs).distribution
+            self._before[step] = (obs, distribution)
             std = self._policy.log_std[step, 1].exp().item() * self._policy.settings["max_output"]
             self.logger.record(f"health/exploration_{step}", std)
 
     @torch.no_grad()
     def _log_divergence(self) -> None:
-        for step, (seen, old) in self._before.items():
-            mean = self._policy.get_distribution(seen).distribution.mean
-            moved = divergence(old, Normal(mean, old.stddev)).mean().item()
-            self.logger.record(f"health/kl_{step}", moved)
+        for step, (obs, old) in self._before.items():
+            mean = self._policy.get_distribution(obs).distribution.mean
+            kl = divergence(old, Normal(mean, old.stddev)).mean().item()
+            self.logger.record(f"health/kl_{step}", kl)
 
     def _log_gradients(self) -> None:
         buffer, device = self.model.rollout_buffer, self.model.device
@@ -146,6 +146,6 @@ class HealthCheck(BaseCallback):
             self.logger.record(f"health/gradient_{step}", norm)
 
     def _chosen(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Some rows of each step of the episode, as places in the flattened buffer."""
+        """Indices into the flattened buffer of some rows of each step of the episode."""
         for step, rows in levels_of(steps_of_buffer(self.model.rollout_buffer)):
             yield step, np.flatnonzero(rows)[: self.rows]

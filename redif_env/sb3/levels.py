@@ -1,4 +1,4 @@
-"""What a rollout holds of each level: rows of the buffer by the step of the episode that they are."""
+"""Rows of a rollout buffer by step of the episode, and advantage normalisation per step."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from torch import Tensor
 
 
 def steps_of_buffer(buffer: DictRolloutBuffer) -> NDArray[np.int64]:
-    """The step of the episode, from 0, of each row ``(n_steps, num_envs)`` of a buffer of sample observations.
+    """The step of the episode, from 0, of each row ``(n_steps, num_envs)`` of a buffer.
 
     Raises:
-        ValueError: if the buffer holds other observations.
+        ValueError: if the observations are not of ``observation="sample"``.
     """
     if not isinstance(buffer, DictRolloutBuffer) or "nfe_left" not in buffer.observations:
-        raise ValueError("agent's observations are no samples: make the environment with observation='sample'")
+        raise ValueError("agent's observations have no samples: make the environment with observation='sample'")
     most = buffer.observation_space["nfe_left"].high[0]  # type: ignore[attr-defined]
     steps: NDArray[np.int64] = (most - buffer.observations["nfe_left"][..., 0]).astype(np.int64)
     return steps
 
 
 def levels_of(steps: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """Each step that occurs, and where."""
+    """Each step that occurs, with the mask of its rows."""
     for step in np.unique(steps).tolist():
         yield step, steps == step
 
 
 def rows_of(buffer: DictRolloutBuffer, chosen: NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
-    """Observations of the ``chosen`` places of a buffer, counted as if it were flat."""
+    """Observations at the ``chosen`` indices of the flattened buffer."""
     flat = {name: values.reshape(-1, *values.shape[2:])[chosen] for name, values in buffer.observations.items()}
     return {name: torch.as_tensor(values, device=device) for name, values in flat.items()}
 
 
 class LevelNormalisedAdvantages(BaseCallback):
-    """Before each update: advantages with mean 0 and standard deviation 1 at every step of the episode by itself.
+    """Normalises advantages before each update to mean 0 and standard deviation 1, separately per step of the episode.
 
-    Agents normalise them over a minibatch, which mixes steps whose rewards differ in size: the largest would be the
-    only one that is learned from. Make the agent with ``normalize_advantage=False``.
+    Agents normalise over a minibatch, in which steps with large rewards dominate. Make the agent with
+    ``normalize_advantage=False``.
     """
 
     def _on_step(self) -> bool:

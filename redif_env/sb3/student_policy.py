@@ -1,4 +1,4 @@
-"""The student as a Stable-Baselines3 policy: a diffusion network whose noise predictions are the actions."""
+"""A Stable-Baselines3 policy that is a diffusion network: its noise predictions are the actions."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from redif_env.diffusion.placement import stock_defaults
 from redif_env.diffusion.predictions import velocity
 from redif_env.diffusion.schedules import preserving_level
 from redif_env.mdp.actions import NoiseMap
@@ -29,23 +30,23 @@ VALUE_WIDTH = 64
 
 
 class Reduction(StrEnum):
-    """How the log-probabilities of an action's numbers make one."""
+    """Reduction of log-probabilities over the dimensions of an action."""
 
     MEAN = "mean"
     SUM = "sum"
 
 
 class ReducedGaussian(DiagGaussianDistribution):
-    """A diagonal Gaussian ``(B, A)`` whose log-probability and entropy are a mean or a sum over the A numbers.
+    """Diagonal Gaussian ``(B, A)`` whose log-probability and entropy are a mean or a sum over the A dimensions.
 
-    The mean is the sum over A, so its ratios are the A-th root of the true ones: a policy gradient in the same
-    direction, in numbers that do not grow with A.
+    With the mean, importance ratios are the A-th root of the true ones. The policy gradient has the same direction, and
+    its scale does not grow with A.
     """
 
     def __init__(self, mean: Tensor, std: Tensor, reduction: Reduction) -> None:
         super().__init__(mean.shape[1])
         self.reduction = reduction
-        # Not validated: what is not finite is the business of a health check, which can say what to turn.
+        # Not validated: HealthCheck reports values that are not finite, with the setting to change.
         self.distribution = Normal(mean, std, validate_args=False)
 
     def log_prob(self, actions: Tensor) -> Tensor:
@@ -59,44 +60,43 @@ class ReducedGaussian(DiagGaussianDistribution):
 
 
 class StudentPolicy(ActorCriticPolicy):
-    """A network that is the student: one forward pass gives noise prediction, step size and value.
+    """Actor-critic policy whose actor is the student network.
 
-    For ``action="noise"`` and ``observation="sample"``, and any on-policy agent::
+    One forward pass gives noise prediction, step size and value. For on-policy agents and environments with
+    ``action="noise"`` and ``observation="sample"``::
 
         env = make_vec_env(128, action="noise", observation="sample")
         PPO(StudentPolicy, env, policy_kwargs=student_kwargs(env.unwrapped.mdp), ...)
 
-    The network's output over ``max_output`` is the mean of a Gaussian; it is read in the form of
-    ``action_parameterization``, in which no level magnifies errors. (A copy of a teacher that
-    predicts noise ``predicts_noise``, which is put into that form.) The step size's mean is one learned number a step:
-    the finished student is then a fixed few-step sampler, which every export holds.
-    The value is read from the network's middle features; its gradient stops there, and never moves the student. The
-    standard deviations are not learned but set: ``log_std`` ``(num_steps, 2)``, first to last step, of the step size
-    and of the prediction, both in units of the action.
+    The network output over ``max_output`` is the mean of a Gaussian. It is in the action parameterization
+    (``action_parameterization``), in which no level amplifies errors. The mean step size is one learned number per
+    step, so the student is a fixed few-step sampler, which all exports support. The value is computed from the detached
+    middle features of the network, so the value loss does not change the student. Standard deviations are not learned
+    but set: ``log_std`` ``(num_steps, 2)`` of step size and prediction, in units of the action; callbacks may change
+    it.
 
-    ``clip_range``: the ratio of a sum is that of the whole action, and PPO's usual 0.1 to 0.2 applies. A mean's is its
-    A-th root, for which the same trust region is the usual clip range over A: :func:`clip_range_of`. Wider ones clip
-    nothing. The summed log-probability of 3,000 numbers has rounding errors of 1e-4, so its ratio is 1 only to that.
+    ``clip_range``: with ``reduction="sum"``, the ratio is that of the whole action, and PPO's usual 0.1 to 0.2 applies.
+    With ``"mean"``, use :func:`clip_range_of`; larger values never clip. The sum over 3,000 dimensions has rounding
+    errors of 1e-4.
 
     Args:
-        observation_space, action_space, lr_schedule: given by the agent.
-        network: config of a diffusers model that is called as ``model(sample, timestep[, class_labels])``, with its
-            ``_class_name``; plain values, so that agents are saved without pickles of code.
-        predicts_noise: the network predicts the noise, on a variance-preserving schedule, and not the velocity that
-            actions bring there.
-        labels: the class label of each row of the teacher's conditions; none where it takes none.
-        reduction: of the log-probability and the entropy over the numbers of an action.
-        exploration: standard deviation of the network's output and of the step size's shift, in the units of the
-            network's output and of logits: a callback may change ``log_std`` over training.
-        lora_rank: trains adapters of this rank on all layers, the other weights stay; 0 trains all weights.
-        autocast: runs the network in bfloat16 where that is safe, in rollouts and updates alike.
-        features_from: name of the submodule whose output the value is read from.
-        max_output, max_shift: of the :class:`~redif_env.mdp.actions.NoiseMap`.
-        use_sde: must be false; given by the agent.
+        observation_space, action_space, lr_schedule: passed by the agent.
+        network: config of a diffusers model called as ``model(sample, timestep[, class_labels])``, with
+            ``_class_name``; plain values, so that saved agents hold no pickled code.
+        predicts_noise: whether the network predicts the noise on a variance-preserving schedule, as a copy of such a
+            teacher does; its output is then converted.
+        labels: class label of each of the teacher's conditions; None without labels.
+        reduction: reduction of log-probability and entropy over the dimensions of an action.
+        exploration: standard deviations of the network output and of the step size's shift in logits.
+        lora_rank: rank of the trained adapters; 0 trains all weights.
+        autocast: run the network with bfloat16 autocast, in rollouts and updates.
+        features_from: name of the submodule whose output is the input of the value head.
+        max_output, max_shift: as in :class:`~redif_env.mdp.actions.NoiseMap`.
+        use_sde: must be false; passed by the agent.
         optimizer_class, optimizer_kwargs: as in SB3.
 
     Raises:
-        ValueError: if the spaces are of another action map or observation, or an argument cannot be.
+        ValueError: if the spaces do not match, or an argument is invalid.
     """
 
     def __init__(
@@ -138,17 +138,18 @@ class StudentPolicy(ActorCriticPolicy):
             lr_schedule,
             net_arch=[],
             ortho_init=False,
-            # Without weights, and never called: the network takes the observation as it is.
+            # Has no weights and is never called: the network takes the observation itself.
             features_extractor_class=CombinedExtractor,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
 
+    @stock_defaults()
     def _build(self, lr_schedule: Schedule) -> None:
         settings = self.settings
         self.unet = build_network(settings["network"])
         for module in self.unet.modules():
-            # Rollouts and updates must see the same network, or the ratio is not 1.
+            # Rollouts and updates must use the same network, or the ratio is not 1.
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         if settings["lora_rank"]:
@@ -167,30 +168,30 @@ class StudentPolicy(ActorCriticPolicy):
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Actions ``(B, A)``, values ``(B, 1)`` and log-probabilities ``(B,)``."""
-        distribution, values = self._answer(obs)
+        distribution, values = self._forward(obs)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, values, distribution.log_prob(actions)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values ``(B, 1)``, log-probabilities ``(B,)`` and entropies ``(B,)``."""
-        distribution, values = self._answer(obs)
+        distribution, values = self._forward(obs)
         return values, distribution.log_prob(actions), distribution.entropy()
 
     def get_distribution(self, obs: PyTorchObs) -> ReducedGaussian:
-        return self._answer(obs)[0]
+        return self._forward(obs)[0]
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
-        return self._answer(obs)[1]
+        return self._forward(obs)[1]
 
     def plain_weights(self) -> dict[str, Tensor]:
-        """Weights of the student's network, adapters merged; a copy."""
+        """A copy of the weights of the student network, with adapters merged."""
         return merged_weights(self.unet)
 
-    def _answer(self, obs: PyTorchObs) -> tuple[ReducedGaussian, Tensor]:
-        """All that one forward pass gives."""
+    def _forward(self, obs: PyTorchObs) -> tuple[ReducedGaussian, Tensor]:
+        """The action distribution and values, in one forward pass."""
         assert isinstance(obs, dict)
         step = self.num_steps - obs["nfe_left"][:, 0].long().clamp(min=1)
-        output = self._spoken(obs, self._output(obs)).flatten(1)
+        output = self._converted(obs, self._output(obs)).flatten(1)
         std = self.log_std.exp()[step]
         distribution = ReducedGaussian(
             torch.cat([self.shift[step, None], output / self.settings["max_output"]], dim=1),
@@ -199,8 +200,8 @@ class StudentPolicy(ActorCriticPolicy):
         )
         return distribution, self.value_net(self._features(obs))
 
-    def _spoken(self, obs: dict[str, Tensor], output: Tensor) -> Tensor:
-        """The network's output in the form of actions."""
+    def _converted(self, obs: dict[str, Tensor], output: Tensor) -> Tensor:
+        """The network output in the action parameterization."""
         if not self.settings["predicts_noise"]:
             return output
         return velocity(obs["sample"], output, preserving_level(obs["level"][:, 0]))
@@ -213,7 +214,7 @@ class StudentPolicy(ActorCriticPolicy):
         return output.float()
 
     def _features(self, obs: dict[str, Tensor]) -> Tensor:
-        """What the value is read from, once the network was called: pooled middle features, and the calls left."""
+        """Inputs of the value head after a forward pass: pooled middle features, and the steps left as one-hot."""
         middle = self._middle.float()
         pooled = middle.mean(dim=(2, 3)) if middle.ndim == 4 else middle.mean(dim=1)
         left = torch.arange(1, self.num_steps + 1, device=middle.device)
@@ -225,12 +226,14 @@ class StudentPolicy(ActorCriticPolicy):
             module = self.unet.get_submodule(name)
         except AttributeError as error:
             known = ", ".join(repr(name) for name, _ in self.unet.named_children())
-            raise ValueError(f"features_from={name!r} is no part of the network: choose one of {known}") from error
+            raise ValueError(
+                f"features_from={name!r} is not a submodule of the network: choose one of {known}"
+            ) from error
         self._middle = torch.empty(0)
-        module.register_forward_hook(self._keep_middle)
+        module.register_forward_hook(self._store_middle)
 
-    def _keep_middle(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        # Detached: the value must not move the student, and a kept graph could not be copied with the policy.
+    def _store_middle(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        # Detached: the value loss must not change the student, and a policy with a graph cannot be copied.
         self._middle = (output[0] if isinstance(output, tuple) else output).detach()
 
     @torch.no_grad()
@@ -252,25 +255,26 @@ class StudentPolicy(ActorCriticPolicy):
 
 
 def student_kwargs(mdp: DenoisingMDP, network: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """``policy_kwargs`` of a :class:`StudentPolicy` for a decision process, to add others to.
+    """The ``policy_kwargs`` of a :class:`StudentPolicy` for a decision process; more can be added.
 
     Args:
-        mdp: of the environment.
-        network: the student's config; its teacher's if not given.
+        mdp: decision process of the environment.
+        network: config of the student network; the teacher's if None.
 
     Raises:
-        ValueError: if the action map is another, or the teacher takes prompts.
+        ValueError: if the action map is not a ``NoiseMap``, or the teacher takes prompts.
     """
     action_map, teacher = mdp.action_map, mdp.teacher
     if not isinstance(action_map, NoiseMap):
         raise ValueError(
-            f"a StudentPolicy is the network itself: make the environment with action='noise', not {action_map}"
+            f"a StudentPolicy needs noise predictions as actions: make the environment with action='noise', "
+            f"not {action_map}"
         )
     inputs = teacher.conditions.inputs
     if set(inputs) - {"class_labels"}:
         raise ValueError(
-            f"teacher={teacher.name!r} takes {', '.join(sorted(inputs))}: students with a network of their own can be "
-            "asked for class labels alone; choose action='solver'"
+            f"teacher={teacher.name!r} takes {', '.join(sorted(inputs))}: students with their own network support "
+            "class labels only: choose action='solver'"
         )
     config = network or config_of(teacher)
     labels = inputs["class_labels"].tolist() if inputs else None
@@ -283,22 +287,24 @@ def student_kwargs(mdp: DenoisingMDP, network: Mapping[str, Any] | None = None) 
 
 
 def clip_range_of(clip_range: float, action_size: int, reduction: Reduction) -> float:
-    """The ``clip_range`` whose trust region on the whole action of ``action_size`` numbers is ``clip_range``'s.
+    """The ``clip_range`` that has the trust region of ``clip_range`` on whole actions of ``action_size`` dimensions.
 
-    For a mean of log-probabilities, ``(1 + clip_range) ** (1 / action_size) - 1``.
+    For the mean of log-probabilities, ``(1 + clip_range) ** (1 / action_size) - 1``.
     """
     return clip_range if reduction is Reduction.SUM else math.expm1(math.log1p(clip_range) / action_size)
 
 
 def _checked(observation_space: Space, action_space: Space, use_sde: bool) -> int:
-    """The number of steps that the spaces tell."""
+    """Check the spaces, and return the number of steps."""
     if use_sde:
-        raise ValueError("use_sde=True cannot be used: the exploration of a StudentPolicy is set by log_std")
+        raise ValueError("use_sde=True is not supported: the exploration of a StudentPolicy is set by log_std")
     if not isinstance(observation_space, Dict) or "sample" not in observation_space.spaces:
         raise ValueError(f"observation space is {observation_space}: make the environment with observation='sample'")
     size = 1 + math.prod(observation_space["sample"].shape or ())
     if not isinstance(action_space, Box) or action_space.shape != (size,):
-        raise ValueError(f"action space is {action_space}, not of {size} numbers: make it with action='noise'")
+        raise ValueError(
+            f"action space is {action_space}, not of shape ({size},): make the environment with action='noise'"
+        )
     left = observation_space["nfe_left"]
     assert isinstance(left, Box)
     return int(left.high[0])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from redif_env.storage.files import CorruptFileError, read_sealed, remove_debris, write_folder, write_sealed
@@ -74,7 +74,8 @@ def read_state(path: Path) -> dict[str, Any]:
     content = read_sealed(path, STATE_FILE, remedy)
     if content["format"] != FORMAT:
         raise CorruptFileError(f"{path} has format {content['format']}, this version reads {FORMAT}: {remedy}")
-    state: dict[str, Any] = _put_tensors(content["state"], load_file(path / TENSORS_FILE))
+    # Read rather than mapped: a run that goes on deletes its old checkpoints, which Windows refuses for mapped files.
+    state: dict[str, Any] = _put_tensors(content["state"], load((path / TENSORS_FILE).read_bytes()))
     return state
 
 

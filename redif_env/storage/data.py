@@ -42,8 +42,8 @@ def load_digits() -> tuple[Tensor, Tensor]:
     except ImportError as error:
         raise ImportError("the digits data come with scikit-learn: pip install 'redif-env[train]'") from error
     bunch = load()
-    images = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1
-    return images, torch.tensor(bunch.target, dtype=torch.int64)
+    images = torch.tensor(bunch.images, dtype=torch.float32, device="cpu")[:, None] / 8 - 1
+    return images, torch.tensor(bunch.target, dtype=torch.int64, device="cpu")
 
 
 def load_images(name_or_path: str, split: str = "train", size: int | None = None) -> ImageSet:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,14 +43,14 @@ def write_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to, then rename it: readers see the whole file or none.
 
     Raises:
-        PermissionError, OSError: as the file system says, naming the folder.
+        PermissionError, OSError: as the file system says, naming the folder; ``path`` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}{_UNFINISHED}", dir=path.parent)
     os.close(handle)
     try:
         yield Path(name)
-        os.replace(name, path)
+        _replace(Path(name), path, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -71,14 +72,36 @@ def write_folder(path: Path) -> Iterator[Path]:
         fresh.chmod(0o755)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}{_UNFINISHED}old.", dir=path.parent))
-            os.replace(path, old / path.name)
-            os.replace(fresh, path)
-            shutil.rmtree(old)
+            try:
+                _replace(path, old / path.name, path)
+                _replace(fresh, path, path)
+            except BaseException:
+                if (old / path.name).exists():
+                    os.replace(old / path.name, path)
+                old.rmdir()
+                raise
+            # What is still open elsewhere may refuse to go; remove_debris finds it.
+            shutil.rmtree(old, ignore_errors=True)
         else:
-            os.replace(fresh, path)
+            _replace(fresh, path, path)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+
+
+def _replace(source: Path, target: Path, path: Path) -> None:
+    """Rename, to write ``path``. Windows refuses it while a program, be it for a moment, has either open or mapped."""
+    for pause in (0.1, 0.3, 0.6, None):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError as error:
+            if pause is None:
+                raise PermissionError(
+                    f"{path} cannot be written ({error.strerror}): close what has it open or was loaded "
+                    "from it, or choose another place; what stood there is as it was"
+                ) from error
+            time.sleep(pause)
 
 
 def remove_debris(folder: Path) -> None:
@@ -102,7 +125,8 @@ def write_sealed(folder: Path, name: str, content: dict[str, Any], loose: Collec
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files}
     digests = {key: sha256(path) for key, path in names.items() if key not in loose and key != name}
-    (folder / name).write_text(_sealed({**content, "sha256": digests}))
+    # Bytes, since text would have other line ends on Windows, and its digest with it.
+    (folder / name).write_bytes(_sealed({**content, "sha256": digests}).encode())
 
 
 def read_sealed(folder: Path, name: str, remedy: str) -> dict[str, Any]:

@@ -1,2 +1,2 @@
-"""The student, which is what is shipped: a few-step sampler without an RL library, the forms in which it is exported,
-and the training by gradient of students that are networks. Read ``student`` first."""
+"""The student: a few-step sampler that needs no RL library, its exports, and supervised training of student networks.
+Read ``student`` first."""

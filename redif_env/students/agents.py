@@ -1,7 +1,7 @@
-"""Agents of RL libraries: found by the entry points that say how each library's agents become students.
+"""Conversion of agents of RL libraries to students, through entry points.
 
-A library of agents is known by an entry point of the group ``redif_env.agents``: its name is the library's top-level
-package, its object a function ``(agent, env) -> Student``. So the student needs none of them, and others can be added.
+Each entry point of the group ``redif_env.agents`` has the top-level package of an RL library as its name and a function
+``(agent, env) -> Student`` as its object. This keeps RL libraries optional, and other packages can add theirs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ GROUP = "redif_env.agents"
 
 
 def student_of_agent(agent: Any, env: Any | None) -> Student:
-    """The student of an agent trained with any library that has an entry point.
+    """Make the student of an agent, with the entry point of the agent's library.
+
+    Args:
+        agent: the trained agent.
+        env: its environment, or None if the agent has it.
 
     Raises:
-        ValueError: if it has none, or the library's function refuses the agent.
+        ValueError: if there is no entry point for the library, or its function refuses the agent.
     """
     libraries = {kind.__module__.split(".")[0] for kind in type(agent).__mro__}
     known = entry_points(group=GROUP)
@@ -28,4 +32,4 @@ def student_of_agent(agent: Any, env: Any | None) -> Student:
             student: Student = point.load()(agent, env)
             return student
     names = ", ".join(sorted({point.name for point in known})) or "none: install redif-env again"
-    raise ValueError(f"agent is a {type(agent).__name__}, of none of the libraries that are known ({names})")
+    raise ValueError(f"agent is a {type(agent).__name__}, of no supported library (supported: {names})")

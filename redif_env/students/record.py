@@ -1,4 +1,4 @@
-"""What a student remembers of its making: for its model card, for ``redif info``, and for whoever finds it later."""
+"""Metadata of a student: how it was trained and evaluated, for the model card and ``redif info``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ PACKAGES = ("diffusers", "gymnasium", "numpy", "redif-env", "stable-baselines3",
 
 @dataclass(frozen=True)
 class Record:
-    """How a student was made, and how good it was found; all of it plain JSON values.
+    """Training settings and evaluation results of a student, as JSON values.
 
-    ``training``: the settings of the program that trained it; ``judged``: on what ``quality`` was measured, in words;
-    ``quality``: rows of a table, the student's own first; ``versions``: of the packages that wrote it; ``license``: of
-    the teacher's weights, by the hub's names.
+    Args:
+        training: settings of the program that trained it.
+        evaluated_on: description of the evaluation.
+        results: rows of the evaluation, the student's first.
+        versions: versions of the packages that wrote it.
+        license: license of the teacher's weights, by the hub's names.
     """
 
     training: dict[str, Any] = field(default_factory=dict)
-    judged: str = ""
-    quality: list[dict[str, Any]] = field(default_factory=list)
+    evaluated_on: str = ""
+    results: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     license: str = "unknown"
 
@@ -30,7 +33,7 @@ class Record:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result, those that are installed."""
+    """Versions of Python and of the installed packages that affect results."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

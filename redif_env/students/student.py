@@ -1,4 +1,4 @@
-"""The student: what is shipped. A few-step sampler that needs neither an environment nor an RL library."""
+"""The student: a few-step sampler that needs neither an environment nor an RL library."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from redif_env.diffusion.placement import HOST, full_precision
 from redif_env.diffusion.types import State
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
+from redif_env.mdp.settings import parse_device
 from redif_env.students.agents import student_of_agent
 from redif_env.students.record import Record
 from redif_env.teachers.references import VALIDATION_SEED, draw_starts
@@ -27,16 +29,19 @@ if TYPE_CHECKING:
     from redif_env.students.export.steps import Step
 
 MEAN_OVER = 128
-"""Noises over which a policy's mean action at each step is taken."""
+"""Number of noises over which mean actions are averaged."""
 
 
 class Student:
-    """A few-step sampler: the teacher's network, stepped as a trained policy says.
+    """A few-step sampler: a diffusion network whose steps are chosen by a trained policy.
 
     Args:
         mdp: the decision process that the policy was trained in.
-        policy: observation to action, both batched.
-        record: how it was made.
+        policy: a function from observations to actions, both batched.
+        record: metadata of training and evaluation.
+
+    Raises:
+        ValueError: if the sizes of ``policy`` do not match ``mdp``.
     """
 
     def __init__(self, mdp: DenoisingMDP, policy: Policy, record: Record | None = None) -> None:
@@ -46,17 +51,17 @@ class Student:
                 f"policy maps {policy.config.sizes}, but the decision process needs (observation, action) {expected}"
             )
         self.mdp = mdp
-        self.policy = policy.to(mdp.teacher.device).eval().requires_grad_(False)
+        self.policy = policy.to(HOST).eval().requires_grad_(False)
         self.record = record or Record()
 
     @property
     def network(self) -> nn.Module:
-        """The network that is asked ``num_steps`` times a sample."""
+        """The diffusion network, evaluated ``num_steps`` times per sample."""
         return self.mdp.teacher.network
 
     @property
     def num_steps(self) -> int:
-        """Steps, and so predictions, a sample; the most there can be, where the policy chooses."""
+        """Number of steps per sample; the maximum, if the policy chooses it."""
         return self.mdp.num_steps
 
     @property
@@ -66,7 +71,7 @@ class Student:
 
     @property
     def fixed(self) -> bool:
-        """Whether every sample takes the same steps: the policy looks at nothing but the steps left."""
+        """Whether all samples take the same steps: the policy depends on the number of steps left alone."""
         return not self.mdp.adaptive and self.policy.table(self.num_steps) is not None
 
     @torch.inference_mode()
@@ -79,79 +84,82 @@ class Student:
         price: float | None = None,
         condition: int | str | Sequence[int] | Sequence[str] | None = None,
     ) -> Tensor:
-        """Samples ``(num_samples, *S)`` in [-1, 1]; of a teacher of latents, the images that they are decoded to.
+        """Draw samples ``(num_samples, *S)`` in [-1, 1]; latents are decoded to images.
 
         Args:
-            num_samples: how many to draw; needed unless ``noise`` is given.
-            generator: of the initial noise; torch's default one if not given.
-            noise: standard normal ``(N, *S)`` to start from instead.
-            price: of a network call, for a student trained at many prices: the dearer, the fewer calls. Its smallest
-                price if not given.
-            condition: class label or prompt that it was trained with, for all or one each; drawn as in training if not
-                given.
+            num_samples: number of samples; required unless ``noise`` is given.
+            generator: generator of the initial noise; torch's default if None.
+            noise: standard normal ``(N, *S)`` to use instead.
+            price: price of a network call, for students trained with prices: a higher price gives fewer calls. The
+                lowest price of training if None.
+            condition: class label or prompt of training, one for all or one per sample; drawn as in training if None.
+
+        Raises:
+            ValueError: if not exactly one of ``num_samples`` and ``noise`` is given, or an argument is invalid.
         """
-        start = self._initial_noise(num_samples, generator, noise)
+        noise = self._initial_noise(num_samples, generator, noise)
         conditions = self.mdp.teacher.conditions
         if condition is None:
-            cpu = generator is None or generator.device.type == "cpu"
-            rows = conditions.draw(len(start), generator if generator and cpu else torch.default_generator)
+            chance = torch.default_generator if generator is None or generator.device != HOST else generator
+            rows = conditions.draw(len(noise), chance)
         else:
-            rows = conditions.rows_of(condition, len(start))
-        return self.mdp.teacher.images(self.trajectory(start, price, rows)[-1].x)
+            rows = conditions.rows_of(condition, len(noise))
+        return self.mdp.teacher.images(self.trajectory(noise, price, rows)[-1].x)
 
     @torch.no_grad()
     def trajectory(self, noise: Tensor, price: float | None = None, condition: Tensor | None = None) -> list[State]:
-        """The state after each step from ``noise`` ``(N, *S)``; the last holds the clean samples, not yet clipped.
+        """The state after each step from ``noise`` ``(N, *S)``; the last holds the clean samples before clipping.
 
-        ``nfe`` of the last are the network calls spent on each: samples that are finished early cost no more.
-        ``condition`` ``(N,)`` are rows of the teacher's conditions; the first if not given.
+        ``nfe`` of the last state is the number of network calls per sample. ``condition`` ``(N,)`` holds indices into
+        the teacher's conditions and defaults to the first.
         """
         prices = self.mdp.constant_price(len(noise), price)
-        return list(trajectory(self.mdp, self.policy, noise, prices, condition))
+        with full_precision(noise.device):
+            return list(trajectory(self.mdp, self.policy, noise, prices, condition))
 
     @cached_property
     def mean_actions(self) -> Tensor | None:
-        """The policy's mean action at each step ``(num_steps, A)``, over 128 noises.
+        """The policy's mean action at each step ``(num_steps, A)`` over 128 noises.
 
-        None where the policy decides the number of steps.
+        None if the policy chooses the number of steps.
         """
         if self.mdp.adaptive:
             return None
         table = self.policy.table(self.num_steps)
         if table is not None:
             return table
-        starts = draw_starts(self.mdp.teacher, MEAN_OVER, VALIDATION_SEED)
-        noise, condition = (part.to(self.mdp.teacher.device) for part in starts)
+        drawn = draw_starts(self.mdp.teacher, MEAN_OVER, VALIDATION_SEED)
+        noise, condition = drawn[0].to(self.mdp.teacher.device), drawn[1]
         actions: list[Tensor] = []
 
-        def noted(observation: Tensor) -> Tensor:
+        def recorded(observation: Tensor) -> Tensor:
             action = self.policy(observation)
             actions.append(action.mean(dim=0))
             return action
 
         with torch.no_grad():
-            list(trajectory(self.mdp, noted, noise, self.mdp.constant_price(len(noise)), condition))
+            list(trajectory(self.mdp, recorded, noise, self.mdp.constant_price(len(noise)), condition))
         return torch.stack(actions)
 
     def frozen(self) -> Student:
-        """The student that takes the mean action of each step, whatever it sees: what plain exports can hold.
+        """The student that takes the mean action of each step in every state, as fixed-step exports do.
 
         Raises:
-            ValueError: if this student decides its number of calls.
+            ValueError: if this student chooses its number of steps.
         """
         if self.mean_actions is None:
             raise ValueError(
-                f"student decides its number of calls ({self.mdp.min_steps} to {self.num_steps}), so it has no mean "
-                "actions: use it as it is"
+                f"student chooses its number of steps ({self.mdp.min_steps} to {self.num_steps}), so it has no mean "
+                "actions: use the student itself"
             )
         policy = Policy.from_table(self.mean_actions, self.mdp.observation_size)
         return Student(self.mdp, policy, self.record)
 
     def steps(self) -> list[Step]:
-        """The mean steps as plain numbers (``export.steps``), from where ``mdp.begun`` puts the noise.
+        """The mean steps as plain numbers (``export.steps``), from the sample of ``mdp.initial_sample``.
 
         Raises:
-            ValueError: if this student decides its number of calls.
+            ValueError: if this student chooses its number of steps.
         """
         from redif_env.students.export.steps import steps_of
 
@@ -160,10 +168,10 @@ class Student:
         return steps_of(self.mdp, actions)
 
     def trace(self, batch_size: int) -> ExportedProgram:
-        """All steps as one ``torch.export`` program, from noise ``(batch_size, *S)`` to samples.
+        """Export all steps as one ``torch.export`` program, from noise ``(batch_size, *S)`` to samples.
 
         Raises:
-            ValueError: if this student decides its number of calls.
+            ValueError: if this student chooses its number of steps.
         """
         from redif_env.students.export.program import trace
 
@@ -174,18 +182,18 @@ class Student:
 
         Raises:
             ImportError: without the extra ``redif-env[onnx]``.
-            ValueError: if this student decides its number of calls.
+            ValueError: if this student chooses its number of steps.
         """
         from redif_env.students.export.program import write_onnx
 
         write_onnx(self.mdp, self.policy, batch_size, Path(path))
 
     def pipeline(self) -> ReDiFPipeline:
-        """This student for users of diffusers; it shares the network.
+        """This student as a diffusers pipeline; the network is shared.
 
         Raises:
-            ValueError: if the decision process uses a solver, grid, action map or observation that has no name.
-            TypeError: if the network is no diffusers model.
+            ValueError: if the decision process uses a solver, grid, action map or observation without a name.
+            TypeError: if the network is not a diffusers model.
         """
         from redif_env.students.export import ReDiFPipeline
 
@@ -193,39 +201,42 @@ class Student:
 
     @classmethod
     def from_agent(cls, agent: BaseAlgorithm, env: VecEnv | None = None) -> Student:
-        """The student of a trained Stable-Baselines3 agent; neither SB3 nor the agent is needed afterwards.
+        """Make the student of a trained Stable-Baselines3 agent; SB3 is not needed to use it.
 
         Args:
-            agent: PPO, A2C, SAC or TD3 with a stock ``MlpPolicy``; or one with a
-                :class:`~redif_env.sb3.StudentPolicy`, whose network becomes the student's.
-            env: what it was trained on, if it was loaded without.
+            agent: PPO, A2C, SAC or TD3 with ``MlpPolicy``, or an agent with a :class:`~redif_env.sb3.StudentPolicy`,
+                whose network becomes the student's.
+            env: the environment of training, if the agent was loaded without it.
 
         Raises:
-            ValueError: if there is no environment, it is no ReDiF one, or the policy is of another kind.
+            ValueError: if there is no environment, it is not a ReDiF environment, or the policy is not supported.
         """
         return student_of_agent(agent, env)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the folder of :meth:`pipeline`: config.json, safetensors, a model card; whole or not at all.
+        """Save the student as the folder of :meth:`pipeline`: configs, safetensors and a model card, written
+        atomically.
 
         Raises:
-            ValueError: if the decision process uses a solver, grid, action map or observation that has no name, or the
-                folder holds something that is not a student's.
-            TypeError: if the network is no diffusers model.
+            ValueError: if the decision process uses a solver, grid, action map or observation without a name, or the
+                folder holds files that are not a student's.
+            TypeError: if the network is not a diffusers model.
         """
         self.pipeline().save_pretrained(folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> Student:
-        """Read what :meth:`save_pretrained` wrote, from a folder or the hub.
+        """Load a student that :meth:`save_pretrained` saved, from a folder or the hub.
 
         Raises:
+            ValueError: if this machine has no such device.
             FileNotFoundError: if there is no student in ``folder``.
-            CorruptFileError: if a file is missing, or is not what was written.
+            CorruptFileError: if a file is missing or was changed.
         """
         from redif_env.students.export import ReDiFPipeline
 
-        pipeline = ReDiFPipeline.from_pretrained(folder).to(device)
+        placed = parse_device(device)
+        pipeline = ReDiFPipeline.from_pretrained(folder).to(placed)
         return cls(pipeline.mdp, pipeline.actor, pipeline.record)
 
     def _initial_noise(
@@ -236,8 +247,8 @@ class Student:
         if noise is None:
             if num_samples is None or num_samples < 1:
                 raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-            device = generator.device if generator is not None else self.mdp.teacher.device
-            noise = torch.randn(num_samples, *self.sample_shape, generator=generator, device=device)
+            shape, device = (num_samples, *self.sample_shape), HOST if generator is None else generator.device
+            noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
         if noise.shape[1:] != self.sample_shape:
             raise ValueError(f"noise must have shape (N, {self.sample_shape}), got {tuple(noise.shape)}")
         return noise.to(self.mdp.teacher.device)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from redif_env.diffusion.types import expand
+from redif_env.diffusion.placement import HOST, place
 
 ConditionsLike = Sequence[int] | Sequence[str] | Mapping[int, float] | Mapping[str, float]
 """Class labels or prompts, each as likely as the others, or with how often each is to be asked for."""
@@ -60,8 +60,8 @@ class Conditions:
             argument: under which the network takes them.
         """
         values, weights = spread(wanted)
-        null = None if null_label is None else {argument: torch.tensor([null_label])}
-        return cls(values, {argument: torch.tensor(values)}, null, weights)
+        null = None if null_label is None else {argument: torch.tensor([null_label], device=HOST)}
+        return cls(values, {argument: torch.tensor(values, device=HOST)}, null, weights)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,15 +72,16 @@ class Conditions:
     def embeddings(self) -> Tensor:
         """What an observation shows of each row, ``(K, E)`` float32; nothing if there is but one."""
         if self.embedding is not None:
-            return self.embedding.float()
-        return torch.eye(len(self)) if len(self) > 1 else torch.zeros(1, 0)
+            return self.embedding.to(HOST, torch.float32)
+        count = len(self) if len(self) > 1 else 0
+        return torch.eye(len(self), count, dtype=torch.float32, device=HOST)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Rows ``(count,)`` int64, drawn with replacement by weight. One condition takes nothing from the generator."""
         if len(self) == 1:
-            return torch.zeros(count, dtype=torch.int64)
-        weights = torch.ones(len(self)) if self.weights is None else self.weights
-        return torch.multinomial(weights.cpu().double(), count, replacement=True, generator=generator)
+            return torch.zeros(count, dtype=torch.int64, device=HOST)
+        weights = torch.ones(len(self), device=HOST) if self.weights is None else self.weights
+        return torch.multinomial(weights.to(HOST, torch.float64), count, replacement=True, generator=generator)
 
     def rows_of(self, wanted: int | str | Sequence[int] | Sequence[str], count: int) -> Tensor:
         """Rows ``(count,)`` of labels or prompts: of one for all, or of one each.
@@ -96,11 +97,11 @@ class Conditions:
             raise ValueError(
                 f"condition={', '.join(unknown)} is not among the {len(self)} that are known: {_short(self.names)}"
             )
-        return torch.tensor([self.values.index(value) for value in asked], dtype=torch.int64)
+        return torch.tensor([self.values.index(value) for value in asked], dtype=torch.int64, device=HOST)
 
     def select(self, rows: Tensor) -> dict[str, Tensor]:
-        """What the network is given for ``rows`` ``(B,)``."""
-        return {name: given[rows] for name, given in self.inputs.items()}
+        """What the network is given for ``rows`` ``(B,)`` int64 on the host."""
+        return {name: given[rows.to(given.device)] for name, given in self.inputs.items()}
 
     def unconditional(self, count: int) -> dict[str, Tensor]:
         """What the network is given ``count`` times for no condition."""
@@ -130,13 +131,15 @@ def guide(free: Tensor, asked: Tensor, scale: Tensor) -> Tensor:
 
     ``free`` and ``asked`` are network outputs ``(B, *S)`` without and with the condition, ``scale`` is ``(B,)``.
     """
-    return free + expand(scale, free).to(free.dtype) * (asked - free)
+    return free + place(scale, free) * (asked - free)
 
 
 def spread(wanted: ConditionsLike) -> tuple[tuple[int | str, ...], Tensor | None]:
     """The values and, if given, their weights."""
     if isinstance(wanted, Mapping):
-        return tuple(wanted), torch.tensor([float(weight) for weight in wanted.values()])
+        return tuple(wanted), torch.tensor(
+            [float(weight) for weight in wanted.values()], dtype=torch.float32, device=HOST
+        )
     return tuple(wanted), None
 
 

@@ -12,6 +12,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
 from redif_env.diffusion.noise_schedulers import Parameterization, read_scheduler, scheduler_config
+from redif_env.diffusion.placement import HOST
 from redif_env.teachers.mixtures import GaussianMixture
 
 
@@ -38,7 +39,7 @@ class GaussianMixtureModel(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         dtype = torch.float64 if double else torch.float32
-        means = torch.zeros(num_components, *sample_shape, dtype=dtype)
+        means = torch.zeros(num_components, *sample_shape, dtype=dtype, device=HOST)
         parameterization = read_scheduler(noise, "gaussian-mixture")
         self.mixture = GaussianMixture(
             means,

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from redif_env.diffusion.placement import HOST, double, place
 from redif_env.diffusion.predictions import PLAIN, Preconditioning
 from redif_env.diffusion.schedules import Schedule
-from redif_env.diffusion.types import Level, Prediction, PredictionType, expand
+from redif_env.diffusion.types import Prediction, PredictionType
 
 
 class GaussianMixture(nn.Module):
@@ -41,8 +42,12 @@ class GaussianMixture(nn.Module):
         preconditioning: Preconditioning = PLAIN,
     ) -> None:
         super().__init__()
-        stds = torch.as_tensor(stds, dtype=means.dtype).expand_as(means).clone(memory_format=torch.contiguous_format)
-        weights = torch.ones(len(means), dtype=means.dtype) if weights is None else weights
+        stds = (
+            torch.as_tensor(stds, dtype=means.dtype, device=means.device)
+            .expand_as(means)
+            .clone(memory_format=torch.contiguous_format)
+        )
+        weights = torch.ones(len(means), dtype=means.dtype, device=means.device) if weights is None else weights
         if not bool((stds > 0).all()):
             raise ValueError(f"stds must be above 0, got a smallest of {float(stds.min())}")
         if weights.shape != (len(means),) or not bool((weights > 0).all()):
@@ -54,40 +59,40 @@ class GaussianMixture(nn.Module):
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
         """What a network would answer, ``(B, *S)``, given ``x`` ``(B, *S)`` and ``timestep`` ``(B,)``."""
-        half_logsnr = self.schedule.half_logsnr(timestep)
+        half_logsnr = self.schedule.half_logsnr(timestep.to(HOST))
         level = self.schedule.level(half_logsnr)
         prediction = self.prediction(self.preconditioning.samples(x, level), half_logsnr)
         return self.preconditioning.write(prediction, level, self.prediction_type)
 
     def prediction(self, x: Tensor, half_logsnr: Tensor) -> Prediction:
         """Clean estimate and noise prediction at a level, ``half_logsnr`` ``(B,)``: their conditional means."""
-        residual, variance, level = self._components(x, half_logsnr)
+        residual, variance, alpha, sigma = self._components(x, half_logsnr)
         responsibility = torch.softmax(self._log_joint(residual, variance), dim=1)
         share = responsibility.reshape(*responsibility.shape, *([1] * (residual.ndim - 2)))
-        shrink = expand(level.alpha, residual) * self.stds.double() ** 2 * residual / variance
-        return Prediction(
-            x0=(share * (self.means.double() + shrink)).sum(dim=1).to(x.dtype),
-            eps=(expand(level.sigma, x) * (share * residual / variance).sum(dim=1)).to(x.dtype),
-        )
+        shrink = alpha * double(self.stds) ** 2 * residual / variance
+        x0 = (share * (double(self.means) + shrink)).sum(dim=1)
+        eps = (sigma * share * residual / variance).sum(dim=1)
+        return Prediction(x0=x0.to(x), eps=eps.to(x))
 
     def log_prob(self, x: Tensor, half_logsnr: Tensor) -> Tensor:
         """Log density ``(B,)`` in nats of the noisy marginal at ``x``."""
-        residual, variance, _ = self._components(x, half_logsnr)
+        residual, variance, _, _ = self._components(x, half_logsnr)
         return torch.logsumexp(self._log_joint(residual, variance), dim=1)
 
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Clean samples ``(num_samples, *S)``."""
-        chosen = torch.multinomial(self.log_weights.exp(), num_samples, replacement=True, generator=generator)
-        noise = torch.randn(num_samples, *self.means.shape[1:], generator=generator, device=self.means.device)
-        return self.means[chosen] + self.stds[chosen] * noise
+        """Clean samples ``(num_samples, *S)``, drawn on the host."""
+        chosen = torch.multinomial(self.log_weights.to(HOST).exp(), num_samples, replacement=True, generator=generator)
+        shape = (num_samples, *self.means.shape[1:])
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=HOST)
+        return (self.means.to(HOST)[chosen] + self.stds.to(HOST)[chosen] * noise).to(self.means.device)
 
-    def _components(self, x: Tensor, half_logsnr: Tensor) -> tuple[Tensor, Tensor, Level]:
-        """``x - alpha * mean`` and its variance, ``(B, K, *S)``, and the level; float64."""
+    def _components(self, x: Tensor, half_logsnr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``x - alpha * mean`` and its variance, ``(B, K, *S)``, and alpha and sigma to match; float64."""
         level = self.schedule.level(half_logsnr)
-        x = x.double()[:, None]
-        alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
-        return x - alpha * self.means.double(), (alpha * self.stds.double()) ** 2 + sigma**2, level
+        x = double(x)[:, None]
+        alpha, sigma = place(level.alpha, x), place(level.sigma, x)
+        return x - alpha * double(self.means), (alpha * double(self.stds)) ** 2 + sigma**2, alpha, sigma
 
     def _log_joint(self, residual: Tensor, variance: Tensor) -> Tensor:
         per_dim = -0.5 * (residual**2 / variance + variance.log() + math.log(2 * math.pi))
-        return self.log_weights.double() + per_dim.flatten(2).sum(dim=2)
+        return double(self.log_weights) + per_dim.flatten(2).sum(dim=2)

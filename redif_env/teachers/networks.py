@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from redif_env.diffusion.placement import stock_defaults
 from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, ConditionsLike
 
 NETWORKS = (
@@ -136,7 +137,8 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     import diffusers
 
     settings = {key: value for key, value in config.items() if not key.startswith("_")}
-    network: nn.Module = getattr(diffusers, kind)(**settings)
+    with stock_defaults():
+        network: nn.Module = getattr(diffusers, kind)(**settings)
     return network
 
 

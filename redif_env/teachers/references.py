@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from redif_env.diffusion.grids import Grid, TimeGrid
+from redif_env.diffusion.placement import HOST, full_precision, place
 from redif_env.diffusion.solvers import DPMSolverPP, Solver, sample, trajectory
-from redif_env.diffusion.types import expand
 from redif_env.storage.cache import cached
 from redif_env.teachers.teacher import Teacher
 
@@ -43,7 +43,7 @@ class InitialMap(Protocol):
 class ReferenceSet:
     """Initial noises with the teacher's endpoints of each, both ``(N, *S)``.
 
-    ``condition`` ``(N,)`` int64 is what each was asked to show (a row of the teacher's conditions); ``key`` a digest of
+    ``condition`` ``(N,)`` int64, on the host, is the row of the teacher's conditions of each; ``key`` a digest of
     teacher, noise, condition and step count; ``num_steps`` the predictions that the teacher spent on each.
     """
 
@@ -57,15 +57,14 @@ class ReferenceSet:
         return len(self.noise)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ReferenceSet:
-        """The same on a device, in a floating point type."""
-        placed = (self.noise.to(device, dtype), self.condition.to(device), self.endpoints.to(device, dtype))
-        return ReferenceSet(*placed, self.key, self.num_steps)
+        """The same with its samples on a device, in a floating point type."""
+        return replace(self, noise=self.noise.to(device, dtype), endpoints=self.endpoints.to(device, dtype))
 
 
 def draw_starts(teacher: Teacher, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Standard normal noise ``(size, *S)`` float32 and conditions ``(size,)``, from a generator of their own."""
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(size, *teacher.sample_shape, generator=generator)
+    noise = torch.randn((size, *teacher.sample_shape), generator=generator, dtype=torch.float32, device=HOST)
     return noise, teacher.conditions.draw(size, generator)
 
 
@@ -101,10 +100,10 @@ def reference_key(teacher: Teacher, noise: Tensor, condition: Tensor, num_steps:
 
 @dataclass(frozen=True)
 class ReferencePaths:
-    """The teacher's ways from the noises of a reference set to their endpoints, at K levels.
+    """The teacher's trajectories from the noises of a reference set to their endpoints, at K levels.
 
-    ``angle`` ``(K,)`` float64 falls from noise to 0, clean data: ``atan(sigma / alpha)``, in which ways are smooth;
-    ``x`` ``(N, K, *S)`` are samples there, of the size that variance-preserving schedules have
+    ``angle`` ``(K,)`` float64, on the host, falls from noise to 0, clean data: ``atan(sigma / alpha)``, in which
+    trajectories are smooth; ``x`` ``(N, K, *S)`` are samples there, of the size that variance-preserving schedules have
     (:meth:`redif_env.diffusion.schedules.Schedule.normalised`).
     """
 
@@ -112,12 +111,15 @@ class ReferencePaths:
     x: Tensor
 
     def at(self, pair: Tensor, half_logsnr: Tensor) -> Tensor:
-        """Where the ways of rows ``pair`` ``(B,)`` pass levels ``half_logsnr`` ``(B,)``, ``(B, *S)``: linear."""
+        """Samples ``(B, *S)`` of the trajectories of rows ``pair`` ``(B,)`` at levels ``half_logsnr`` ``(B,)``."""
+        if bool((pair < 0).any()):
+            raise ValueError("reward 'path' has trajectories of the reference set alone: leave options['noise'] out")
         angle = angle_of(half_logsnr).clamp(max=self.angle[0])
         after = torch.searchsorted(-self.angle, -angle).clamp(1, len(self.angle) - 1)
         share = (self.angle[after - 1] - angle) / (self.angle[after - 1] - self.angle[after])
-        before = self.x[pair, after - 1]
-        return torch.lerp(before, self.x[pair, after], expand(share, before).to(before.dtype))
+        row, index = torch.stack([pair, after]).to(self.x.device)
+        before = self.x[row, index - 1]
+        return torch.lerp(before, self.x[row, index], place(share, before))
 
 
 def angle_of(half_logsnr: Tensor) -> Tensor:
@@ -126,29 +128,30 @@ def angle_of(half_logsnr: Tensor) -> Tensor:
 
 
 def reference_paths(teacher: Teacher, reference: ReferenceSet) -> ReferencePaths:
-    """The ways to a reference set's endpoints: from the cache, or computed (with a progress bar) and kept there."""
+    """The trajectories to a reference set's endpoints: from the cache, or computed (with a progress bar) and stored."""
     steps = reference.num_steps
-    # Denser towards clean data, where ways turn within a few hundredths of the angle.
-    shares = 1 - (1 - torch.linspace(0, 1, min(steps, PATH_LEVELS) + 1, dtype=torch.float64)) ** 1.5
-    kept = (steps * shares).round().long().unique().tolist()
+    # Denser towards clean data, where trajectories turn within a few hundredths of the angle.
+    shares = 1 - (1 - torch.linspace(0, 1, min(steps, PATH_LEVELS) + 1, dtype=torch.float64, device=HOST)) ** 1.5
+    stored = (steps * shares).round().long().unique().tolist()
     schedule, grid = teacher.schedule, TimeGrid()
-    positions = torch.tensor(kept, dtype=torch.float64, device=teacher.device) / steps
+    positions = torch.tensor(stored, dtype=torch.float64, device=HOST) / steps
     levels = grid.half_logsnr(positions, schedule)
 
     @torch.inference_mode()
-    def way(noise: Tensor, condition: Tensor) -> Tensor:
-        states = trajectory(teacher, DPMSolverPP(2), grid, noise, steps, condition)
-        passed = [schedule.normalised(state.x, state.half_logsnr) for state in states]
+    def path(noise: Tensor, condition: Tensor) -> Tensor:
+        with full_precision(noise.device):
+            states = trajectory(teacher, DPMSolverPP(2), grid, noise, steps, condition)
+            passed = [schedule.normalised(state.x, state.half_logsnr) for state in states]
         first = schedule.normalised(noise * schedule.init_noise_sigma, levels[:1].expand(len(noise)))
-        return torch.stack([[first, *passed][index] for index in kept], dim=1).cpu()
+        return torch.stack([[first, *passed][index] for index in stored], dim=1).to(HOST)
 
     def compute() -> Tensor:
-        noise, condition = (part.to(teacher.device) for part in (reference.noise, reference.condition))
-        parts = list(zip(noise.split(teacher.run_size), condition.split(teacher.run_size), strict=True))
+        noise = reference.noise.to(teacher.device)
+        parts = list(zip(noise.split(teacher.run_size), reference.condition.split(teacher.run_size), strict=True))
         quiet = len(noise) * steps < QUIET_BELOW
-        return torch.cat([way(*part) for part in tqdm(parts, desc="teacher's ways", disable=quiet)])
+        return torch.cat([path(*part) for part in tqdm(parts, desc="teacher's trajectories", disable=quiet)])
 
-    described = f"ways {reference.key} {kept} {reference.noise.dtype}"
+    described = f"trajectories {reference.key} {stored} {reference.noise.dtype}"
     x = cached(hashlib.sha256(described.encode()).hexdigest(), compute).to(reference.noise)
     return ReferencePaths(angle_of(levels), x)
 
@@ -161,22 +164,21 @@ def base_samples(
     num_steps: int,
     initial_map: InitialMap | None = None,
 ) -> Tensor:
-    """What a solver makes of the reference set's first noises in ``num_steps`` calls; cached like the endpoints.
+    """A solver's samples of the reference set's first noises in ``num_steps`` calls; cached like the endpoints.
 
-    From where ``initial_map`` puts them, if it is given. At most ``BASE_SIZE`` samples ``(M, *S)``, on the teacher's
-    device, in the noises' type.
+    They start from the initial map of the noises, if ``initial_map`` is given. At most ``BASE_SIZE`` samples
+    ``(M, *S)``, on the teacher's device, in the noises' type.
     """
     described = f"samples {reference.key} {solver} {grid} {num_steps} {BASE_SIZE}"
     if initial_map is not None:
         described += f" {initial_map.key}"
-    noise = reference.noise[:BASE_SIZE].to(teacher.device)
-    condition = reference.condition[:BASE_SIZE].to(teacher.device)
-    if initial_map is not None:
-        noise = initial_map(noise, condition)
+    noise, condition = reference.noise[:BASE_SIZE].to(teacher.device), reference.condition[:BASE_SIZE]
 
     @torch.inference_mode()
     def compute() -> Tensor:
-        parts = zip(noise.split(teacher.run_size), condition.split(teacher.run_size), strict=True)
-        return torch.cat([sample(teacher, solver, grid, part, num_steps, asked) for part, asked in parts])
+        with full_precision(noise.device):
+            first = noise if initial_map is None else initial_map(noise, condition)
+            parts = zip(first.split(teacher.run_size), condition.split(teacher.run_size), strict=True)
+            return torch.cat([sample(teacher, solver, grid, part, num_steps, rows) for part, rows in parts])
 
     return cached(hashlib.sha256(described.encode()).hexdigest(), compute).to(noise)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from redif_env.diffusion.grids import LevelsGrid, TimeGrid
 from redif_env.diffusion.noise_schedulers import Parameterization
+from redif_env.diffusion.placement import HOST, full_precision, has_float64, stock_defaults
 from redif_env.diffusion.predictions import PLAIN, Preconditioning
 from redif_env.diffusion.schedules import FlowSchedule, Schedule, VariancePreservingSchedule
 from redif_env.diffusion.solvers import DPMSolverPP, sample
@@ -163,12 +164,12 @@ class Teacher:
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode())
             digest.update(content(tensor))
-        times = torch.linspace(0, 1, 64, dtype=torch.float64, device=self.device)
+        times = torch.linspace(0, 1, 64, dtype=torch.float64, device=HOST)
         levels = self.schedule.half_logsnr_at(times)
-        digest.update(levels.cpu().numpy().round(9).tobytes())
+        digest.update(levels.numpy().round(9).tobytes())
         # Sets of older versions are cached under variance-preserving schedules' levels alone.
         if not isinstance(self.schedule, VariancePreservingSchedule):
-            digest.update(self.schedule.timestep(levels).cpu().numpy().round(9).tobytes())
+            digest.update(self.schedule.timestep(levels).numpy().round(9).tobytes())
         if self.preconditioning != PLAIN:
             digest.update(repr(self.preconditioning).encode())
         for name, tensor in sorted(self.conditions.inputs.items()):
@@ -184,12 +185,13 @@ class Teacher:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Teacher:
         """This teacher with its network moved to a device and, if given, a floating point type (in place)."""
         device = torch.device(device)
+        if (dtype or self.dtype) == torch.float64 and not has_float64(device):
+            raise ValueError(f"teacher {self.name!r} is float64, which {device} has not: give torch.float32 as dtype")
         if dtype is not None and dtype != self.dtype:
             self.network.to(dtype)
         self.network.to(device)
         if isinstance(self.decoder, nn.Module):
             self.decoder.to(device)
-        self.schedule = self.schedule.to(device)
         self.conditions = self.conditions.to(device, self.dtype)
         return self
 
@@ -201,27 +203,28 @@ class Teacher:
         condition: Tensor | None = None,
         guidance: Tensor | None = None,
     ) -> Prediction:
-        """One prediction for ``x`` ``(B, *S)`` at level ``half_logsnr``, telling the network ``timestep``.
+        """One prediction for ``x`` ``(B, *S)`` at level ``half_logsnr``, with the network conditioned on ``timestep``.
 
-        The time told may differ from the level's own; the answer is read at the level.
+        The conditioning timestep may differ from the level's own; the prediction is that of the level.
 
         Args:
-            x, half_logsnr, timestep: the sample, its level ``(B,)`` and the time told ``(B,)``.
-            condition: rows ``(B,)`` of ``conditions``; the first if not given.
-            guidance: scale ``(B,)``; the teacher's own if not given, and without effect where it has none.
+            x: the sample, on the teacher's device.
+            half_logsnr, timestep: its level and the conditioning timestep, ``(B,)`` float64 on the host.
+            condition: rows ``(B,)`` int64 of ``conditions``, on the host; the first if not given.
+            guidance: scale ``(B,)`` on the host; the teacher's own if not given, without effect where it has none.
         """
         level = self.schedule.level(half_logsnr)
         given = self.preconditioning.inputs(x, level).to(self.dtype)
-        told = timestep.to(self.dtype)
-        rows = torch.zeros(len(x), dtype=torch.int64, device=x.device) if condition is None else condition
-        asked = self.conditions.select(rows)
+        placed = timestep.to(x.device, self.dtype)
+        rows = torch.zeros(len(x), dtype=torch.int64, device=HOST) if condition is None else condition
+        inputs = self.conditions.select(rows)
         if self.guidance_scale is None:
-            output = self.call(self.network, given, told, asked).to(x.dtype)
+            output = self.call(self.network, given, placed, inputs).to(x.dtype)
         else:
             scale = torch.full_like(half_logsnr, self.guidance_scale) if guidance is None else guidance
             without = self.conditions.unconditional(len(x))
-            both = {name: torch.cat([without[name], tensor]) for name, tensor in asked.items()}
-            twice = self.call(self.network, torch.cat([given, given]), torch.cat([told, told]), both).to(x.dtype)
+            both = {name: torch.cat([without[name], tensor]) for name, tensor in inputs.items()}
+            twice = self.call(self.network, torch.cat([given, given]), torch.cat([placed, placed]), both).to(x.dtype)
             free, conditional = twice.chunk(2)
             output = guide(free, conditional, scale)
         return self.preconditioning.read(output, x, level, self.prediction_type)
@@ -247,16 +250,16 @@ class Teacher:
         Args:
             noise: standard normal.
             num_steps: predictions spent on each sample.
-            condition: rows ``(B,)`` of ``conditions``; the first if not given.
+            condition: rows ``(B,)`` of ``conditions``, on the host; the first if not given.
             progress: called with the number of samples finished, after each batch.
         """
         if noise.shape[1:] != self.sample_shape:
             raise ValueError(f"noise must have shape (batch, {self.sample_shape}), got {tuple(noise.shape)}")
-        rows = torch.zeros(len(noise), dtype=torch.int64) if condition is None else condition
+        rows = torch.zeros(len(noise), dtype=torch.int64, device=HOST) if condition is None else condition
         ends = []
-        parts = zip(noise.to(self.device).split(self.run_size), rows.to(self.device).split(self.run_size), strict=True)
-        for part, wanted in parts:
-            ends.append(sample(self, DPMSolverPP(2), TimeGrid(), part, num_steps, wanted))
+        for part, own in zip(noise.to(self.device).split(self.run_size), rows.split(self.run_size), strict=True):
+            with full_precision(part.device):
+                ends.append(sample(self, DPMSolverPP(2), TimeGrid(), part, num_steps, own))
             if progress is not None:
                 progress(len(part))
         return torch.cat(ends) if ends else noise
@@ -305,7 +308,8 @@ class Teacher:
                 or scheduler is of a kind that cannot be used; the message says why.
         """
         called = name or str(name_or_path)
-        found = read_pipeline(name_or_path, called, conditions, null_label, torch_dtype, variant)
+        with stock_defaults():
+            found = read_pipeline(name_or_path, called, conditions, null_label, torch_dtype, variant)
         return cls(
             found.network,
             found.parameterization.schedule,
@@ -401,13 +405,8 @@ class GaussianMixtureTeacher(Teacher):
     @classmethod
     def ring(cls) -> GaussianMixtureTeacher:
         """Eight Gaussians of standard deviation 0.05 on a circle of radius 0.8: the toy of many papers."""
-        angles = torch.arange(8, dtype=torch.float64) * (torch.pi / 4)
+        angles = torch.arange(8, dtype=torch.float64, device=HOST) * (torch.pi / 4)
         return cls(0.8 * torch.stack([angles.cos(), angles.sin()], dim=1).float(), 0.05, name="gaussian-ring")
-
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> GaussianMixtureTeacher:
-        super().to(device, dtype)
-        self.network.schedule = self.schedule
-        return self
 
 
 class PipelineTeacher(Teacher):
@@ -627,4 +626,4 @@ def load_teacher(
 def _tensors(network: nn.Module) -> Any:
     yield from network.parameters()
     yield from network.buffers()
-    yield torch.empty(0)
+    yield torch.empty(0, dtype=torch.float32, device=HOST)

@@ -8,25 +8,26 @@ import pytest
 import torch
 
 from agents import clone, ppo
-from agents.networks import NoiseSettings, noise_map
-from agents.recipes import NOISE, SOLVER, settled
-from agents.runs import check, read_settings, settings_json
-from experiments import ablate_noise, network_students
 from redif_env import Student
 from redif_env.diffusion.grids import GRIDS
 from redif_env.diffusion.solvers import SOLVERS
 from redif_env.fitted.linear_solver import LinearSolver
-from redif_env.judging.baselines import Baseline
 from redif_env.mdp.actions import NoiseMap
 from redif_env.mdp.observations import Sample
 from redif_env.mdp.process import DenoisingMDP
-from redif_env.sb3 import Reduction, UnhealthyRunError, landing_gains, student_exploration
+from redif_env.sb3 import Reduction, UnhealthyRunError, step_gains, student_exploration
+from redif_env.sb3.training.networks import NoiseSettings, network_items, noise_map, warm_start
+from redif_env.sb3.training.recipes import NOISE, SOLVER, settled
 from redif_env.storage.checkpoints import checkpoints
 from redif_env.teachers.teacher import load_teacher
+from redif_env.training.runs import begin, check, read_settings, settings_json
 from tests.models import unet
 
 # Stable-Baselines3's progress bar is tqdm's, drawn by rich.
-pytestmark = pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning"),
+    pytest.mark.usefixtures("quick_distance"),
+]
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def settings(pipeline_folder, tmp_path):
         held_out_size=16,
         held_out_every=2,
         checkpoint_every=24,
-        network=NoiseSettings(clone_updates=3),
+        network=NoiseSettings(clone_updates=3, clone_batch_size=16),
         out=tmp_path / "run",
     )
 
@@ -82,7 +83,7 @@ def test_each_action_has_its_recipe():
 def test_settings_survive_their_file(settings):
     """Nested settings, and an enumeration among them, come back as they were."""
     given = settled(replace(settings, network=replace(settings.network, reduction=Reduction.SUM, width=0.5)))
-    ppo.begin(given, ppo.PROGRAM)
+    begin(given, ppo.PROGRAM)
     read = read_settings(given.out, given)
     assert settings_json(read) == settings_json(given)
     assert read.network.reduction is Reduction.SUM
@@ -120,7 +121,7 @@ def test_training_moves_what_cloning_made(settings, tmp_path):
     cloned.save_pretrained(tmp_path / "clone" / "student")
     begun = replace(settings.network, init=str(tmp_path / "clone" / "student"), clone_updates=None)
     agent = ppo.build(replace(settings, network=begun))
-    ppo.warm_start(begun, agent.get_env().unwrapped.mdp, agent.policy, 0)
+    warm_start(begun, agent.get_env().unwrapped.mdp, agent.policy, 0)
     assert same(agent.policy.plain_weights(), weights(cloned))
     trained, _ = ppo.train(settings)
     assert not same(weights(trained), weights(cloned))
@@ -142,7 +143,7 @@ def test_a_clone_is_refined(settings, saved_clone, tmp_path):
 def test_a_clone_is_cloned_further(saved_clone, tmp_path):
     """A student to begin as and updates to make: it goes on from there, and without updates it stays what it is."""
     args, cloned = saved_clone
-    begun = NoiseSettings(init=str(tmp_path / "clone" / "student"))
+    begun = NoiseSettings(init=str(tmp_path / "clone" / "student"), clone_batch_size=16)
     kept, _ = clone.make(replace(args, network=begun, out=tmp_path / "kept"))
     assert same(weights(kept), weights(cloned))
     further = [
@@ -156,7 +157,7 @@ def test_a_clone_is_cloned_further(saved_clone, tmp_path):
         clone.make(replace(args, teacher="digits", network=copied, out=tmp_path / "copy"))
 
 
-@pytest.mark.parametrize("network", [{"width": 0.5}, {"lora_rank": 2}, {"target_kl": 0.1}, {"autocast": True}])
+@pytest.mark.parametrize("network", [{"width": 0.5}, {"lora_rank": 2}, {"autocast": True}])
 def test_other_networks_train_too(settings, network):
     changed = replace(settings, network=replace(settings.network, **network), network_calls=48)
     student, _ = ppo.train(changed)
@@ -191,7 +192,7 @@ def test_a_network_begins_from_a_trained_policy_s_steps(settings, tmp_path):
     )
     student, _ = ppo.train(compact)
     student.save_pretrained(tmp_path / "compact" / "student")
-    start = NoiseSettings(base_student=str(tmp_path / "compact" / "student"), clone_updates=2)
+    start = NoiseSettings(base_student=str(tmp_path / "compact" / "student"), clone_updates=2, clone_batch_size=16)
     action_map = noise_map(start)
     torch.testing.assert_close(torch.tensor(action_map.initial_actions), student.frozen().mean_actions)
     both, _ = ppo.train(replace(settings, network=start, network_calls=24))
@@ -222,7 +223,7 @@ def test_a_copy_begins_exactly_where_the_steps_end(settings, tmp_path):
     again = NoiseSettings(base_student=copied.base_student, init=str(tmp_path / "both"))
     agent = ppo.build(replace(settings, network=again))
     assert agent.policy.settings["predicts_noise"]
-    ppo.warm_start(again, agent.get_env().unwrapped.mdp, agent.policy, 0)
+    warm_start(again, agent.get_env().unwrapped.mdp, agent.policy, 0)
     assert same(agent.policy.plain_weights(), weights(both))
     agent.learn(48)
     assert not same(agent.policy.plain_weights(), weights(both))
@@ -238,13 +239,11 @@ def test_a_run_that_breaks_leaves_the_last_good_student(settings):
     assert bool(student(num_samples=2).isfinite().all())
 
 
-def test_the_programs_report_and_the_command_judges_by_the_teacher(settings, tmp_path, capsys, monkeypatch):
+def test_the_programs_report_and_the_command_judges_by_the_teacher(settings, tmp_path, capsys):
     """The whole of agents.ppo and agents.clone; and the teacher is what ``redif evaluate`` judges by."""
     from redif_env.cli import Info, load, teacher_of
 
-    few = [Baseline("dpm++2m", "time"), Baseline("ddim", "time")]
-    monkeypatch.setattr("redif_env.judging.evaluation.all_baselines", lambda: few)
-    ppo.main(settings)
+    ppo.main(replace(settings, baselines="quick"))
     rows = json.loads((settings.out / "result.json").read_text())["rows"]
     found = {row["method"]: row for row in rows}
     assert found["redif-ppo"]["fd_teacher"] > 0
@@ -258,7 +257,7 @@ def test_the_programs_report_and_the_command_judges_by_the_teacher(settings, tmp
     assert "its own, v_prediction" in capsys.readouterr().out
     cloning = clone.Args(
         teacher=settings.teacher, num_steps=3, network=settings.network, out=tmp_path / "clone", test_size=16,
-        teacher_steps=8,
+        teacher_steps=8, baselines="none",
     )  # fmt: skip
     clone.main(cloning)
     clone.main(replace(cloning, resume=True))
@@ -279,7 +278,7 @@ def slopes_of_ddim(mdp):
 def test_every_step_explores_as_far_in_the_sample():
     mdp = DenoisingMDP(load_teacher("gaussian-ring"), SOLVERS["ddim"], GRIDS["time"], 3, NoiseMap(), Sample())
     slopes = slopes_of_ddim(mdp)
-    assert landing_gains(mdp).tolist() == pytest.approx(slopes, rel=1e-5)
+    assert step_gains(mdp).tolist() == pytest.approx(slopes, rel=1e-5)
     table = student_exploration(mdp, 0.1, 0.2)
     assert table[:, 0].tolist() == pytest.approx([0.1] * 3)
     assert table[:, 1].tolist() == pytest.approx([0.1 / slope for slope in slopes], rel=1e-5)
@@ -295,58 +294,22 @@ def test_steps_that_clip_explore_by_their_slope():
     solver = LinearSolver(tuple(levels.tolist()), matrices, torch.zeros(3, 1, 2), clipped=True)
     mdp = DenoisingMDP(teacher, solver, grid, 3, NoiseMap(), Sample())
     expected = [share * slope for share, slope in zip(shares, slopes_of_ddim(mdp), strict=True)]
-    assert landing_gains(mdp).tolist() == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_experiment_s_rows(settings, tmp_path, capsys):
-    """The same clone under PPO and twice under the gradient; a second run computes nothing."""
-    args = network_students.Args(
-        teacher=settings.teacher, num_steps=2, seeds=1, widths=(0.5,), time_embedding_dims=(None,),
-        network_calls=(1024,), clone_updates=(2,), clone_batch_sizes=(16,), clone_rates=(1e-3,), learning_rates=(1e-4,),
-        explorations=((0.1, 0.1),),
-        reference_size=16, teacher_steps=8, test_size=16, held_out_size=16, out=tmp_path / "out", jobs=1,
-    )  # fmt: skip
-    rows = network_students.finish(args, network_students.cells_of(args)[0], 1)
-    assert [row["method"] for row in rows] == list(network_students.METHODS)
-    warm, trained, timed, counted = rows
-    assert warm["network_calls"] == 0
-    assert trained["network_calls"] == 1024 + 512 + 3 * 1024
-    assert timed["seconds"] >= trained["seconds"]
-    assert counted["network_calls"] >= trained["network_calls"]
-    assert network_students.finish(args, network_students.cells_of(args)[0], 1) == rows
-    from rich.console import Console
-
-    Console(width=190).print(network_students.summary(rows, args))
-    assert "gradient, equal calls" in capsys.readouterr().out
-
-
-def test_the_ablation_changes_one_thing_at_a_time(tmp_path):
-    args = ablate_noise.Args(out=tmp_path)
-    recipe, *others = (settled(task.settings) for task in ablate_noise.tasks_of(args))
-    for changed in others:
-        differ = [
-            name
-            for name, value in settings_json(changed).items()
-            if value != settings_json(recipe)[name] and name != "out"
-        ]
-        assert 1 <= len(differ) <= 2, differ
-    with pytest.raises(ValueError, match="changes='nothing' is unknown"):
-        ablate_noise.tasks_of(replace(args, changes=("nothing",)))
+    assert step_gains(mdp).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_plan_counts_what_a_network_costs_besides():
     args = settled(ppo.Args(action="noise", network_calls=1000, epochs=2, reference_size=50, teacher_steps=10))
-    found = {item.name: item.calls for item in ppo.network_items(args)}
+    found = {item.name: item.calls for item in network_items(args)}
     # 1,000 updates of 128 states; 10 times 512 noises over 4 steps, each asked of the teacher and of the student.
     assert found["cloning the teacher"] == 3 * 1000 * 128 + 10 * 512 * 4 * 2
     assert found["updates of the network, forward and back"] == 3 * 1000 * 2
-    assert found["the teacher's ways, for the path reward"] == 50 * 10
+    assert found["the teacher's trajectories, for the path reward"] == 50 * 10
     begun = replace(args, network=NoiseSettings(init="elsewhere"), reward=(("feature", 1.0),))
-    assert [item.calls for item in ppo.network_items(begun)] == [0, 6000]
+    assert [item.calls for item in network_items(begun)] == [0, 6000]
     refined = replace(args, network=NoiseSettings(refine_updates=100))
-    found = {item.name: item.calls for item in ppo.network_items(refined)}
+    found = {item.name: item.calls for item in network_items(refined)}
     assert found["refining the clone"] == 100 * 256 * (3 * 4 + 3 + 8) + 2 * 1024 * 4 * 2
     weighed = replace(args, network=NoiseSettings(init="elsewhere", clone_updates=100, clone_by_sensitivity=True))
     # The base solver's way is followed twice, and of each step's error what is left of it: 3, 2 and 1 predictions.
     worth = 1024 * (2 * 4 + 3 + 2 + 1)
-    assert ppo.network_items(weighed)[0].calls == 3 * 100 * 128 + 512 * 4 * 2 + worth
+    assert network_items(weighed)[0].calls == 3 * 100 * 128 + 512 * 4 * 2 + worth

@@ -17,8 +17,8 @@ def positions(count):
 
 
 @pytest.mark.parametrize("name", list(GRIDS))
-def test_grids_start_where_they_say_fall_steadily_and_end_clean(name):
-    """At the schedule's noisiest level, or where sigma over alpha is the number after the @."""
+def test_grids_decrease_from_their_first_level_to_clean_data(name):
+    """The first level is the schedule's noisiest, or that with the sigma / alpha after the @."""
     position = torch.linspace(0, 1, 101, dtype=torch.float64)
     half_logsnr = GRIDS[name].half_logsnr(position, SCHEDULE)
     start = -math.log(float(name.split("@")[1])) if "@" in name else SCHEDULE.knots[-1].item()
@@ -60,7 +60,7 @@ def test_power_grid_by_hand():
 
 
 @pytest.mark.parametrize("count", [1, 4, 7, 50])
-def test_no_shift_walks_the_grid(count):
+def test_zero_shift_follows_the_grid(count):
     position, visited = torch.zeros(1, dtype=torch.float64), []
     for steps_left in range(count, 0, -1):
         visited.append(position.item())
@@ -78,8 +78,8 @@ def test_shift_adds_to_the_logit_of_the_remaining_fraction():
 
 
 @pytest.mark.parametrize("schedule", [SCHEDULE, FlowSchedule(3.0), VarianceExplodingSchedule()], ids=str)
-def test_a_late_start_is_the_whole_grid_on_less_time(schedule):
-    """Times are the whole grid's times that of the first level; a start before the noisiest level is none."""
+def test_reduced_sigma_max_scales_the_times_of_the_grid(schedule):
+    """Times are those of the full grid times that of the first level; levels beyond the noisiest change nothing."""
     late, early, whole = TimeGrid(2.0, 8.0), TimeGrid(2.0, 1e9), TimeGrid(2.0)
     position = positions(5)
     level = torch.tensor(-math.log(8.0), dtype=torch.float64)

@@ -1,6 +1,7 @@
 """Every schedule against diffusers' own: levels, timesteps, preconditioning, and whole runs on an exact teacher."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import diffusers
 import pytest
@@ -100,7 +101,7 @@ def test_zero_terminal_snr_is_diffusers(kind):
 
 
 def test_edm_is_diffusers():
-    """Sigmas, initial scale, the time told, inputs and outputs of its preconditioning, both prediction types."""
+    """Sigmas, initial scale, timesteps, and inputs and outputs of the preconditioning, for both prediction types."""
     for kind in (PredictionType.EPSILON, PredictionType.V_PREDICTION):
         scheduler = diffusers.EDMEulerScheduler(prediction_type=kind.value, sigma_data=0.6)
         parameterization = read_scheduler(config_of(scheduler), "edm")
@@ -254,8 +255,8 @@ def run_diffusers(scheduler, model, noise, num_steps):
     x = noise if flow else noise * scheduler.init_noise_sigma
     for index, timestep in enumerate(scheduler.timesteps):
         # Some flow schedulers round what they tell the network to whole numbers.
-        told = scheduler.sigmas[index].to(x.dtype) * 1000 if flow else timestep.to(x.dtype)
-        output = model(x if flow else scheduler.scale_model_input(x, timestep), told).sample
+        given = scheduler.sigmas[index].to(x.dtype) * 1000 if flow else timestep.to(x.dtype)
+        output = model(x if flow else scheduler.scale_model_input(x, timestep), given).sample
         x = scheduler.step(output, timestep, x, return_dict=False)[0]
     return x
 
@@ -350,14 +351,19 @@ def test_flow_through_a_diffusers_pipeline(tmp_path):
     torch.testing.assert_close(found.clamp(-1, 1), expected, rtol=0, atol=1e-4)
 
 
+@cache
+def converged(parameterization):
+    """Noises, and where 400 steps from them end; shared by all solvers."""
+    noise = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    # A step of order 1 lands on clean data, so runs differ by what the cleanest level leaves: compare like with like.
+    return noise, sample(mixture(parameterization), DPMSolverPP(2), GRIDS["time^1.5"], noise, 400)
+
+
 @each_parameterization
 @pytest.mark.parametrize("solver", ["dpm++2m", "dpm++3m", "ipndm2", "ipndm4"])
 def test_every_solver_converges_on_every_schedule(parameterization, solver):
     """More steps, nearer the 400-step endpoint; at 48 the error is small."""
-    teacher = mixture(parameterization)
-    noise = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    # A step of order 1 lands on clean data, so runs differ by what the cleanest level leaves: compare like with like.
-    exact = sample(teacher, DPMSolverPP(2), GRIDS["time^1.5"], noise, 400)
+    teacher, (noise, exact) = mixture(parameterization), converged(parameterization)
     errors = [
         (sample(teacher, SOLVERS[solver], GRIDS["time^1.5"], noise, count) - exact).square().mean().sqrt().item()
         for count in (6, 12, 48)

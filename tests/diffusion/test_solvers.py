@@ -13,6 +13,7 @@ from redif_env.diffusion.solvers import (
     IPNDM,
     SOLVERS,
     DPMSolverPP,
+    apply_estimate,
     ddim_step,
     initial_state,
     predict,
@@ -124,8 +125,10 @@ def test_ipndm_is_diffusers():
         expected = scheduler.step(v, time[0], expected).prev_sample
 
         state = predict(model, replace(state, half_logsnr=half_logsnr, timestep=time))
-        x0 = IPNDM(4).estimate(state, next_half_logsnr, level)
-        state = replace(state, x=ddim_step(state.x, x0, level, model.schedule.level(next_half_logsnr)))
+        estimate = IPNDM(4).estimate(state, next_half_logsnr, level)
+        x0, x = apply_estimate(state, estimate, level, model.schedule.level(next_half_logsnr))
+        torch.testing.assert_close(x, ddim_step(state.x, x0, level, model.schedule.level(next_half_logsnr)))
+        state = replace(state, x=x)
         torch.testing.assert_close(state.x, expected, rtol=0, atol=1e-4)
 
 
@@ -146,11 +149,11 @@ def integration_error(teacher, solver, nodes):
         half_logsnr = node.expand(4)
         exact_past = bool(state.predictions[0] < 4)
         here = flow(teacher, x, start, half_logsnr) if exact_past else state.x
-        told = teacher.schedule.timestep(half_logsnr)
-        state = predict(teacher, replace(state, x=here, half_logsnr=half_logsnr, timestep=told))
+        timestep = teacher.schedule.timestep(half_logsnr)
+        state = predict(teacher, replace(state, x=here, half_logsnr=half_logsnr, timestep=timestep))
         level, next_level = teacher.schedule.level(half_logsnr), teacher.schedule.level(following.expand(4))
-        x0 = solver.estimate(state, following.expand(4), level)
-        state = replace(state, x=ddim_step(state.x, x0, level, next_level))
+        estimate = solver.estimate(state, following.expand(4), level)
+        state = replace(state, x=apply_estimate(state, estimate, level, next_level)[1])
     return (state.x - flow(teacher, x, start, nodes[-1].expand(4))).abs().max().item()
 
 

@@ -15,7 +15,7 @@ def seeded(seed=0, group_size=2, priced=False):
     return draws
 
 
-def test_a_group_draws_anew_once_every_member_took_up_the_last_draw():
+def test_group_draws_again_after_all_members_used_the_draw():
     draws = seeded()
     first = draws.next(rows(0, 1, 2, 3))[0]
     assert first[0] == first[1]
@@ -28,7 +28,7 @@ def test_a_group_draws_anew_once_every_member_took_up_the_last_draw():
     assert draws.next(rows(0))[0][0] == later[1]
 
 
-def test_the_first_member_s_seed_is_the_group_s():
+def test_seed_of_a_group_is_that_of_its_first_member():
     """Groups of two seeded with 0 to 3 draw what single environments seeded with 0 and 2 draw."""
     alone = seeded(group_size=1).next(rows(0, 1, 2, 3))[0]
     grouped = seeded().next(rows(0, 1, 2, 3))[0]

@@ -48,7 +48,7 @@ def test_both_checkers_pass(teacher, action):
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_vector_env_equals_stacked_single_envs(mode):
-    """The best single test: 14 steps, bit for bit, against Gymnasium's SyncVectorEnv of single envs, in every mode."""
+    """14 steps, exactly, against Gymnasium's SyncVectorEnv of single environments, in every autoreset mode."""
     ours = gym.make_vec("ReDiF-v0", num_envs=5, **TINY, num_steps=3, autoreset_mode=mode)
     theirs = SyncVectorEnv([lambda: gym.make("ReDiF-v0", **TINY, num_steps=3)] * 5, autoreset_mode=mode)
     assert ours.metadata["autoreset_mode"] is mode
@@ -57,14 +57,14 @@ def test_vector_env_equals_stacked_single_envs(mode):
     assert_same(info, expected_info)
     for actions in random_actions(theirs, 14):
         mine, other = ours.step(actions), theirs.step(actions)
-        for value, wanted in zip(mine[:4], other[:4], strict=True):
-            np.testing.assert_array_equal(value, wanted)
-            assert value.dtype == wanted.dtype
+        for value, expected in zip(mine[:4], other[:4], strict=True):
+            np.testing.assert_array_equal(value, expected)
+            assert value.dtype == expected.dtype
         assert_same(mine[4], other[4])
         if mode is AutoresetMode.DISABLED and mine[2].any():
             options = {"reset_mask": mine[2].copy()}
-            reset, wanted = ours.reset(options=dict(options)), theirs.reset(options=dict(options))
-            np.testing.assert_array_equal(reset[0], wanted[0])
+            reset, expected = ours.reset(options=dict(options)), theirs.reset(options=dict(options))
+            np.testing.assert_array_equal(reset[0], expected[0])
 
 
 def test_vector_env_equals_stacked_single_envs_with_a_network():
@@ -74,11 +74,11 @@ def test_vector_env_equals_stacked_single_envs_with_a_network():
     theirs = SyncVectorEnv([lambda: gym.make("ReDiF-v0", **settings)] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
     np.testing.assert_allclose(ours.reset(seed=1)[0], theirs.reset(seed=1)[0], atol=1e-4)
     for actions in random_actions(theirs, 6):
-        for value, wanted in zip(ours.step(actions)[:4], theirs.step(actions)[:4], strict=True):
-            np.testing.assert_allclose(value, wanted, rtol=1e-3, atol=1e-3)
+        for value, expected in zip(ours.step(actions)[:4], theirs.step(actions)[:4], strict=True):
+            np.testing.assert_allclose(value, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_partial_reset_leaves_the_others_alone():
+def test_partial_reset_does_not_change_other_environments():
     env = ReDiFVectorEnv(3, **TINY, num_steps=2, autoreset_mode="Disabled")
     env.reset(seed=0)
     zero = np.zeros(env.action_space.shape, np.float32)
@@ -113,8 +113,8 @@ def test_zero_action_returns_minus_one_on_average():
         assert reward == pytest.approx(-(errors[pair] / errors.mean()).item(), rel=1e-4)
 
 
-def test_global_random_state_is_untouched_and_envs_do_not_disturb_each_other():
-    """Torch's and numpy's global generators stand where they stood; interleaved envs do what they do alone."""
+def test_environments_are_independent_of_global_random_state_and_each_other():
+    """Global generators of torch and numpy do not change, and interleaved environments give the same results."""
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
     wanted_torch, wanted_numpy = torch.rand(1), np.random.rand()  # noqa: NPY002
@@ -164,8 +164,8 @@ def test_groups_share_their_noise_in_every_episode(mode):
     assert len(set(unseeded[:3].tolist())) == 1
 
 
-def test_nothing_finished_is_sent_through_the_network(ring):
-    """Exactly num_steps calls a sample, in every autoreset mode; NEXT_STEP's dead step costs none."""
+def test_finished_samples_cost_no_network_calls(ring):
+    """There are exactly num_steps calls per sample in every autoreset mode."""
     rows = []
     ring.network.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     for mode in AutoresetMode:
@@ -191,8 +191,8 @@ def test_spec_pickle_and_copies(monkeypatch):
     actions = random_actions(env, 4)
     expected = [env.step(action)[:3] for action in actions] + [env.reset()[0]]
     for twin in twins:
-        for action, wanted in zip(actions, expected, strict=False):
-            for value, other in zip(twin.step(action)[:3], wanted, strict=True):
+        for action, step in zip(actions, expected, strict=False):
+            for value, other in zip(twin.step(action)[:3], step, strict=True):
                 np.testing.assert_array_equal(value, other)
         np.testing.assert_array_equal(twin.reset()[0], expected[-1])
 
@@ -207,8 +207,8 @@ def test_spec_pickle_and_copies(monkeypatch):
     assert gym.make_vec("ReDiF-v0", num_envs=2, **TINY).spec is not None
 
 
-def test_returned_arrays_are_the_caller_s():
-    """What the env returned earlier never changes, whatever it does next."""
+def test_returned_arrays_never_change():
+    """Later steps do not modify arrays that were returned earlier."""
     env = ReDiFVectorEnv(3, **TINY)
     kept = [env.reset(seed=0)[0]]
     copies = [kept[0].copy()]
@@ -216,8 +216,8 @@ def test_returned_arrays_are_the_caller_s():
         observation, rewards, terminated, truncated, _ = env.step(actions)
         kept += [observation, rewards, terminated, truncated]
         copies += [value.copy() for value in kept[-4:]]
-    for value, wanted in zip(kept, copies, strict=True):
-        np.testing.assert_array_equal(value, wanted)
+    for value, expected in zip(kept, copies, strict=True):
+        np.testing.assert_array_equal(value, expected)
 
 
 def test_strip_shows_the_trajectory():
@@ -254,7 +254,7 @@ def test_strip_starts_anew_with_a_reset(mode):
             env.step(np.zeros(env.action_space.shape, np.float32))
 
 
-def test_samples_that_are_no_images_are_drawn_too():
+def test_samples_that_are_not_images_are_rendered():
     env = gym.make("ReDiF-v0", **TINY, render_mode="rgb_array")
     env.reset(seed=0)
     assert env.render().shape == (2 * 36 + 4, 5 * 68 + 4, 3)
@@ -270,6 +270,7 @@ def test_samples_that_are_no_images_are_drawn_too():
         ({"solver": "euler"}, "solver='euler' is unknown: choose one of 'ddim'"),
         ({"grid": "fine"}, "grid='fine' is unknown: choose one of 'time'"),
         ({"reward": "praise"}, "reward='praise' is unknown: choose one of 'endpoint'"),
+        ({"reward": lambda step: step.endpoint}, "has no name: wrap the function in CallableReward"),
         ({"reference_size": 0}, "reference size must be at least 1, got 0"),
         ({"device": "cuda:99"}, "device='cuda:99' cannot be used here"),
         ({"dtype": "int8"}, "dtype='int8' is unknown: choose one of 'float32', 'float64'"),
@@ -277,7 +278,7 @@ def test_samples_that_are_no_images_are_drawn_too():
         ({"autocast": True, "dtype": "float64"}, "autocast=True needs dtype='float32'"),
         (
             {"autocast": True, "action": "noise", "observation": "sample"},
-            "autocast=True needs .* a teacher that is asked",
+            "autocast=True needs .* whose predictions are the teacher's",
         ),
     ],
 )

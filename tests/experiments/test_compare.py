@@ -1,4 +1,4 @@
-"""The comparison: its rivals do what they say, on problems with known answers; its program keeps and prints all."""
+"""The comparison: its rivals do what they say, on problems with known answers; its program stores and prints all."""
 
 import copy
 import hashlib
@@ -11,9 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from agents.recipes import settled
-from experiments import ablate, compare, figures
-from experiments.rivals import descent, off_the_shelf, ours, pace
+from experiments import compare
+from experiments.rivals import descent, ours, pace
 from experiments.rivals.amed import Intermediate, amed
 from experiments.rivals.base import Base, bases_of, linear_base
 from experiments.rivals.consistency import consistency, heun_step
@@ -25,9 +24,9 @@ from experiments.rivals.matching import FakeScore, matching, score_difference
 from experiments.rivals.progressive import progressive
 from experiments.rivals.regression import regression
 from experiments.rivals.rival import Clock, StudentSampler, Task
-from experiments.rivals.shortlist import JUDGED, SCREENED, nearest
+from experiments.rivals.shortlist import SCREEN_SIZE, SHORTLIST, nearest
 from experiments.rivals.targets import Noised, clean_target, grid_levels, noised, target_loss
-from experiments.rivals.training_free import STARTED, STARTED_GRIDS, TRAINING_FREE, ddim
+from experiments.rivals.training_free import TRAINING_FREE, ddim
 from experiments.rivals.two_calls import TwoCallSampler, heun, midpoint
 from redif_env import Student
 from redif_env.diffusion.grids import GRIDS
@@ -37,11 +36,11 @@ from redif_env.diffusion.solvers import SOLVERS, ddim_step, sample
 from redif_env.diffusion.types import PredictionType
 from redif_env.judging.baselines import SOLVER_GRIDS
 from redif_env.judging.evaluation import Evaluator
-from redif_env.mdp.actions import SolverMap, StepMap
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.sampling import trajectory
-from redif_env.mdp.settings import build_mdp, shared_teacher
+from redif_env.mdp.settings import MDPSettings, build_mdp, shared_teacher
 from redif_env.measures.metrics import frechet_distance
+from redif_env.sb3.training.recipes import settled
 from redif_env.teachers.networks import call_by_name
 from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_set
 from redif_env.teachers.teacher import GaussianMixtureTeacher, Teacher, own_teacher
@@ -84,7 +83,6 @@ def test_gits_is_ahead_of_ddim():
     assert task.chooser.distance(found.sampler) < task.chooser.distance(ddim(task).sampler)
     assert found.network_calls > 0
     assert "[0, " in found.described
-    assert len(found.levels) == 3
 
 
 @pytest.mark.parametrize("method", list(TRAINING_FREE))
@@ -96,24 +94,12 @@ def test_training_free_rivals_know_their_best_grid(method):
     name, grid = found.described.split()
     assert name == method
     assert grid in SOLVER_GRIDS
-    assert found.levels == ()
     if method == "dpm++2m":
         others = [
             sample(task.teacher, SOLVERS[name], GRIDS[other], task.chooser.noise, steps) for other in SOLVER_GRIDS
         ]
         least = min(task.chooser.distance(lambda *_, made=made: made) for made in others)
         assert task.chooser.distance(found.sampler) == pytest.approx(least)
-
-
-def test_solvers_from_a_linear_start_are_students_that_decide_nothing():
-    task = task_of(4)
-    found = STARTED["ipndm2, linear start"](task)
-    name, grid = found.described.split()
-    assert name == "ipndm2"
-    assert grid in STARTED_GRIDS
-    mdp = build_mdp("gaussian-ring", 4, "solver", "features", name, grid, "cpu", "float32", initial_map="linear")
-    *_, last = trajectory(mdp, lambda seen: torch.zeros(len(seen), mdp.action_size), task.chooser.noise)
-    torch.testing.assert_close(found.sampler(task.chooser.noise, task.chooser.condition), last.x)
 
 
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
@@ -124,7 +110,7 @@ def test_a_linear_start_is_given_to_all_who_learn_from_it(method, monkeypatch):
     task = replace(task_of(3, calls=4000), base=Base(grid="time@4", initial_map="linear"))
     student = FIELD[method].rival(task).sampler.student
     expected = build_mdp(
-        "gaussian-ring", 3, "solver", "features", task.base.solver, "time@4", "cpu", "float32", initial_map="linear"
+        MDPSettings(teacher="gaussian-ring", num_steps=3, solver=task.base.solver, grid="time@4", initial_map="linear")
     )
     assert student.mdp.initial_map.key == expected.initial_map.key
 
@@ -155,7 +141,7 @@ def test_linear_steps_are_no_base_of_large_samples():
 def test_a_base_makes_what_a_student_makes_that_decides_nothing(ring):
     task, base = task_of(), linear_base("time^1.5@4")
     mdp = build_mdp(
-        ring, 3, "solver", "features", base.solver, base.grid, "cpu", "float32", initial_map=base.initial_map
+        MDPSettings(teacher=ring, num_steps=3, solver=base.solver, grid=base.grid, initial_map=base.initial_map)
     )
     *_, last = trajectory(mdp, lambda seen: torch.zeros(len(seen), mdp.action_size), task.chooser.noise)
     made = base.sampler(ring, 3)(task.chooser.noise, task.chooser.condition)
@@ -171,7 +157,7 @@ def test_of_many_candidates_the_nearest_few_are_judged_on_all_noises():
         def sampler(noise, condition):
             seen.append((shift, len(noise)))
             # The nearest on the screened noises is the second on all.
-            late = 0.1 * (torch.arange(len(noise))[:, None] >= SCREENED) if shift == 1 else 0
+            late = 0.1 * (torch.arange(len(noise))[:, None] >= SCREEN_SIZE) if shift == 1 else 0
             return ends[: len(noise)] + 0.01 * shift + late
 
         return sampler
@@ -179,8 +165,8 @@ def test_of_many_candidates_the_nearest_few_are_judged_on_all_noises():
     clock = Clock(math.inf)
     candidates = {f"{shift}": apart(shift) for shift in (5, 3, 1, 2, 4)}
     assert nearest(task, candidates, clock) == "2"
-    assert seen == [(shift, SCREENED) for shift in (5, 3, 1, 2, 4)] + [(shift, 160) for shift in (1, 2, 3, 4)]
-    assert clock.network_calls == task.nfe * (5 * SCREENED + JUDGED * 160)
+    assert seen == [(shift, SCREEN_SIZE) for shift in (5, 3, 1, 2, 4)] + [(shift, 160) for shift in (1, 2, 3, 4)]
+    assert clock.network_calls == task.nfe * (5 * SCREEN_SIZE + SHORTLIST * 160)
 
 
 @pytest.mark.parametrize(("choose", "odd"), [(midpoint, 0), (heun, 1)])
@@ -194,9 +180,8 @@ def test_solvers_of_two_calls_converge_with_the_second_power(choose, odd):
     rows = torch.zeros(64, dtype=torch.int64)
     errors = []
     for steps in (20, 40, 80):
-        made, levels = TwoCallSampler(teacher, GRIDS["time"], 2 * steps - odd, choose).run(noise, rows)
+        made = TwoCallSampler(teacher, GRIDS["time"], 2 * steps - odd, choose)(noise, rows)
         errors.append((made - exact).square().mean().sqrt().item())
-        assert len(levels) == 2 * steps - odd
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.35)
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.35)
 
@@ -210,8 +195,6 @@ def test_amed_begins_as_dpm_solver_2_and_gets_nearer():
     base = TRAINING_FREE["dpm2"](task)
     found = amed(task)
     assert task.chooser.distance(found.sampler) < 0.8 * task.chooser.distance(base.sampler)
-    assert len(found.levels) == 4
-    assert list(found.levels) == sorted(found.levels)
     with pytest.raises(ValueError, match="nfe=3 is no multiple"):
         amed(task_of(3))
 
@@ -226,7 +209,9 @@ def test_the_gradient_through_the_sampler_is_right(schedule, num_steps):
     """
     means = GaussianMixtureTeacher.ring().network.means
     teacher = GaussianMixtureTeacher(means, 0.05, schedule=schedule).to("cpu", torch.float64)
-    mdp = build_mdp(teacher, num_steps, "solver", "features", "dpm++3m", "time^1.5", "cpu", "float64")
+    mdp = build_mdp(
+        MDPSettings(teacher=teacher, num_steps=num_steps, solver="dpm++3m", grid="time^1.5", dtype="float64")
+    )
     noise, _ = draw_starts(teacher, 16, 0)
     ends = torch.zeros(16, 2, dtype=torch.float64)
     table = Table(num_steps, mdp.action_size).double()
@@ -269,7 +254,6 @@ def test_gradient_rivals_learn(fit):
     task = task_of(calls=100 * descent.BATCH * 9)
     base = task.chooser.distance(TRAINING_FREE["dpm++3m"](task).sampler)
     found = fit(task)
-    assert len(found.levels) == 3
     assert task.chooser.distance(found.sampler) < 0.8 * base
     assert found.network_calls == task.calls
     again = loss_of(task)(task.chooser.endpoints, task.chooser.endpoints)
@@ -309,7 +293,7 @@ def test_no_rival_is_given_what_is_reported(tmp_path):
 
     args = small(tmp_path, methods=("spy",))
     (cell,) = compare.cells_of(args, {"spy": Entry(spy)})
-    row = compare.finish(args, cell, Entry(spy), 1)
+    row = compare.finish((cell, Entry(spy)), args)
     (task,) = given_to
     judge = compare.evaluator("gaussian-ring", args.test_size, TEST_SEED, args.reference_size)
 
@@ -358,7 +342,7 @@ def warm(monkeypatch):
     def warm(task):
         network = copy.deepcopy(task.teacher.network)
         own = own_teacher(task.teacher, network, action_parameterization(task.teacher.parameterization))
-        mdp = build_mdp(own, task.nfe, "step", "features", "dpm++3m", "time^1.5", "cpu", "float32")
+        mdp = build_mdp(MDPSettings(teacher=own, num_steps=task.nfe, action="step", solver="dpm++3m", grid="time^1.5"))
         return Student(mdp, Policy.from_table(torch.zeros(task.nfe, 1), mdp.observation_size))
 
     monkeypatch.setattr(Task, "warm_student", warm)
@@ -408,7 +392,7 @@ def test_landing_where_the_network_lands_costs_nothing():
     start, end = (grid_levels(GRIDS["time"], schedule, index + part, 5) for part in (1, 2))
     here = noised(batch, start, schedule, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        target = here.landed(here.predict(student), end, schedule)
+        target = here.moved(here.predict(student), end, schedule)
         assert target_loss(student, here, target).item() < 1e-9
         moved = Noised(target.x + 0.1, end, target.condition)
         assert target_loss(student, here, moved).item() > 1e-4
@@ -423,7 +407,7 @@ def test_the_teacher_s_fine_step_is_heun_s():
     for size in (0.1, 0.05):
         euler = start
         for step in range(1, 2001):
-            euler = euler.landed(euler.predict(teacher), (0.5 + size * step / 2000) * ones, teacher.schedule)
+            euler = euler.moved(euler.predict(teacher), (0.5 + size * step / 2000) * ones, teacher.schedule)
         errors.append((heun_step(teacher, start, (0.5 + size) * ones).x - euler.x).abs().max().item())
     assert errors[0] / errors[1] == pytest.approx(8, rel=0.2)
     last = heun_step(teacher, start, torch.inf * ones).x
@@ -482,17 +466,6 @@ def test_what_ppo_can_afford_leaves_out_what_it_spends_beside_steps(monkeypatch)
     assert judged_often == pytest.approx((2000 - 2 * 64 * 3) / (1 + 64 / (4 * 8)), abs=1)
 
 
-@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
-def test_an_adaptive_student_is_held_to_the_calls_of_the_table(monkeypatch):
-    monkeypatch.setattr(ours, "affordable", lambda *_: 2000)
-    task = replace(task_of(3), base=linear_base("time^1.5@4"))
-    found = ours.redif_adaptive(task)
-    assert found.sampler.student.mdp.initial_map is None  # linear steps are fitted to one number of them
-    last = found.sampler.student.trajectory(task.chooser.noise, found.sampler.price)[-1]
-    assert found.spent == pytest.approx(last.nfe.double().mean().item())
-    assert found.spent <= 3 or found.sampler.price == pytest.approx(ours.PRICES[1])
-
-
 def small(out, **settings):
     given = {
         "teacher": ("gaussian-ring",),
@@ -510,14 +483,9 @@ def small(out, **settings):
     return compare.Args(**(given | settings))
 
 
-def test_schedules_are_drawn_where_none_is_learned(tmp_path):
-    figures.draw_schedules([], "gaussian-ring", 3, GaussianMixtureTeacher.ring().schedule, tmp_path / "none.png")
-    assert (tmp_path / "none.png").stat().st_size > 3000
-
-
 def test_who_takes_part_where(tmp_path):
-    """Trained rivals at the NFE asked for, seeds where chance plays a part, longer budgets where they are needed."""
-    args = small(tmp_path, teacher=("digits",), nfe=(4, 5), trained_nfe=(4,), seeds=2, budgets=(1.0, 10.0))
+    """Trained rivals at the NFE asked for, seeds where chance plays a part."""
+    args = small(tmp_path, teacher=("digits",), nfe=(4, 5), trained_nfe=(4,), seeds=2)
     cells = compare.cells_of(args, FIELD)
     found = {(cell.method, cell.nfe): 0 for cell in cells}
     for cell in cells:
@@ -525,18 +493,15 @@ def test_who_takes_part_where(tmp_path):
     assert found["ddim", 4] == found["ddim", 5] == found["dpm2", 4] == found["heun", 5] == 1
     assert ("dpm2", 5) not in found
     assert ("heun", 4) not in found
-    assert found["redif-ppo", 4] == found["network, matching", 4] == 4  # two seeds, two budgets
+    assert found["redif-ppo", 4] == found["network, matching", 4] == 2
     assert ("redif-ppo", 5) not in found
     assert not takes_part("amed", 5)
-    assert [cell.budget for cell in cells] == sorted((cell.budget for cell in cells), reverse=True)
     assert len({cell.name for cell in cells}) == len(cells)
-    assert {cell.label for cell in cells} >= {"network, matching", "network, matching (x10)"}
 
 
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
-def test_the_program_keeps_and_prints(tmp_path, capsys, monkeypatch):
-    """Some of every kind, for a second each: rows, table and pictures; what is kept is not repeated."""
-    monkeypatch.setattr(compare.os, "cpu_count", lambda: 1)  # other tests run beside
+def test_the_program_stores_and_prints(tmp_path, capsys, monkeypatch):
+    """Some of every kind, for a second each: rows, table and figure; what is stored is not computed again."""
     methods = ("ddim, uniform time", "ddim", "heun", "gits", "cross-entropy", "gradient, table", "redif-ppo, no state")
     args = small(tmp_path, methods=methods)
     compare.main(args)
@@ -547,9 +512,8 @@ def test_the_program_keeps_and_prints(tmp_path, capsys, monkeypatch):
         assert method in said
     best = {row["method"]: row["fd_teacher"] for row in rows}
     assert best["ddim"] <= best["ddim, uniform time"]
-    assert {"nll", "wasserstein", "levels", "described"} <= set(rows[-1])
-    for name in ("quality-gaussian-ring", "samples-gaussian-ring-3", "schedules-gaussian-ring-3"):
-        assert (tmp_path / f"{name}.png").stat().st_size > 3000
+    assert {"nll", "wasserstein", "described"} <= set(rows[-1])
+    assert (tmp_path / "quality-gaussian-ring.png").stat().st_size > 3000
     monkeypatch.setattr(compare, "FIELD", {name: replace(FIELD[name], rival=None) for name in FIELD})
     compare.main(args)
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
@@ -565,34 +529,3 @@ def test_the_program_keeps_and_prints(tmp_path, capsys, monkeypatch):
         compare.main(small(tmp_path, methods=("gradient, table",), nfe=(3, 5)))
     with pytest.raises(ValueError, match="teacher='gaussian-ring' has no weights: leave network, regression"):
         compare.main(compare.Args(teacher=("gaussian-ring",), methods=("network, regression",), out=tmp_path))
-
-
-@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
-@pytest.mark.parametrize("change", ["linear policy", "step size alone", "no told time", "base ipndm2", "A2C", "TD3"])
-def test_what_is_ablated_is_changed(change, monkeypatch):
-    """Trained for a moment: a student whose process is the task's and the recipe's but for what is named."""
-    monkeypatch.setattr(ours, "affordable", lambda *_: 400)
-    monkeypatch.setattr(off_the_shelf, "in_time", lambda *_: 400)
-    task = replace(task_of(3), base=Base("dpm++3m", "logsnr"))
-    student = ablate.CHANGES[change].rival(task).sampler.student
-    default = build_mdp("gaussian-ring", 3, "solver", "features", "dpm++3m", "logsnr", "cpu", "float32")
-    differs = {
-        "step size alone": {"action_map": StepMap()},
-        "no told time": {"action_map": SolverMap(max_timestep_shift=0.0)},
-        "base ipndm2": {"solver": SOLVERS["ipndm2"]},
-    }.get(change, {})
-    assert replace(student.mdp, teacher=default.teacher) == replace(default, **differs)
-    assert len(student.policy.linears) == (1 if change == "linear policy" else 3)
-
-
-def test_the_ablation_takes_the_comparison_s_settings(monkeypatch, tmp_path):
-    """Quick: one seed of every change at the first NFE; and no change is unknown."""
-    asked = []
-    monkeypatch.setattr(compare, "finish_all", lambda args, cells, field: asked.extend(cells) or [])
-    monkeypatch.setattr(compare, "summary", lambda *_: "")
-    for draw in ("draw_samples", "draw_schedules", "draw_curves"):
-        monkeypatch.setattr(compare, draw, lambda *_: None)
-    ablate.main(ablate.Args(quick=True, out=tmp_path))
-    assert [(cell.method, cell.nfe, cell.seed) for cell in asked] == [(name, 4, 0) for name in ablate.CHANGES]
-    with pytest.raises(ValueError, match="methods=\\['less'\\] are unknown"):
-        ablate.main(ablate.Args(methods=("less",), out=tmp_path))

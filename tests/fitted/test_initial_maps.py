@@ -1,4 +1,4 @@
-"""Linear initial maps: exact where the data are Gaussian, saved with the student, the same in every export."""
+"""Linear initial maps: exact for Gaussian data, saved with the student, the same in every export."""
 
 import math
 from dataclasses import replace
@@ -19,7 +19,7 @@ from redif_env.fitted import initial_maps
 from redif_env.fitted.initial_maps import LinearInitialMap, fit_initial_map
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.sampling import trajectory
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.sb3 import StudentPolicy, student_kwargs
 from redif_env.sb3.export import student_of
 from redif_env.students.export import ReDiFPipeline, ReDiFScheduler
@@ -30,51 +30,51 @@ LINEAR = {"grid": "time@4", "initial_map": "linear"}
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 3} | LINEAR
 
 
-def make_student(teacher="gaussian-ring"):
+def make_student(teacher="gaussian-ring", **options):
     torch.manual_seed(0)
-    mdp = ReDiFVectorEnv(1, **TINY | {"teacher": teacher}).mdp
+    mdp = ReDiFVectorEnv(1, **TINY | {"teacher": teacher} | options).mdp
     return Student(mdp, Policy(PolicyConfig((mdp.observation_size, 8, mdp.action_size))))
 
 
 @pytest.fixture(autouse=True)
-def few_ways(monkeypatch):
-    """Few for samples of many numbers; the mixtures, which have two, are fitted to as many as ever."""
+def few_trajectories(monkeypatch):
+    """Fit large samples to few trajectories; the mixtures have two dimensions and keep the default size."""
     monkeypatch.setattr(initial_maps, "RATIO", 0)
 
 
-def test_the_way_of_a_gaussian_is_met_exactly():
-    """One Gaussian is carried by a linear map, which is known; four calls then begin where a hundred had come to."""
+def test_map_of_a_gaussian_matches_the_closed_form():
+    """The trajectory of a single Gaussian is linear in the noise."""
     mean, std = torch.tensor([[0.3, -0.2]], dtype=torch.float64), 0.4
     teacher = GaussianMixtureTeacher(mean, std)
     schedule = teacher.schedule
-    start = fit_initial_map(teacher, GRIDS["time@4"])
-    assert start.half_logsnr == pytest.approx(-math.log(4))
+    initial_map = fit_initial_map(teacher, GRIDS["time@4"])
+    assert initial_map.half_logsnr == pytest.approx(-math.log(4))
     first = schedule.level(GRIDS["time"].half_logsnr(torch.zeros(1, dtype=torch.float64), schedule))
-    there = schedule.level(torch.tensor([start.half_logsnr], dtype=torch.float64))
+    level = schedule.level(torch.tensor([initial_map.half_logsnr], dtype=torch.float64))
 
-    def spread(level):
-        return (level.alpha**2 * std**2 + level.sigma**2).sqrt()
+    def marginal_std(at):
+        return (at.alpha**2 * std**2 + at.sigma**2).sqrt()
 
     noise = torch.randn(64, 2, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    exact = there.alpha * mean + spread(there) / spread(first) * (noise - first.alpha * mean)
-    rows = torch.zeros(64, dtype=torch.int64)
-    assert (start(noise, rows) - exact).abs().max() < 2e-3
-    # The late start, which takes the noise itself, is far off.
+    exact = level.alpha * mean + marginal_std(level) / marginal_std(first) * (noise - first.alpha * mean)
+    condition = torch.zeros(64, dtype=torch.int64)
+    assert (initial_map(noise, condition) - exact).abs().max() < 2e-3
+    # Control: the noise itself is far off.
     assert (noise - exact).abs().max() > 0.05
 
 
-def test_a_mixture_s_ways_are_met_better_than_by_the_noise_itself():
-    """On noises that were not fitted to, against the ways that path rewards keep."""
+def test_map_of_a_mixture_is_more_accurate_than_the_noise():
+    """On held-out noises, against the teacher's trajectories."""
     teacher = GaussianMixtureTeacher.ring()
-    start = fit_initial_map(teacher, GRIDS["time@4"])
+    initial_map = fit_initial_map(teacher, GRIDS["time@4"])
     reference = reference_set(teacher, 256, seed=1, num_steps=100)
-    levels = torch.full((256,), start.half_logsnr, dtype=torch.float64)
-    there = reference_paths(teacher, reference).at(torch.arange(256), levels)
-    late, linear = reference.noise, start(reference.noise, reference.condition)
-    assert (linear - there).square().mean() < 0.2 * (late - there).square().mean()
+    levels = torch.full((256,), initial_map.half_logsnr, dtype=torch.float64)
+    exact = reference_paths(teacher, reference).at(torch.arange(256), levels)
+    mapped = initial_map(reference.noise, reference.condition)
+    assert (mapped - exact).square().mean() < 0.2 * (reference.noise - exact).square().mean()
 
 
-def test_it_is_fitted_once(monkeypatch, tmp_path):
+def test_map_is_fitted_once_and_cached(monkeypatch, tmp_path):
     monkeypatch.setenv("REDIF_CACHE", str(tmp_path))
     teacher = CountedGaussian()
     first, again = (fit_initial_map(teacher, GRIDS["time@8"]) for _ in range(2))
@@ -83,23 +83,23 @@ def test_it_is_fitted_once(monkeypatch, tmp_path):
     assert first.key != fit_initial_map(teacher, GRIDS["time@4"]).key
 
 
-def test_zero_actions_are_the_base_solver_from_there():
+def test_zero_actions_are_the_base_solver_after_the_map():
     mdp = build_mdp(
-        "gaussian-ring", 4, "solver", "features", "ipndm2", "time@4", "cpu", "float32", initial_map="linear"
+        MDPSettings(teacher="gaussian-ring", num_steps=4, solver="ipndm2", grid="time@4", initial_map="linear")
     )
     reference = reference_set(mdp.teacher, 64, num_steps=20)
-    begun = mdp.initial_sample(reference.noise, reference.condition)
-    assert not torch.equal(begun, reference.noise)
-    expected = sample(mdp.teacher, SOLVERS["ipndm2"], GRIDS["time@4"], begun, 4)
+    initial = mdp.initial_sample(reference.noise, reference.condition)
+    assert not torch.equal(initial, reference.noise)
+    expected = sample(mdp.teacher, SOLVERS["ipndm2"], GRIDS["time@4"], initial, 4)
     zero = lambda observation: torch.zeros(len(observation), mdp.action_size)  # noqa: E731
     *_, last = trajectory(mdp, zero, reference.noise)
     torch.testing.assert_close(last.x, expected)
-    kept = base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, 4, mdp.initial_map)
-    torch.testing.assert_close(kept, expected)
+    base = base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, 4, mdp.initial_map)
+    torch.testing.assert_close(base, expected)
     assert not torch.allclose(base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, 4), expected)
 
 
-def test_environments_begin_there_and_are_equal():
+def test_single_and_vector_environments_apply_the_map():
     single = gym.make("ReDiF-v0", **TINY)
     check_env(single.unwrapped, skip_render_check=True)
     sb3_check_env(single.unwrapped)
@@ -108,8 +108,8 @@ def test_environments_begin_there_and_are_equal():
     (observation, info), (expected, _) = ours.reset(seed=5), theirs.reset(seed=5)
     np.testing.assert_array_equal(observation, expected)
     core = ours.unwrapped
-    begun = core.mdp.initial_sample(core.reference.noise[info["pair"]])
-    assert torch.equal(core._state.x, begun)
+    initial = core.mdp.initial_sample(core.reference.noise[info["pair"]])
+    assert torch.equal(core._state.x, initial)
     theirs.action_space.seed(0)
     for _ in range(5):
         actions = theirs.action_space.sample()
@@ -117,7 +117,7 @@ def test_environments_begin_there_and_are_equal():
             np.testing.assert_array_equal(mine, other)
 
 
-def test_the_student_takes_it_along(tmp_path):
+def test_student_saves_and_loads_the_map(tmp_path):
     student = make_student()
     noise = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
     expected = student(noise=noise)
@@ -127,7 +127,7 @@ def test_the_student_takes_it_along(tmp_path):
     assert torch.equal(loaded(noise=noise), expected)
     pipeline = ReDiFPipeline.from_pretrained(tmp_path / "student")
     assert torch.equal(pipeline(latents=noise, output_type="latent").images, expected)
-    # Without it the samples are others, so it is used.
+    # Control: without the map the samples differ.
     bare = Student(replace(student.mdp, initial_map=None), student.policy)
     assert not torch.allclose(bare(noise=noise), expected, atol=1e-3)
     assert "linear map" in (tmp_path / "student" / "README.md").read_text()
@@ -136,42 +136,52 @@ def test_the_student_takes_it_along(tmp_path):
     assert not (tmp_path / "student" / "start").exists()
 
 
-def test_a_traced_program_has_it_inside():
-    student = make_student()
+def test_traced_program_contains_the_map():
+    student = make_student(num_steps=1)
     noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(student.trace(4).module()(noise), student(noise=noise))
 
 
-def test_labels_have_offsets_of_their_own(labelled, tmp_path, monkeypatch):
+def test_each_label_has_its_own_offset(labelled, tmp_path, monkeypatch):
     monkeypatch.setattr(initial_maps, "SIZE", 48)
     student = make_student(labelled)
     assert student.mdp.initial_map.offset.shape == (3, 192)
     noise = torch.randn(1, 3, 8, 8).expand(3, -1, -1, -1)
-    begun = student.mdp.initial_sample(noise, torch.arange(3))
-    moved = (begun - begun[:1]).flatten(1)
+    initial = student.mdp.initial_sample(noise, torch.arange(3))
+    difference = (initial - initial[:1]).flatten(1)
     torch.testing.assert_close(
-        moved, student.mdp.initial_map.offset - student.mdp.initial_map.offset[:1], rtol=0, atol=1e-5
+        difference, student.mdp.initial_map.offset - student.mdp.initial_map.offset[:1], rtol=0, atol=1e-5
     )
     student.save_pretrained(tmp_path / "student")
     pipeline = ReDiFPipeline.from_pretrained(tmp_path / "student")
-    made = pipeline(latents=noise, class_labels=[2, 0, 1], output_type="latent").images
-    assert torch.equal(made, student(noise=noise, condition=[2, 0, 1]))
+    images = pipeline(latents=noise, class_labels=[2, 0, 1], output_type="latent").images
+    assert torch.equal(images, student(noise=noise, condition=[2, 0, 1]))
 
 
-def test_a_network_s_student_keeps_it_too(labelled, tmp_path, monkeypatch):
+def test_student_with_its_own_network_saves_the_map(labelled, tmp_path, monkeypatch):
     monkeypatch.setattr(initial_maps, "SIZE", 48)
-    mdp = build_mdp(labelled, 3, "noise", "sample", "ipndm2", "time@4", "cpu", "float32", initial_map="linear")
+    mdp = build_mdp(
+        MDPSettings(
+            teacher=labelled,
+            num_steps=3,
+            action="noise",
+            observation="sample",
+            solver="ipndm2",
+            grid="time@4",
+            initial_map="linear",
+        )
+    )
     policy = StudentPolicy(observation_space(mdp), action_space(mdp), lambda _: 0.0, **student_kwargs(mdp))
     student = student_of(policy, mdp)
     assert student.mdp.initial_map is mdp.initial_map
-    noise, asked = torch.randn(2, 3, 8, 8), [1, 2]
+    noise, labels = torch.randn(2, 3, 8, 8), [1, 2]
     student.save_pretrained(tmp_path / "student")
     loaded = Student.from_pretrained(tmp_path / "student")
     assert loaded.mdp.initial_map.key == mdp.initial_map.key
-    assert torch.equal(loaded(noise=noise, condition=asked), student(noise=noise, condition=asked))
+    assert torch.equal(loaded(noise=noise, condition=labels), student(noise=noise, condition=labels))
 
 
-def test_a_scheduler_alone_cannot_and_says_so(tmp_path):
+def test_scheduler_without_the_map_is_refused(tmp_path):
     student = make_student()
     student.save_pretrained(tmp_path / "student")
     scheduler = ReDiFScheduler.from_pretrained(tmp_path / "student", subfolder="scheduler")
@@ -183,22 +193,22 @@ def test_a_scheduler_alone_cannot_and_says_so(tmp_path):
         pipeline(batch_size=1, output_type="latent")
 
 
-def test_what_cannot_begin_so_is_refused(monkeypatch):
+def test_unsupported_maps_are_refused(monkeypatch):
     ring = GaussianMixtureTeacher.ring()
-    with pytest.raises(ValueError, match="begins late: choose grid='time@4'"):
+    with pytest.raises(ValueError, match="starts below pure noise: choose grid='time@4'"):
         ReDiFVectorEnv(1, teacher=ring, initial_map="linear", grid="time")
     with pytest.raises(ValueError, match="initial_map='bent' is unknown"):
         ReDiFVectorEnv(1, teacher=ring, initial_map="bent")
-    start = fit_initial_map(ring, GRIDS["time@4"])
+    fitted = fit_initial_map(ring, GRIDS["time@4"])
     with pytest.raises(ValueError, match="fit one to this grid"):
-        ReDiFVectorEnv(1, teacher=ring, initial_map=start, grid="time@8")
+        ReDiFVectorEnv(1, teacher=ring, initial_map=fitted, grid="time@8")
     with pytest.raises(ValueError, match="knows 2 conditions, but teacher 'gaussian-ring' has 1"):
         ReDiFVectorEnv(
             1,
             teacher=ring,
-            initial_map=LinearInitialMap(start.half_logsnr, start.matrix, torch.zeros(2, 2)),
+            initial_map=LinearInitialMap(fitted.half_logsnr, fitted.matrix, torch.zeros(2, 2)),
             grid="time@4",
         )
     monkeypatch.setattr(initial_maps, "LARGEST", 1)
-    with pytest.raises(ValueError, match="at most 1 numbers, and here there are 2: choose initial_map=None"):
+    with pytest.raises(ValueError, match="at most 1 inputs, got 2: choose initial_map=None"):
         fit_initial_map(ring, GRIDS["time@4"])

@@ -1,4 +1,4 @@
-"""Linear steps: exact where the data are Gaussian, nearer than polynomials, the same in every form they leave in."""
+"""The least-squares solver: exact for Gaussian data, better than polynomial solvers, the same in every export."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from redif_env.fitted.linear_solver import fit_solver, solver_key
 from redif_env.judging.evaluation import Evaluator, fitted_rows
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.sampling import trajectory
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.storage.cache import cached_file
 from redif_env.storage.files import ASSETS
 from redif_env.students.export import ReDiFPipeline, ReDiFScheduler
@@ -34,8 +34,8 @@ TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "
 
 
 @pytest.fixture(autouse=True)
-def few_ways(monkeypatch):
-    """Enough for two dimensions."""
+def few_trajectories(monkeypatch):
+    """Fit to few trajectories, which is enough in two dimensions."""
     monkeypatch.setattr(linear_solver, "SIZE", 512)
 
 
@@ -51,63 +51,63 @@ def make_student(teacher="gaussian-ring", fixed=False):
     ("schedule", "grid"),
     [(None, "time"), (None, "time^1.5@20"), (FlowSchedule(), "time"), (VarianceExplodingSchedule(), "time@20")],
 )
-def test_two_steps_carry_a_gaussian_where_a_hundred_do(schedule, grid):
-    """The way of one Gaussian is linear in its noise, so whatever the level, matrices can land on it."""
+def test_two_steps_match_a_hundred_for_a_gaussian(schedule, grid):
+    """The trajectory of a single Gaussian is linear in the noise, so matrices reproduce it at every level."""
     teacher = GaussianMixtureTeacher(torch.tensor([[0.3, -0.2]], dtype=torch.float64), 0.15, schedule=schedule)
     solver = fit_solver(teacher, GRIDS[grid], 2)
-    other = reference_set(teacher, 64, seed=5)
-    made, usual = (sample(teacher, kind, GRIDS[grid], other.noise, 2) for kind in (solver, SOLVERS["dpm++2m"]))
-    assert (made - other.endpoints).abs().max() < 5e-3
-    assert (usual - other.endpoints).abs().max() > 5e-2 or grid != "time"
+    held_out = reference_set(teacher, 64, seed=5)
+    fitted, control = (sample(teacher, kind, GRIDS[grid], held_out.noise, 2) for kind in (solver, SOLVERS["dpm++2m"]))
+    assert (fitted - held_out.endpoints).abs().max() < 5e-3
+    assert (control - held_out.endpoints).abs().max() > 5e-2 or grid != "time"
 
 
-def test_a_mixture_s_endpoints_are_met_better_than_by_any_polynomial():
-    """On noises that were not fitted to."""
+def test_error_on_a_mixture_is_below_that_of_polynomial_solvers():
+    """On held-out noises."""
     teacher, grid = GaussianMixtureTeacher.ring(), GRIDS["time@4"]
-    start = fit_initial_map(teacher, grid)
-    other = reference_set(teacher, 512, seed=5)
-    begun = start(other.noise, other.condition)
+    initial_map = fit_initial_map(teacher, grid)
+    held_out = reference_set(teacher, 512, seed=5)
+    initial = initial_map(held_out.noise, held_out.condition)
 
     def error(solver):
-        return float((sample(teacher, solver, grid, begun, 4) - other.endpoints).square().mean())
+        return float((sample(teacher, solver, grid, initial, 4) - held_out.endpoints).square().mean())
 
-    assert error(fit_solver(teacher, grid, 4, start)) < 0.9 * min(error(solver) for solver in SOLVERS.values())
+    assert error(fit_solver(teacher, grid, 4, initial_map)) < 0.9 * min(error(solver) for solver in SOLVERS.values())
 
 
 @pytest.mark.parametrize("clipped", [True, False])
-def test_samples_of_the_noises_that_were_fitted_to_vary_as_the_endpoints(clipped, monkeypatch):
-    """What least squares foretell varies less; clipped samples are matched as judges see them."""
+def test_moments_of_training_samples_match_the_endpoints(clipped, monkeypatch):
+    """Least squares alone would shrink the variance; with clipping, the moments after clipping match."""
     monkeypatch.setattr(linear_solver, "_clips", lambda teacher: clipped)
     teacher, grid = GaussianMixtureTeacher.ring(), GRIDS["time@4"]
     reference = reference_set(teacher, 512, num_steps=100)
-    shown = [
+    endpoints, samples = (
         rows.double().clamp(-1, 1) if clipped else rows.double()
         for rows in (reference.endpoints, sample(teacher, fit_solver(teacher, grid, 2), grid, reference.noise, 2))
-    ]
-    torch.testing.assert_close(shown[1].mean(0), shown[0].mean(0), rtol=0, atol=0.005)
-    torch.testing.assert_close(torch.cov(shown[1].T), torch.cov(shown[0].T), rtol=0.02, atol=0.005)
+    )
+    torch.testing.assert_close(samples.mean(0), endpoints.mean(0), rtol=0, atol=0.005)
+    torch.testing.assert_close(torch.cov(samples.T), torch.cov(endpoints.T), rtol=0.02, atol=0.005)
 
 
-def test_rows_at_different_steps_are_stepped_each_by_its_own():
-    """A batch whose rows are at different steps, as environments that were reset apart are."""
+def test_rows_at_different_steps_use_their_own_matrices():
+    """Rows of a batch are at different steps when environments were reset at different times."""
     teacher = GaussianMixtureTeacher.ring()
-    mdp = build_mdp(teacher, 3, "solver", "features", "linear", "time@4", "cpu", "float32")
+    mdp = build_mdp(MDPSettings(teacher=teacher, num_steps=3, solver="linear", grid="time@4"))
     noise = torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
     zero = torch.zeros(2, mdp.action_size)
-    everyone = torch.ones(2, dtype=torch.bool)
-    first = mdp.predict(mdp.initial(noise), everyone)
-    second = mdp.predict(mdp.advance(first, mdp.decode(first, zero)), everyone)
+    all_rows = torch.ones(2, dtype=torch.bool)
+    first = mdp.predict(mdp.initial(noise), all_rows)
+    second = mdp.predict(mdp.advance(first, mdp.decode(first, zero)), all_rows)
     mixed = first.merge(torch.tensor([False, True]), second)
-    apart = mdp.decode(mixed, zero).x0
-    assert torch.equal(apart[0], mdp.decode(first, zero).x0[0])
-    assert torch.equal(apart[1], mdp.decode(second, zero).x0[1])
+    x0 = mdp.decode(mixed, zero).x0
+    assert torch.equal(x0[0], mdp.decode(first, zero).x0[0])
+    assert torch.equal(x0[1], mdp.decode(second, zero).x0[1])
 
 
-def test_it_is_fitted_once(monkeypatch, tmp_path):
+def test_solver_is_fitted_once_and_cached(monkeypatch, tmp_path):
     monkeypatch.setenv("REDIF_CACHE", str(tmp_path))
     teacher = CountedGaussian()
     first = fit_solver(teacher, GRIDS["time@8"], 2)
-    # Endpoints and ways of a hundred calls, and the two steps themselves.
+    # Endpoints and trajectories of a hundred calls each, and the two steps.
     assert teacher.asked == 512 * (100 + 100 + 2)
     again = fit_solver(teacher, GRIDS["time@8"], 2)
     assert teacher.asked == 512 * 202
@@ -120,46 +120,46 @@ def test_it_is_fitted_once(monkeypatch, tmp_path):
     assert len({first.key, *(fit_solver(teacher, *other).key for other in others)}) == 4
 
 
-def test_those_of_the_readme_are_shipped_and_land_near(monkeypatch):
-    """On validation noises, at less than half of a polynomial's error from there."""
+def test_shipped_solver_of_the_readme_is_accurate(monkeypatch):
+    """On validation noises, its error is below half of a polynomial solver's."""
     monkeypatch.setattr(linear_solver, "SIZE", 4096)
     teacher, grid = load_teacher("digits"), GRIDS["time^1.25@2.5"]
-    start = fit_initial_map(teacher, grid)
-    kept = cached_file(solver_key(teacher, grid, 4, start))
-    assert kept is not None
-    assert kept.parent == ASSETS / "cache"
+    initial_map = fit_initial_map(teacher, grid)
+    file = cached_file(solver_key(teacher, grid, 4, initial_map))
+    assert file is not None
+    assert file.parent == ASSETS / "cache"
     held_out = reference_set(teacher, 512, VALIDATION_SEED)
-    begun = start(held_out.noise, held_out.condition)
+    initial = initial_map(held_out.noise, held_out.condition)
 
     def error(solver):
-        made = teacher.clip(sample(teacher, solver, grid, begun, 4))
-        return float((made - held_out.endpoints).square().mean())
+        samples = teacher.clip(sample(teacher, solver, grid, initial, 4))
+        return float((samples - held_out.endpoints).square().mean())
 
-    assert error(fit_solver(teacher, grid, 4, start)) < min(0.006, 0.5 * error(SOLVERS["ipndm2"]))
+    assert error(fit_solver(teacher, grid, 4, initial_map)) < min(0.006, 0.5 * error(SOLVERS["ipndm2"]))
 
 
 def test_zero_actions_are_the_base_solver():
     mdp = build_mdp(
-        "gaussian-ring", 4, "solver", "features", "linear", "time@4", "cpu", "float32", initial_map="linear"
+        MDPSettings(teacher="gaussian-ring", num_steps=4, solver="linear", grid="time@4", initial_map="linear")
     )
     reference = reference_set(mdp.teacher, 64, num_steps=20)
     expected = sample(mdp.teacher, mdp.solver, mdp.grid, mdp.initial_sample(reference.noise, reference.condition), 4)
     zero = lambda observation: torch.zeros(len(observation), mdp.action_size)  # noqa: E731
     *_, last = trajectory(mdp, zero, reference.noise)
     torch.testing.assert_close(last.x, expected)
-    kept = base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, 4, mdp.initial_map)
-    torch.testing.assert_close(kept, expected)
+    base = base_samples(mdp.teacher, reference, mdp.solver, mdp.grid, 4, mdp.initial_map)
+    torch.testing.assert_close(base, expected)
     other = replace(mdp.solver, offset=mdp.solver.offset + 0.1)
     assert not torch.allclose(base_samples(mdp.teacher, reference, other, mdp.grid, 4, mdp.initial_map), expected)
 
 
-def test_the_judge_shows_what_they_reach_alone():
+def test_evaluation_has_a_row_of_the_solver_alone():
     student = make_student()
     evaluator = Evaluator(student.mdp.teacher, 64, teacher_steps=20, train_size=64)
     (row,) = fitted_rows(evaluator, student)
     mdp = student.mdp
     alone = sample(mdp.teacher, mdp.solver, mdp.grid, mdp.initial_sample(evaluator.noise, evaluator.condition), 3)
-    assert (row.method, row.grid, row.nfe) == ("linear steps", "time@4", 3)
+    assert (row.method, row.grid, row.nfe) == ("least squares", "time@4", 3)
     assert row.mse_teacher == pytest.approx(
         float((mdp.teacher.clip(alone) - evaluator.endpoints).square().mean()), rel=1e-4
     )
@@ -168,7 +168,7 @@ def test_the_judge_shows_what_they_reach_alone():
     assert fitted_rows(evaluator, bare) == []
 
 
-def test_environments_step_so_and_are_equal():
+def test_single_and_vector_environments_are_equal():
     single = gym.make("ReDiF-v0", **TINY)
     check_env(single.unwrapped, skip_render_check=True)
     sb3_check_env(single.unwrapped)
@@ -183,7 +183,7 @@ def test_environments_step_so_and_are_equal():
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_the_student_takes_them_along(fixed, tmp_path):
+def test_student_saves_and_loads_the_solver(fixed, tmp_path):
     student = make_student(fixed=fixed)
     noise = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
     expected = student(noise=noise)
@@ -197,10 +197,14 @@ def test_the_student_takes_them_along(fixed, tmp_path):
     assert not (tmp_path / "student" / "steps.json").exists()
     assert facts_table(loaded).row_count
     assert "sigma / alpha" in "\n".join(schedule_lines(loaded))
-    torch.testing.assert_close(student.trace(8).module()(noise), expected)
 
 
-def test_a_scheduler_alone_cannot_and_says_so(tmp_path):
+def test_a_traced_program_has_them_inside():
+    student, noise = make_student(), torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(student.trace(8).module()(noise), student(noise=noise))
+
+
+def test_scheduler_without_the_matrices_is_refused(tmp_path):
     student = make_student()
     student.save_pretrained(tmp_path / "student")
     scheduler = ReDiFScheduler.from_pretrained(tmp_path / "student", subfolder="scheduler")
@@ -214,8 +218,8 @@ def test_a_scheduler_alone_cannot_and_says_so(tmp_path):
         pipeline(batch_size=1, output_type="latent")
 
 
-def test_labels_have_offsets_of_their_own(labelled, monkeypatch, tmp_path):
-    """Few ways are fitted to here; what the labels do must survive the files."""
+def test_each_label_has_its_own_offset(labelled, monkeypatch, tmp_path):
+    """Offsets differ by label, also after saving and loading."""
     for module in (initial_maps, linear_solver):
         monkeypatch.setattr(module, "SIZE", 48)
         monkeypatch.setattr(module, "RATIO", 0)
@@ -227,17 +231,17 @@ def test_labels_have_offsets_of_their_own(labelled, monkeypatch, tmp_path):
     state = student.mdp.predict(state, torch.ones(3, dtype=torch.bool))
     level = student.mdp.teacher.schedule.level(state.half_logsnr)
     bare = replace(solver, offset=torch.zeros_like(solver.offset))
-    moved = [kind.estimate(state, state.half_logsnr, level).flatten(1) for kind in (solver, bare)]
-    torch.testing.assert_close(moved[0] - moved[1], solver.offset[0], rtol=0, atol=1e-4)
+    x0 = [kind.estimate(state, state.half_logsnr, level).matrix_part.flatten(1) for kind in (solver, bare)]
+    torch.testing.assert_close(x0[0] - x0[1], solver.offset[0], rtol=0, atol=1e-4)
     student.save_pretrained(tmp_path / "student")
     noise = torch.randn(3, 3, 8, 8)
-    made = ReDiFPipeline.from_pretrained(tmp_path / "student")(
+    output = ReDiFPipeline.from_pretrained(tmp_path / "student")(
         latents=noise, class_labels=[2, 0, 1], output_type="latent"
     )
-    assert torch.equal(made.images, student(noise=noise, condition=[2, 0, 1]))
+    assert torch.equal(output.images, student(noise=noise, condition=[2, 0, 1]))
 
 
-def test_what_cannot_be_stepped_so_is_refused(monkeypatch):
+def test_unsupported_solvers_are_refused(monkeypatch):
     ring, grid = GaussianMixtureTeacher.ring(), GRIDS["time@4"]
     solver = fit_solver(ring, grid, 3)
     common = {"teacher": ring, "grid": "time@4", "solver": solver}
@@ -252,7 +256,5 @@ def test_what_cannot_be_stepped_so_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"solver='bent' is unknown: choose one of .* 'linear'"):
         ReDiFVectorEnv(1, teacher=ring, solver="bent")
     monkeypatch.setattr("redif_env.fitted.initial_maps.LARGEST", 7)
-    with pytest.raises(
-        ValueError, match="at most 7 numbers, and here there are 8: choose solver='ipndm' or fewer steps"
-    ):
+    with pytest.raises(ValueError, match="at most 7 inputs, got 8: choose solver='ipndm' or fewer steps"):
         fit_solver(ring, grid, 3)

@@ -1,4 +1,4 @@
-"""Least squares against plain matrix algebra, and its penalty against fitting again without each row."""
+"""Ridge regression against plain matrix algebra, and its penalty against explicit leave-one-out refits."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from redif_env.fitted.regression import PENALTIES, SLACK, least_squares, moment_map
 
 
-def test_the_fit_finds_a_map_and_an_offset_for_each_condition():
+def test_fit_recovers_the_matrix_and_one_offset_per_condition():
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2000, 3, generator=generator, dtype=torch.float64)
     matrix, offset = (
@@ -21,55 +21,55 @@ def test_the_fit_finds_a_map_and_an_offset_for_each_condition():
 
 
 @pytest.mark.parametrize("disturbance", [0.01, 3.0])
-def test_the_penalty_is_the_one_that_foretells_best(disturbance):
-    """Leaving ways out one by one and fitting again, for each penalty: the closed form chooses the same."""
+def test_penalty_minimises_the_leave_one_out_error(disturbance):
+    """The closed form chooses the same penalty as refitting without each row."""
     generator = torch.Generator().manual_seed(1)
-    noise, apart = (torch.randn(12, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-    moved = 0.5 * noise.roll(1, dims=1) + disturbance * apart
-    z, r = noise - noise.mean(0), moved - moved.mean(0)
+    noise, error_term = (torch.randn(12, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    outputs = 0.5 * noise.roll(1, dims=1) + disturbance * error_term
+    z, r = noise - noise.mean(0), outputs - outputs.mean(0)
 
     def ridge(z, r, penalty):
         return torch.linalg.solve(z.T @ z + penalty * len(noise) * torch.eye(3, dtype=torch.float64), z.T @ r)
 
     def error(penalty):
-        rest = [torch.arange(12) != index for index in range(12)]
-        return sum((r[~keep] - z[~keep] @ ridge(z[keep], r[keep], penalty)).square().sum() for keep in rest)
+        masks = [torch.arange(12) != index for index in range(12)]
+        return sum((r[~keep] - z[~keep] @ ridge(z[keep], r[keep], penalty)).square().sum() for keep in masks)
 
     best = min(PENALTIES, key=error)
     prior = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, -2.0]], dtype=torch.float64)
-    fitted = least_squares(noise, noise @ prior + moved, torch.zeros(12, dtype=torch.int64), 1, prior)
+    fitted = least_squares(noise, noise @ prior + outputs, torch.zeros(12, dtype=torch.int64), 1, prior)
     torch.testing.assert_close(fitted[:3], prior + ridge(z, r, best))
     assert (best > 0.1) == (disturbance > 1)
 
 
-def test_moments_become_those_wanted_by_the_shortest_way():
-    """Mean and covariance are met; the matrix is symmetric and positive, as that of an optimal transport (Brenier)."""
+def test_moment_map_is_an_optimal_transport_map():
+    """Mean and covariance match, and the matrix is symmetric and positive definite (Brenier)."""
     generator = torch.Generator().manual_seed(2)
-    found, wanted = (
+    samples, target = (
         torch.randn(500, 4, generator=generator, dtype=torch.float64)
         @ torch.randn(4, 4, generator=generator, dtype=torch.float64)
         for _ in range(2)
     )
-    matrix, offset = moment_map(found, wanted + 3)
-    moved = found @ matrix + offset
-    torch.testing.assert_close(moved.mean(0), wanted.mean(0) + 3)
-    slack = SLACK * wanted.var(dim=0).mean() * torch.eye(4, dtype=torch.float64)
-    torch.testing.assert_close(matrix @ (torch.cov(found.T) + slack) @ matrix, torch.cov(wanted.T) + slack)
+    matrix, offset = moment_map(samples, target + 3)
+    mapped = samples @ matrix + offset
+    torch.testing.assert_close(mapped.mean(0), target.mean(0) + 3)
+    slack = SLACK * target.var(dim=0).mean() * torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(matrix @ (torch.cov(samples.T) + slack) @ matrix, torch.cov(target.T) + slack)
     torch.testing.assert_close(matrix, matrix.T)
     assert torch.linalg.eigvalsh(matrix).min() > 0
 
 
-def test_moments_by_hand():
-    """Along axes a standard deviation is stretched by its ratio; what never varies stays as it is."""
+def test_moment_map_by_hand():
+    """Each axis is scaled by the ratio of standard deviations; constant dimensions do not change."""
     generator = torch.Generator().manual_seed(3)
     rows = torch.randn(400, 2, generator=generator, dtype=torch.float64)
     rows = torch.linalg.qr(rows - rows.mean(0)).Q * 20  # uncorrelated, of the same variance
-    still = torch.full((400, 1), -1.0, dtype=torch.float64)
-    found, wanted = (
-        torch.cat([rows * torch.tensor(deviation, dtype=torch.float64), still], dim=1)
+    constant = torch.full((400, 1), -1.0, dtype=torch.float64)
+    samples, target = (
+        torch.cat([rows * torch.tensor(deviation, dtype=torch.float64), constant], dim=1)
         for deviation in ((1.0, 4.0), (2.0, 1.0))
     )
-    matrix, offset = moment_map(found, wanted)
+    matrix, offset = moment_map(samples, target)
     torch.testing.assert_close(
         matrix, torch.diag(torch.tensor([2.0, 0.25, 1.0], dtype=torch.float64)), rtol=0.01, atol=1e-9
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from redif_env.diffusion.bands import split_bands
+from redif_env.diffusion.bands import band_moments, filter_bands
 from redif_env.diffusion.grids import GRIDS, TimeGrid
 from redif_env.diffusion.solvers import DDIM, SOLVERS, sample, trajectory
 from redif_env.mdp.actions import ACTION_MAPS, BaseSolver, SolverMap, StepMap
@@ -77,15 +77,15 @@ def test_noise_numbers_by_hand(ring, calls):
         torch.testing.assert_close((corrected.x0 - base.x0).double(), 0.5 * unit * part.double(), rtol=1e-3, atol=1e-4)
 
 
-def test_told_time_by_hand(ring):
+def test_timestep_shift_by_hand(ring):
     """Number 4 moves the conditioning timestep alone, by max_timestep_shift * sigma in half_logsnr."""
-    mdp, _, base, told = decision_after(ring, 1, SolverMap(max_timestep_shift=0.5), [0.0, 0.0, 0.0, 0.0, -1.0])
-    assert torch.equal(base.position, told.position)
-    assert torch.equal(base.x0, told.x0)
+    mdp, _, base, other = decision_after(ring, 1, SolverMap(max_timestep_shift=0.5), [0.0, 0.0, 0.0, 0.0, -1.0])
+    assert torch.equal(base.position, other.position)
+    assert torch.equal(base.x0, other.x0)
     schedule = mdp.teacher.schedule
     half_logsnr = schedule.half_logsnr(base.timestep)
     shifted = half_logsnr - 0.5 * schedule.level(half_logsnr).sigma
-    torch.testing.assert_close(schedule.half_logsnr(told.timestep), shifted)
+    torch.testing.assert_close(schedule.half_logsnr(other.timestep), shifted)
 
 
 def test_band_numbers_by_hand(pipeline_folder):
@@ -99,13 +99,31 @@ def test_band_numbers_by_hand(pipeline_folder):
 
 def test_bands_add_up_and_hold_their_frequencies():
     images = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
-    bands = split_bands(images, 3)
+    bands = split(images, 3)
     torch.testing.assert_close(bands.sum(0), images)
     flat = torch.ones(1, 1, 8, 8)
     checkers = flat.clone()
     checkers[..., ::2] *= -1
-    assert split_bands(flat, 2)[0].allclose(flat)
-    assert split_bands(checkers, 2)[1].allclose(checkers, atol=1e-6)
+    assert split(flat, 2)[0].allclose(flat)
+    assert split(checkers, 2)[1].allclose(checkers, atol=1e-6)
+
+
+def split(images, count):
+    """Each band by itself, ``(count, B, C, H, W)``."""
+    gains = torch.eye(count, dtype=torch.float64)
+    return torch.stack([filter_bands(images, gain.expand(len(images), -1)) for gain in gains])
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 6), (1, 7, 5), (2, 5, 8)])
+def test_moments_of_bands_are_those_of_the_bands_themselves(shape):
+    """By Parseval's theorem, at even and odd sizes; a control without the mirrored frequencies is off."""
+    pair = torch.randn(4, 2, *shape, generator=torch.Generator().manual_seed(0))
+    bands = split(pair.flatten(0, 1), 3).unflatten(1, (4, 2))
+    expected = torch.einsum("kbi...,kbj...->bijk", bands.flatten(3), bands.flatten(3)) / bands[0, 0, 0].numel()
+    found = band_moments(pair, 3)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.sum(3).diagonal(dim1=1, dim2=2), pair.square().flatten(2).mean(2))
+    assert not torch.allclose(found, 0.5 * expected, rtol=1e-2)
 
 
 def test_action_sizes():
@@ -114,8 +132,8 @@ def test_action_sizes():
     assert StepMap().size((1, 8, 8)) == 1
 
 
-def test_states_of_different_age_decode_as_they_would_alone(ring):
-    """Rows that are at different steps of their episodes do not disturb one another."""
+def test_rows_at_different_steps_decode_independently(ring):
+    """Rows of a batch can be at different steps of their episodes."""
     noise = torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
     action = torch.full((1, 5), 0.3)
     mdp = DenoisingMDP(ring, SOLVERS["dpm++3m"], TimeGrid(), 5, SolverMap(), Features())
@@ -133,7 +151,7 @@ def test_states_of_different_age_decode_as_they_would_alone(ring):
     assert torch.equal(together, apart)
 
 
-def test_trajectory_and_decode_agree_on_the_told_time(ring):
+def test_trajectory_and_decode_agree_on_the_timestep(ring):
     states = list(trajectory(ring, DDIM(), TimeGrid(), torch.randn(3, 2), 4))
     _, _, base, _ = decision_after(ring, 1, StepMap(), [0.0])
     assert base.timestep[0] == states[0].timestep[0]

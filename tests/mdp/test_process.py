@@ -29,20 +29,20 @@ def actions(env, *budget):
 
 @pytest.mark.parametrize("name", list(SOLVERS))
 @pytest.mark.parametrize("budget", [0.0, 0.1, -1.0])
-def test_no_call_given_up_is_the_base_solver(name, budget):
+def test_full_budget_is_the_base_solver(name, budget):
     env = ReDiFVectorEnv(4, **ADAPTIVE, solver=name)
     env.reset(seed=0)
     for _ in range(6):
         terminated = env.step(actions(env, *[budget] * 4))[2]
     assert terminated.all()
     noise = env.reference.noise[env.last_transition.pair]
-    wanted = sample(env.mdp.teacher, env.mdp.solver, env.mdp.grid, noise, 6)
-    assert torch.equal(env.last_transition.next_state.x, wanted)
+    expected = sample(env.mdp.teacher, env.mdp.solver, env.mdp.grid, noise, 6)
+    assert torch.equal(env.last_transition.next_state.x, expected)
 
 
 @pytest.mark.parametrize("calls", [2, 3, 4, 5])
-def test_giving_up_calls_at_once_is_the_base_solver_with_fewer(calls):
-    """From 0.1 on, half of the range gives up all four spare calls: the rest is the shorter solver's own run."""
+def test_reduced_budget_is_the_base_solver_with_fewer_steps(calls):
+    """Giving up the spare calls in the first step gives the samples of the shorter solver."""
     env = ReDiFVectorEnv(3, **ADAPTIVE)
     env.reset(seed=0)
     terminated = env.step(actions(env, *[0.1 + (6 - calls) / 8] * 3))[2]
@@ -58,7 +58,7 @@ def test_giving_up_calls_at_once_is_the_base_solver_with_fewer(calls):
     torch.testing.assert_close(state.x, sample(env.mdp.teacher, env.mdp.solver, env.mdp.grid, noise, calls))
 
 
-def test_calls_below_the_minimum_cannot_be_given_up():
+def test_budget_is_at_least_the_minimum():
     env = ReDiFVectorEnv(2, **ADAPTIVE)
     env.reset(seed=0)
     spent = []
@@ -69,8 +69,8 @@ def test_calls_below_the_minimum_cannot_be_given_up():
     assert set(spent) == {2}
 
 
-def test_episodes_end_at_different_times_and_finished_ones_cost_nothing():
-    """The network is called for rows that need it alone: one call a step, and one an episode begun."""
+def test_finished_episodes_cost_no_network_calls():
+    """The network is called only for rows that need it: once per step and once per new episode."""
     env = ReDiFVectorEnv(3, **ADAPTIVE, autoreset_mode="Disabled")
     rows = []
     hook = env.mdp.teacher.network.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
@@ -90,8 +90,8 @@ def test_both_checkers_pass(settings):
     sb3_check_env(env)
 
 
-def test_prices_are_seen_and_charged():
-    """The last number seen is the price's place between the two, in the logarithm; each call costs it."""
+def test_prices_are_observed_and_charged():
+    """The last observation is the log price scaled to its range; each network call costs the price."""
     env = ReDiFVectorEnv(4, **RING, num_steps=3, prices=(0.01, 1.0), reward={"price": 1.0})
     observation, _ = env.reset(seed=0)
     assert env.single_observation_space.contains(observation[0])
@@ -120,7 +120,7 @@ def student_of(budget, **settings):
     return Student(mdp, policy)
 
 
-def test_an_adaptive_student_spends_what_its_policy_says(tmp_path):
+def test_adaptive_student_uses_the_budget_of_its_policy(tmp_path):
     student = student_of(1.0, min_steps=2)
     noise = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
     rows = []
@@ -135,8 +135,8 @@ def test_an_adaptive_student_spends_what_its_policy_says(tmp_path):
     assert torch.equal(Student.from_pretrained(tmp_path / "student")(noise=noise), samples)
 
 
-def test_a_student_with_prices_takes_one(tmp_path):
-    """A policy that gives up the more, the dearer a call is, through save and load."""
+def test_student_with_prices_makes_fewer_calls_at_higher_prices(tmp_path):
+    """Also after saving and loading."""
     student = student_of(0.0, min_steps=2, prices=(0.01, 1.0))
     with torch.no_grad():
         student.policy.linears[0].weight[-1, -1] = 0.6
@@ -152,7 +152,7 @@ def test_a_student_with_prices_takes_one(tmp_path):
         student_of(0.0)(noise=noise, price=1)
 
 
-def test_a_blind_agent_sees_the_steps_left_and_nothing_else():
+def test_steps_observation_is_the_steps_left_alone():
     """One-hot, the same for all noises at a step; the environment around it passes Gymnasium's checker."""
     env = ReDiFEnv(**RING, observation="steps", num_steps=3)
     check_env(env, skip_render_check=True)

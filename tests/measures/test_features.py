@@ -9,9 +9,9 @@ from redif_env.measures.metrics import frechet_distance
 from redif_env.storage.data import load_digits
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-judge"])
-def test_shipped_networks_know_digits(name):
-    """They are trained: their classes are right, and their features tell digits from noise."""
+@pytest.mark.parametrize("name", ["digits", "digits-evaluation"])
+def test_shipped_networks_are_trained(name):
+    """They classify digits correctly, and their features separate digits from noise."""
     network = load_features(name, (1, 8, 8))
     images, labels = load_digits()
     assert (network.classifier(images).argmax(1) == labels).float().mean() > 0.97
@@ -22,14 +22,14 @@ def test_shipped_networks_know_digits(name):
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_the_judge_s_features_are_not_those_of_rewards():
+def test_evaluation_features_differ_from_reward_features():
     images = load_digits()[0][:20]
-    first, second = (embed(load_features(name, (1, 8, 8)), images) for name in ("digits", "digits-judge"))
+    first, second = (embed(load_features(name, (1, 8, 8)), images) for name in ("digits", "digits-evaluation"))
     assert first.shape == second.shape == (20, DigitsClassifier.num_features)
     assert (first - second).abs().mean() > 0.1
 
 
-def test_pixels_are_the_samples_clipped():
+def test_pixel_features_are_the_clipped_samples():
     samples = torch.tensor([[[[-2.0, 0.5]]]])
     assert embed(load_features("pixels", (1, 1, 2)), samples).tolist() == [[-1.0, 0.5]]
     assert default_features((3, 4, 4)) == "pixels"
@@ -43,14 +43,14 @@ def test_pixels_are_the_samples_clipped():
         ("some/model", (2,), r"features='some/model' takes images, not samples of shape \(2,\)"),
     ],
 )
-def test_bad_names(name, shape, message):
+def test_unknown_names_and_wrong_shapes_are_refused(name, shape, message):
     with pytest.raises(ValueError, match=message):
         load_features(name, shape)
 
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    """A tiny CLIP image tower with random weights, saved as a user's would be."""
+    """A folder with a tiny CLIP image encoder with random weights."""
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def clip_folder(tmp_path_factory):
 
 
 def test_clip_features_from_a_folder(clip_folder):
-    """Features are the model's own image embeddings of the image that its processor would make."""
+    """Features are the model's image embeddings of the preprocessed image."""
     features = load_features(str(clip_folder), (3, 16, 16))
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     mean, std = (torch.tensor(json.loads((clip_folder / "preprocessor_config.json").read_text())[key])
@@ -99,7 +99,7 @@ def test_pickled_weights_and_missing_folders_are_refused(clip_folder, tmp_path):
 
 
 class Canary:
-    """Leaves a file where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -108,9 +108,9 @@ class Canary:
         return (open, (str(self.path), "w"))
 
 
-def test_inception_sees_bytes_of_three_channels(monkeypatch, tmp_path):
-    """Torchmetrics' network is given what FID gives it; the network itself is stood in for."""
-    seen = []
+def test_inception_input_is_uint8_with_three_channels(monkeypatch, tmp_path):
+    """The input is that of FID; the network is a stand-in."""
+    inputs = []
 
     class Inception(torch.nn.Module):
         def __init__(self, name, features_list, feature_extractor_weights_path):
@@ -119,20 +119,20 @@ def test_inception_sees_bytes_of_three_channels(monkeypatch, tmp_path):
             assert feature_extractor_weights_path == str(tmp_path / "weights.pth")
 
         def forward(self, pixels):
-            seen.append(pixels)
+            inputs.append(pixels)
             return pixels.flatten(1).float()
 
     monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", Inception)
     torch.save({}, tmp_path / "weights.pth")
     features = load_features(f"inception:{tmp_path / 'weights.pth'}", (1, 2, 2))
-    made = embed(features, torch.tensor([-2.0, -1.0, 0.0, 1.0]).reshape(1, 1, 2, 2))
-    (pixels,) = seen
+    embedded = embed(features, torch.tensor([-2.0, -1.0, 0.0, 1.0]).reshape(1, 1, 2, 2))
+    (pixels,) = inputs
     assert pixels.dtype == torch.uint8
     assert pixels[0].tolist() == [[[0, 0], [128, 255]]] * 3
-    assert made.shape == (1, 12)
+    assert embedded.shape == (1, 12)
 
 
-def test_inception_weights_that_are_more_than_weights_are_refused(monkeypatch, tmp_path):
+def test_inception_files_that_hold_code_are_refused(monkeypatch, tmp_path):
     torch.save(Canary(tmp_path / "ran"), tmp_path / "weights.pth")
     monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", None)
     with pytest.raises(ValueError, match=r"features='inception:.*weights.pth' cannot be read"):
@@ -143,7 +143,7 @@ def test_inception_weights_that_are_more_than_weights_are_refused(monkeypatch, t
 
 
 @pytest.mark.skipif(find_spec("torch_fidelity") is not None, reason="torch-fidelity is installed")
-def test_inception_says_what_it_needs(tmp_path):
+def test_inception_needs_torch_fidelity(tmp_path):
     torch.save({}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="need torch-fidelity: pip install torch-fidelity"):
         load_features(f"inception:{tmp_path / 'weights.pth'}", (3, 8, 8))

@@ -6,7 +6,7 @@ from redif_env.measures.kernels import (
     PolynomialKernel,
     RationalQuadraticKernel,
     median_lengths,
-    squared_discrepancy,
+    squared_mmd,
     witness,
 )
 
@@ -27,8 +27,8 @@ def test_kernels_by_hand():
 
 
 def test_energy_distance_of_two_points():
-    """Points a and b with nothing else: 2|a - b|."""
-    assert squared_discrepancy(EnergyKernel(), torch.tensor([[0.0]]), torch.tensor([[3.0]])).item() == 6
+    """The energy distance of points a and b is 2|a - b|."""
+    assert squared_mmd(EnergyKernel(), torch.tensor([[0.0]]), torch.tensor([[3.0]])).item() == 6
 
 
 def test_energy_distance_of_gaussians():
@@ -42,19 +42,19 @@ def test_energy_distance_of_gaussians():
         return 2 / torch.pi**0.5 * torch.exp(-(ratio**2) / 2) + mean * (1 - 2 * normal.cdf(-ratio))
 
     expected = 2 * mean_absolute(shift) - 2 * mean_absolute(0.0)
-    found = squared_discrepancy(EnergyKernel(), spread, spread + shift)
+    found = squared_mmd(EnergyKernel(), spread, spread + shift)
     assert found.item() == pytest.approx(expected.item(), rel=2e-3)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_discrepancy_is_zero_for_equal_sets_and_above_for_others(kernel):
-    assert squared_discrepancy(kernel, points(50, 0), points(50, 0)).item() == pytest.approx(0, abs=1e-9)
-    assert squared_discrepancy(kernel, points(50, 0), points(50, 1, 1.0)).item() > 0.01
+def test_mmd_is_zero_for_equal_sets_only(kernel):
+    assert squared_mmd(kernel, points(50, 0), points(50, 0)).item() == pytest.approx(0, abs=1e-9)
+    assert squared_mmd(kernel, points(50, 0), points(50, 1, 1.0)).item() > 0.01
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_witness_is_half_the_gradient_of_the_discrepancy_in_the_weights(kernel):
-    """Moving weight from sample j to i changes the squared discrepancy at a rate of 2 (witness_i - witness_j)."""
+def test_witness_is_half_the_gradient_of_the_mmd_in_the_weights(kernel):
+    """Moving weight from sample j to i changes the squared MMD at a rate of 2 (witness_i - witness_j)."""
     samples, reference = points(20, 0), points(30, 1, 0.5)
     weights = torch.full((20,), 1 / 20, dtype=torch.float64, requires_grad=True)
     inner = weights @ kernel(samples, samples) @ weights

@@ -9,7 +9,7 @@ from redif_env import ReDiFVectorEnv
 from redif_env.diffusion.predictions import noise_estimate
 from redif_env.diffusion.schedules import FlowSchedule, VarianceExplodingSchedule
 from redif_env.measures.distances import squared_error
-from redif_env.measures.kernels import EnergyKernel, squared_discrepancy
+from redif_env.measures.kernels import EnergyKernel, squared_mmd
 from redif_env.rewards.cost import StepCost
 from redif_env.rewards.custom import CallableReward
 from redif_env.rewards.distribution import DistributionAlignment
@@ -41,7 +41,7 @@ def last_transition():
 
 
 def moved_to(transition, samples, terminated=True):
-    """The same transition with other finished samples."""
+    """The same transition with other final samples."""
     return dataclasses.replace(
         transition,
         next_state=dataclasses.replace(transition.next_state, x=samples),
@@ -50,7 +50,7 @@ def moved_to(transition, samples, terminated=True):
 
 
 def test_endpoint_alignment_by_hand():
-    """Differences of 0.3 and 0.4: the mean square is 0.125."""
+    """Differences of 0.3 and 0.4 have a mean square of 0.125."""
     transition = last_transition()
     ends = torch.tensor([True, True, False])
     moved = moved_to(transition, transition.endpoint + torch.tensor([0.3, 0.4]), ends)
@@ -59,14 +59,14 @@ def test_endpoint_alignment_by_hand():
     torch.testing.assert_close(EndpointAlignment(0.5, squared_error)(moved), -expected / 0.5)
 
 
-def test_a_base_solver_that_is_the_teacher_is_refused():
+def test_scale_of_zero_is_refused():
     for reward in (EndpointAlignment, TrajectoryAlignment, lambda scale: FeatureAlignment(scale, nn.Identity())):
         with pytest.raises(ValueError, match=r"scale must be above 0, got 0.0"):
             reward(0.0)
 
 
 def test_feature_alignment_by_hand():
-    """Features that double the first number and drop the second: differences of 0.1 become 0.2."""
+    """The features double the first dimension and drop the second, so differences of 0.1 become 0.2."""
     doubled = nn.Linear(2, 1, bias=False).requires_grad_(False)
     doubled.weight.copy_(torch.tensor([[2.0, 0.0]]))
     transition = last_transition()
@@ -79,8 +79,8 @@ TERMINAL = ["endpoint", "endpoint_squared", "endpoint_cosine", "endpoint_ssim", 
 
 
 @pytest.mark.parametrize("name", TERMINAL)
-def test_base_solver_earns_minus_one_and_teacher_nothing(name):
-    """The scale of each docstring, exactly, on the noises that it was taken from."""
+def test_terminal_rewards_are_minus_one_for_the_base_solver_and_zero_for_the_teacher(name):
+    """On the calibration noises."""
     env = ReDiFVectorEnv(32, teacher="digits", num_steps=3, teacher_steps=20, reference_size=32, reward=name)
     transition, mdp = episode(env)[-1], env.mdp
     base = base_samples(mdp.teacher, env.reference, mdp.solver, mdp.grid, 3)
@@ -88,12 +88,12 @@ def test_base_solver_earns_minus_one_and_teacher_nothing(name):
     reward = REWARDS[name](mdp, env.reference)
     assert reward(moved_to(ended, base)).mean().item() == pytest.approx(-1, abs=1e-4)
     perfect = moved_to(ended, env.reference.endpoints)
-    reward(perfect)  # fills the moving set of a distribution
+    reward(perfect)  # fills the buffer of distribution rewards
     assert reward(perfect).mean().item() == pytest.approx(0, abs=1e-4)
 
 
 def test_trajectory_rewards_sum_to_the_endpoint_reward():
-    """The sum telescopes for any actions, so that only the endpoint counts (Ng et al. 1999)."""
+    """The sum telescopes for any actions (Ng et al. 1999)."""
     env = ReDiFVectorEnv(8, **RING, num_steps=5)
     dense, terminal = TrajectoryAlignment(0.7), EndpointAlignment(0.7)
     transitions = episode(env)
@@ -102,17 +102,17 @@ def test_trajectory_rewards_sum_to_the_endpoint_reward():
     assert (dense(transitions[1]) != 0).all()
 
 
-def test_trajectory_reward_of_a_student_s_own_predictions_telescopes_too():
-    """There each prediction is an action's doing, the first one's too."""
+def test_trajectory_rewards_sum_to_the_endpoint_reward_for_predicting_actions():
+    """With action="noise", the first prediction is an action too."""
     env = ReDiFVectorEnv(8, **RING, num_steps=4, action="noise", observation="sample", reward="trajectory")
     terminal, transitions = EndpointAlignment(env.terms[0].reward.scale), episode(env)
     total = sum(env.terms[0](transition) for transition in transitions)
-    torch.testing.assert_close(total, terminal(transitions[-1]))
+    torch.testing.assert_close(total.float(), terminal(transitions[-1]))
     assert (env.terms[0](transitions[0]) != 0).all()
 
 
-def test_the_teacher_s_way_in_closed_form():
-    """A single Gaussian's probability flow: ``x - alpha m`` keeps its ratio to the marginal standard deviation."""
+def test_reference_paths_of_a_gaussian_match_the_closed_form():
+    """In the probability flow of a Gaussian, ``(x - alpha m) / marginal_std`` is constant."""
     means, stds = torch.tensor([[0.3, -0.2, 0.1]]).double(), torch.tensor([[0.5, 0.2, 1.0]]).double()
     teacher = GaussianMixtureTeacher(means, stds)
     reference = reference_set(teacher, 5, num_steps=400)
@@ -121,11 +121,11 @@ def test_the_teacher_s_way_in_closed_form():
     half_logsnr = torch.tensor([-4.0, -1.3, 0.0, 0.7, 2.5], dtype=torch.float64)
     level, first = level_of(half_logsnr), level_of(teacher.schedule.half_logsnr_at(torch.ones(5, dtype=torch.float64)))
 
-    def spread(at):
+    def marginal_std(at):
         return ((at.alpha[:, None] * stds) ** 2 + at.sigma[:, None] ** 2).sqrt()
 
-    z = (reference.noise.double() - first.alpha[:, None] * means) / spread(first)
-    exact = level.alpha[:, None] * means + spread(level) * z
+    z = (reference.noise.double() - first.alpha[:, None] * means) / marginal_std(first)
+    exact = level.alpha[:, None] * means + marginal_std(level) * z
     torch.testing.assert_close(paths.at(torch.arange(5), half_logsnr).double(), exact, rtol=0, atol=5e-3)
     clean = torch.full((5,), torch.inf, dtype=torch.float64)
     torch.testing.assert_close(paths.at(torch.arange(5), clean), reference.endpoints)
@@ -133,19 +133,19 @@ def test_the_teacher_s_way_in_closed_form():
 
 
 @pytest.mark.parametrize("teacher", ["flow", "exploding"])
-def test_ways_of_other_schedules_begin_at_the_noise(teacher):
+def test_reference_paths_of_other_schedules_start_at_the_noise(teacher):
     schedule = {"flow": FlowSchedule(), "exploding": VarianceExplodingSchedule()}[teacher]
     mixture = GaussianMixtureTeacher(torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), 0.3, None, schedule)
     reference = reference_set(mixture, 4, num_steps=30)
     paths = reference_paths(mixture, reference)
-    start = schedule.half_logsnr_at(torch.ones(4, dtype=torch.float64))
-    begun = schedule.normalised(reference.noise * schedule.init_noise_sigma, start)
-    torch.testing.assert_close(paths.at(torch.arange(4), start), begun)
+    first = schedule.half_logsnr_at(torch.ones(4, dtype=torch.float64))
+    initial = schedule.normalised(reference.noise * schedule.init_noise_sigma, first)
+    torch.testing.assert_close(paths.at(torch.arange(4), first), initial)
     assert bool(paths.x.isfinite().all())
 
 
-def test_path_reward_pays_the_base_solver_minus_one_and_the_teacher_nothing():
-    """An episode of the base solver over the whole reference set; and states on the teacher's own way."""
+def test_path_reward_is_minus_one_for_the_base_solver_and_zero_for_the_teacher():
+    """An episode of the base solver over the reference set, and states on the teacher's trajectory."""
     env = ReDiFVectorEnv(32, **{**RING, "reference_size": 32}, num_steps=3, reward="path")
     env.reset(seed=0)
     env._pair = torch.arange(32)
@@ -157,24 +157,27 @@ def test_path_reward_pays_the_base_solver_minus_one_and_the_teacher_nothing():
     assert total.mean() == pytest.approx(-1, abs=1e-4)
     transition = env.last_transition
     reward = env.terms[0].reward
-    there = reward.paths.at(transition.pair, transition.next_state.half_logsnr)
-    np.testing.assert_allclose(reward(moved_to(transition, there)), 0, atol=1e-6)
-    apart = reward(moved_to(transition, there + torch.tensor([0.3, 0.4])))
-    np.testing.assert_allclose(apart, -(0.125**0.5) / reward.scale, rtol=1e-4)
+    exact = reward.paths.at(transition.pair, transition.next_state.half_logsnr)
+    np.testing.assert_allclose(reward(moved_to(transition, exact)), 0, atol=1e-6)
+    values = reward(moved_to(transition, exact + torch.tensor([0.3, 0.4])))
+    np.testing.assert_allclose(values, -(0.125**0.5) / reward.scale, rtol=1e-4)
 
 
 def test_trajectory_reward_by_hand():
-    """Clean predictions 0.5 and then 0.2 away from the endpoint: 0.3 nearer."""
+    """The error of the clean prediction decreases from 0.5 to 0.2."""
     env = ReDiFVectorEnv(3, **RING, num_steps=4)
     second = episode(env)[1]
     end = second.endpoint
-    before = dataclasses.replace(second.state, x0_history=(end + 0.5)[:, None])
-    after = dataclasses.replace(second.next_state, x0_history=(end - 0.2)[:, None])
+    level = second.state.half_logsnr_history[:, :1]
+    before, after = (
+        dataclasses.replace(state, history=(end + apart)[:, None].repeat(1, 2, 1), half_logsnr_history=level)
+        for state, apart in ((second.state, 0.5), (second.next_state, -0.2))
+    )
     moved = dataclasses.replace(second, state=before, next_state=after)
     torch.testing.assert_close(TrajectoryAlignment(2.0)(moved), torch.full((3,), 0.15))
 
 
-def test_score_agreement_of_ddim_is_perfect_and_of_no_noise_minus_one():
+def test_score_agreement_is_zero_for_ddim_and_minus_one_for_zero_noise():
     env = ReDiFVectorEnv(6, **RING, num_steps=3, solver="ddim", reward="score")
     env.reset(seed=0)
     zero, totals = np.zeros(env.action_space.shape, np.float32), np.zeros(6)
@@ -191,7 +194,7 @@ def test_score_agreement_of_ddim_is_perfect_and_of_no_noise_minus_one():
     torch.testing.assert_close(ignoring, torch.full((6,), -1.0), atol=1e-3, rtol=0)
 
 
-def test_teacher_residual_of_one_gaussian_in_closed_form(gaussian):
+def test_teacher_residual_of_a_gaussian_matches_the_closed_form(gaussian):
     """For data N(m, s^2) the best noise prediction in x = a x0 + b e is b (x - a m) / (a^2 s^2 + b^2)."""
     half_logsnr = torch.tensor([-0.5, 1.0], dtype=torch.float64)
     noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -207,13 +210,15 @@ def test_teacher_residual_of_one_gaussian_in_closed_form(gaussian):
     torch.testing.assert_close(reward.residual(samples), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_teacher_residual_prefers_the_teacher_s_samples():
+def test_teacher_residual_is_lower_for_teacher_samples_than_for_noise():
     env = ReDiFVectorEnv(1, teacher="digits", grid="time^1.5")
-    reward = TeacherResidual.calibrated(env.mdp, env.reference)
+    fields = {name: getattr(env.reference, name)[:256] for name in ("noise", "condition", "endpoints")}
+    reference = dataclasses.replace(env.reference, **fields)
+    reward = TeacherResidual.calibrated(env.mdp, reference)
     noise = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert reward.residual(env.reference.endpoints[:64]).mean() < 0.5 * reward.residual(noise).mean()
+    assert reward.residual(reference.endpoints[:64]).mean() < 0.5 * reward.residual(noise).mean()
     with pytest.raises(ValueError, match="would lead away from the teacher"):
-        TeacherResidual.calibrated(env.mdp, dataclasses.replace(env.reference, endpoints=noise.repeat(64, 1, 1, 1)))
+        TeacherResidual.calibrated(env.mdp, dataclasses.replace(reference, endpoints=noise.repeat(4, 1, 1, 1)))
 
 
 def distribution_reward(seed=0):
@@ -222,35 +227,35 @@ def distribution_reward(seed=0):
     return DistributionAlignment(EnergyKernel(), nn.Identity(), samples, endpoints, "energy"), samples, endpoints
 
 
-def test_a_sample_s_share_averages_to_the_distance():
+def test_distribution_reward_averages_to_minus_the_mmd():
     reward, samples, endpoints = distribution_reward()
-    distance = squared_discrepancy(EnergyKernel(), samples, endpoints)
+    distance = squared_mmd(EnergyKernel(), samples, endpoints)
     assert reward.scale == pytest.approx(distance.item())
-    assert reward.shares(samples).mean().item() == pytest.approx(-1, abs=1e-5)
+    assert reward.values(samples).mean().item() == pytest.approx(-1, abs=1e-5)
 
 
-def test_following_the_shares_lowers_the_distance():
-    """Their gradient in the samples is that of the distance, up to the number of samples."""
+def test_distribution_reward_has_the_gradient_of_the_mmd():
+    """Up to sign, scale and the number of samples."""
     reward, samples, endpoints = distribution_reward()
     moving = samples.clone().requires_grad_()
-    (of_shares,) = torch.autograd.grad(reward.shares(moving).sum(), moving)
+    (of_values,) = torch.autograd.grad(reward.values(moving).sum(), moving)
     moving = samples.clone().requires_grad_()
-    (of_distance,) = torch.autograd.grad(squared_discrepancy(EnergyKernel(), moving, endpoints), moving)
-    torch.testing.assert_close(of_shares, -of_distance * len(samples) / reward.scale)
+    (of_mmd,) = torch.autograd.grad(squared_mmd(EnergyKernel(), moving, endpoints), moving)
+    torch.testing.assert_close(of_values, -of_mmd * len(samples) / reward.scale)
 
 
-def test_the_moving_set_forgets_its_oldest_and_starts_afresh():
+def test_buffer_replaces_the_oldest_samples_and_resets():
     reward, samples, _ = distribution_reward()
     transition = last_transition()
     first = reward(transition)
     assert (reward(transition) != first).all()
     torch.testing.assert_close(reward._samples[6:], samples[6:])
     torch.testing.assert_close(reward._endpoints[:3], transition.endpoint.clamp(-1, 1).double())
-    reward.restart()
+    reward.reset()
     torch.testing.assert_close(reward(transition), first)
 
 
-def test_seeding_an_environment_starts_the_moving_set_afresh():
+def test_seeding_an_environment_resets_the_buffer():
     env = ReDiFVectorEnv(4, **TINY, reward="energy")
     zero = np.zeros(env.action_space.shape, np.float32)
 
@@ -269,8 +274,8 @@ def test_step_cost():
         StepCost(-1)
 
 
-def test_own_reward_by_construction():
-    """Any function of the transition with a name may be the reward; its name is in the info."""
+def test_callable_reward():
+    """Its values are the reward, and are in the info under its name."""
     env = ReDiFVectorEnv(
         3, **TINY, reward=CallableReward(lambda transition: transition.next_state.x.norm(dim=1), "norm")
     )
@@ -280,8 +285,8 @@ def test_own_reward_by_construction():
     np.testing.assert_array_equal(info["rewards"]["norm"], rewards)
 
 
-def test_weighted_sum_by_construction():
-    """Every term is shown by its name, with its weight; they sum to the reward."""
+def test_reward_is_the_weighted_sum_of_its_terms():
+    """The info has each weighted term under its name."""
     env = ReDiFVectorEnv(3, **TINY, reward={"endpoint": 2.0, "step_cost": 0.5})
     env.reset(seed=0)
     zero = np.zeros(env.action_space.shape, np.float32)
@@ -299,17 +304,17 @@ def test_weighted_sum_by_construction():
     ("reward", "message"),
     [
         ("nonsense", "reward='nonsense' is unknown: choose one of 'endpoint'"),
-        ({}, "reward names no term"),
+        ({}, "reward has no term"),
         ({"endpoint": 1.0, "other": 1.0}, "reward='other' is unknown"),
     ],
 )
-def test_bad_names(reward, message):
+def test_unknown_rewards_are_refused(reward, message):
     with pytest.raises(ValueError, match=message):
         ReDiFVectorEnv(1, **TINY, reward=reward)
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("fn", "message"),
     [
         (
             lambda t: t.next_state.x,
@@ -317,27 +322,30 @@ def test_bad_names(reward, message):
         ),
         (lambda t: t.terminated.float().mean(), r"reward 'mine' returned shape \(\)"),
         (lambda t: 1.0, "reward 'mine' returned float: return a torch tensor"),
-        (lambda t: torch.zeros(3, device="meta"), "reward 'mine' returned a tensor on meta: the transition is on cpu"),
+        (
+            lambda t: torch.zeros(3, device="meta"),
+            "reward 'mine' returned a tensor on meta: return it on the host or on cpu",
+        ),
         (lambda t: torch.tensor([0.0, torch.nan, 0.0]), "reward 'mine' returned nan in sub-environment 1 at step 1"),
         (lambda t: torch.tensor([0.0, 0.0, -torch.inf]), "reward 'mine' returned -inf in sub-environment 2 at step 1"),
     ],
 )
-def test_bad_answers_are_named(answer, message):
-    """With the term's name and the step, before the agent sees a number."""
-    env = ReDiFVectorEnv(3, **TINY, reward=CallableReward(answer, "mine"))
+def test_invalid_reward_values_are_refused(fn, message):
+    """The error names the term and the step."""
+    env = ReDiFVectorEnv(3, **TINY, reward=CallableReward(fn, "mine"))
     env.reset(seed=0)
     with pytest.raises(ValueError, match=message):
         env.step(np.zeros(env.action_space.shape, np.float32))
 
 
-def test_a_distance_of_the_wrong_shape_is_named():
+def test_distance_of_the_wrong_shape_is_refused():
     reward = EndpointAlignment(1.0, lambda samples, endpoints: samples - endpoints, "mine")
     with pytest.raises(ValueError, match=r"reward 'mine': its distance returned shape \(3, 2\) for 3 samples"):
         reward(last_transition())
 
 
-def test_what_a_reward_says_of_dead_steps_is_not_asked():
-    """NaN where no step was taken, as physics gives it there, is no error and pays nothing."""
+def test_rewards_of_rows_without_a_step_are_zero():
+    """NaN in rows where no step was taken is not an error."""
     term = Term(CallableReward(lambda t: torch.tensor([1.0, torch.nan, 1.0]), "mine"), 2.0)
     transition = dataclasses.replace(last_transition(), live=torch.tensor([True, False, True]))
     assert term(transition).tolist() == [2.0, 0.0, 2.0]

@@ -1,4 +1,4 @@
-"""Learning, on a problem small enough for its optimum to be known."""
+"""Learning on a problem with a known optimum."""
 
 import numpy as np
 import torch
@@ -12,11 +12,11 @@ from redif_env.mdp.actions import StepMap
 from redif_env.sb3 import ReDiFVecEnv
 
 
-def test_ppo_finds_the_one_best_step():
-    """One Gaussian, two DDIM steps: the only choice is where to stop in between.
+def test_ppo_learns_the_optimal_step():
+    """For a Gaussian and two DDIM steps, the only choice is the level between them.
 
-    The return of every constant choice is computed by brute force; PPO must reach the best of them, which is far
-    better than the base solver's -1, and choose that place.
+    The returns of constant choices are computed by brute force. PPO must choose the best, whose return is far above the
+    base solver's -1.
     """
     teacher = GaussianMixtureTeacher(torch.zeros(1, 1), 0.2)
 
@@ -54,10 +54,10 @@ def test_ppo_finds_the_one_best_step():
         seed=0,
     )
     agent.learn(20_000)
-    judge = make(256)
-    observation, _ = judge.reset(seed=1)
+    held_out = make(256)
+    observation, _ = held_out.reset(seed=1)
     action = agent.predict(observation, deterministic=True)[0]
-    judge.step(action)
-    learned = judge.step(np.zeros((256, 1), np.float32))[1].mean()
+    held_out.step(action)
+    learned = held_out.step(np.zeros((256, 1), np.float32))[1].mean()
     assert learned > returns[best] - 0.05
     assert abs(action.mean() - choices[best]) < 0.15

@@ -1,7 +1,8 @@
-"""Runs that are stopped and gone on with end where unbroken runs end, bit for bit."""
+"""Resumed runs end exactly as uninterrupted runs."""
 
 import copy
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
-from agents.callbacks import AnnealedExploration, HeldOutCallback, Stopwatch
 from redif_env import ReDiFVectorEnv
 from redif_env.envs.wrappers import DistributionAlignment, GroupRelativeReward
 from redif_env.judging.evaluation import Evaluator
-from redif_env.sb3 import Checkpointer, GroupRelativeReturns, PrivilegedBaseline, ReDiFVecEnv, make_vec_env
+from redif_env.sb3 import Checkpointer, GroupRelativeReturns, ReDiFVecEnv, make_vec_env
+from redif_env.sb3.training.callbacks import AnnealedExploration, HeldOutCallback, Stopwatch
 from redif_env.storage.checkpoints import checkpoints
 from redif_env.storage.files import CorruptFileError
 from redif_env.teachers.teacher import GaussianMixtureTeacher
@@ -37,13 +38,11 @@ def make_callbacks(agent, folder, adaptive=False):
     components = {"held_out": held_out, "stopwatch": Stopwatch()}
     if adaptive:
         components["groups"] = GroupRelativeReturns()
-    else:
-        components["baseline"] = PrivilegedBaseline()
     return Checkpointer(folder, 48, components, keep=100), [AnnealedExploration(0.3, 0.1), *components.values()]
 
 
 def train(agent, checkpointer, callbacks, total=240):
-    # The learning rate falls to zero too, through SB3's own progress.
+    # The learning rate depends on SB3's training progress, too.
     agent.learn(
         total - agent.num_timesteps, callback=[checkpointer, *callbacks], reset_num_timesteps=not agent.num_timesteps
     )
@@ -56,17 +55,17 @@ def same(left, right):
 
 
 @pytest.mark.parametrize(("kind", "adaptive"), [(PPO, False), (PPO, True), (A2C, False)])
-def test_from_every_checkpoint_the_same_end(kind, adaptive, tmp_path):
-    """Parameters, optimizer, environments, memories, random states, best student: all as if nothing had happened."""
+def test_resuming_from_any_checkpoint_gives_the_same_result(kind, adaptive, tmp_path):
+    """A resumed run ends as an unbroken one, in parameters, optimizer, environments, rewards and random states."""
     unbroken = make_agent(kind, adaptive)
     checkpointer, callbacks = make_callbacks(unbroken, tmp_path / "unbroken", adaptive)
     train(unbroken, checkpointer, callbacks)
-    kept = checkpoints(tmp_path / "unbroken")
-    assert [int(path.name) for path in kept] == [48, 96, 144, 192]
-    for path in kept:
+    saved = checkpoints(tmp_path / "unbroken")
+    assert [int(path.name) for path in saved] == [48, 96, 144, 192]
+    for path in saved:
         folder = tmp_path / f"from-{path.name}"
         folder.mkdir()
-        (folder / path.name).symlink_to(path)
+        shutil.copytree(path, folder / path.name)
         agent = make_agent(kind, adaptive)
         resumed, others = make_callbacks(agent, folder, adaptive)
         resumed.resume(agent)
@@ -79,8 +78,8 @@ def test_from_every_checkpoint_the_same_end(kind, adaptive, tmp_path):
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_an_environment_goes_on_from_its_state(mode):
-    """Observations, rewards, resets and draws after loading a state are those that followed when it was saved."""
+def test_environment_continues_from_a_loaded_state(mode):
+    """Observations, rewards, resets and draws after loading equal those after saving."""
     first, second = (ReDiFVectorEnv(4, **TINY, reward=REWARD, autoreset_mode=mode, group_size=2) for _ in range(2))
     rng = np.random.default_rng(0)
     first.reset(seed=3)
@@ -101,8 +100,8 @@ def test_an_environment_goes_on_from_its_state(mode):
             np.testing.assert_array_equal(left, right)
 
 
-def test_reward_wrappers_keep_their_memory():
-    """A distribution reward on top of the environment is part of the adapter's state."""
+def test_state_of_reward_wrappers_is_saved():
+    """The state of a distribution reward in a wrapper is part of the adapter's state."""
 
     def make():
         return ReDiFVecEnv(GroupRelativeReward(DistributionAlignment(ReDiFVectorEnv(4, **TINY, group_size=4))))
@@ -139,8 +138,8 @@ def test_old_checkpoints_are_pruned(tmp_path):
     assert [int(path.name) for path in checkpoints(tmp_path)] == [144, 168]
 
 
-def test_a_damaged_checkpoint_is_left_out(tmp_path):
-    """The newest that is whole is taken, with a warning; if there is none, an error and not a fresh start."""
+def test_damaged_checkpoints_are_skipped(tmp_path):
+    """The newest valid checkpoint is used, with a warning; without a valid one there is an error."""
     agent = make_agent()
     agent.learn(144, callback=[Checkpointer(tmp_path, 24, {}, keep=2)])
     older, newer = checkpoints(tmp_path)
@@ -157,14 +156,14 @@ def test_a_damaged_checkpoint_is_left_out(tmp_path):
         Checkpointer(tmp_path, 24, {}).resume(make_agent())
 
 
-def test_without_checkpoints_a_run_starts(tmp_path):
+def test_run_without_checkpoints_starts_anew(tmp_path):
     agent = make_agent()
     Checkpointer(tmp_path / "none", 24, {}).resume(agent)
     assert agent.num_timesteps == 0
 
 
-def test_a_full_disk_does_not_stop_training(tmp_path, monkeypatch):
-    """Each checkpoint that cannot be written is a warning; the last good one stays."""
+def test_full_disk_does_not_stop_training(tmp_path, monkeypatch):
+    """A checkpoint that cannot be written is a warning; the previous one remains."""
     agent = make_agent()
     agent.learn(72, callback=[Checkpointer(tmp_path, 24, {})])
     before = checkpoints(tmp_path)
@@ -177,7 +176,7 @@ def test_a_full_disk_does_not_stop_training(tmp_path, monkeypatch):
     resumed = make_agent()
     checkpointer = Checkpointer(tmp_path, 24, {})
     checkpointer.resume(resumed)
-    with pytest.warns(UserWarning, match=r"was not written .*No space left on device.*: training goes on"):
+    with pytest.warns(UserWarning, match=r"was not written .*No space left on device.*: training continues"):
         resumed.learn(96, callback=[checkpointer], reset_num_timesteps=False)
     assert resumed.num_timesteps >= 144
     assert checkpoints(tmp_path) == before
@@ -200,7 +199,7 @@ class Raise(BaseCallback):
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_signals_stop_with_a_checkpoint(name, tmp_path):
-    """The rollout is finished, its update made, and the state saved; afterwards signals mean what they meant."""
+    """The rollout and its update are completed and the state is saved; the signal handlers are restored."""
     import signal
 
     number = getattr(signal, name)
@@ -214,7 +213,7 @@ def test_signals_stop_with_a_checkpoint(name, tmp_path):
     assert [int(path.name) for path in checkpoints(tmp_path)] == [48]
 
 
-def test_what_cannot_be_kept_is_refused(tmp_path):
+def test_unsupported_agents_are_refused(tmp_path):
     with pytest.raises(ValueError, match="every and keep must be at least 1"):
         Checkpointer(tmp_path, 0, {})
     env = make_vec_env(4, **TINY)
@@ -226,8 +225,8 @@ def test_what_cannot_be_kept_is_refused(tmp_path):
         wrapped.learn(60, callback=[Checkpointer(tmp_path, 8, {})])
 
 
-def test_normalisers_go_on_too(tmp_path):
-    """SB3's running means of observations and returns are part of a run."""
+def test_state_of_vec_normalize_is_saved(tmp_path):
+    """The running means of observations and returns are part of a checkpoint."""
 
     def make():
         env = VecNormalize(make_vec_env(8, **TINY, reward=REWARD, group_size=4))

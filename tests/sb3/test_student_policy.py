@@ -1,9 +1,10 @@
-"""The network as the student: the policy, its spaces, its export, its checks."""
+"""The student policy: spaces, export, checks, cloning and refinement."""
 
 import copy
 import math
 import warnings
 from dataclasses import replace
+from functools import cache
 
 import gymnasium as gym
 import numpy as np
@@ -31,7 +32,6 @@ from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
 from redif_env.rewards.endpoint import EndpointAlignment
 from redif_env.sb3 import (
-    AnalyticKLStop,
     HealthCheck,
     LevelNormalisedAdvantages,
     ReDiFVecEnv,
@@ -46,8 +46,8 @@ from redif_env.sb3.export import student_of
 from redif_env.sb3.levels import steps_of_buffer
 from redif_env.sb3.student_policy import ReducedGaussian
 from redif_env.students.network.adapters import add_adapters, merged_weights
-from redif_env.students.network.cloning import CloningPlan, clone, clone_loss, rollout, step_weights
-from redif_env.students.network.refinement import RefinementPlan, landed, refine
+from redif_env.students.network.cloning import CloningPlan, clone, cloning_loss, rollout, step_weights
+from redif_env.students.network.refinement import RefinementPlan, refine, solver_samples
 from redif_env.students.network.sensitivities import sensitivities
 from redif_env.teachers.networks import build_network, narrowed
 from redif_env.teachers.teacher import GaussianMixtureTeacher, Teacher, config_of, own_teacher
@@ -90,50 +90,50 @@ TEACHERS = {
 }
 
 
-def said_by(teacher, state, action_map):
-    """The action of a student that says what ``teacher`` says, at the base solver's step."""
+def action_of(teacher, state, action_map):
+    """The action that holds the prediction of ``teacher``, with the base solver's step size."""
     parameterization = action_parameterization(teacher.parameterization)
-    told = predict(teacher, state)
-    said = Prediction(told.x0_history[:, 0], told.eps_history[:, 0])
+    predicted = predict(teacher, state)
+    prediction = Prediction(predicted.x0_history[:, 0], predicted.eps_history[:, 0])
     output = parameterization.preconditioning.write(
-        said, parameterization.schedule.level(state.half_logsnr), parameterization.prediction_type
+        prediction, parameterization.schedule.level(state.half_logsnr), parameterization.prediction_type
     )
     return torch.cat([torch.zeros(len(output), 1), output.flatten(1) / action_map.max_output], dim=1)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm++3m", "ipndm4"])
 @pytest.mark.parametrize("kind", TEACHERS)
-def test_saying_what_the_teacher_says_is_the_base_solver(kind, solver):
-    """On every schedule and form, whatever the order of the solver."""
+def test_teacher_predictions_as_actions_are_the_base_solver(kind, solver):
+    """For every schedule, parameterization and solver order."""
     teacher = TEACHERS[kind]()
     mdp = DenoisingMDP(teacher, SOLVERS[solver], GRIDS["time^1.5"], 4, NoiseMap(), Sample())
     noise = torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     state = mdp.initial(noise)
     for step in range(4):
         assert mdp.predict(state, torch.ones(6, dtype=torch.bool)) is state
-        action = said_by(teacher, state, mdp.action_map)
+        action = action_of(teacher, state, mdp.action_map)
         state = mdp.with_action_prediction(state, action)
         assert state.nfe.tolist() == [step + 1] * 6
         state = mdp.advance(state, mdp.decode(state, action))
-    wanted = sample(teacher, SOLVERS[solver], GRIDS["time^1.5"], noise, 4)
-    torch.testing.assert_close(state.x, wanted, rtol=1e-4, atol=1e-4)
+    expected = sample(teacher, SOLVERS[solver], GRIDS["time^1.5"], noise, 4)
+    torch.testing.assert_close(state.x, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_velocity_is_well_conditioned_where_epsilon_is_not():
-    """An error in the action moves the clean estimate by at most its own size, at any level; in eps 157 times that."""
+def test_velocity_is_well_conditioned_where_epsilon_is_not():
+    """An error in the action changes the clean estimate by at most its own size; an error in eps, by 157 times that."""
     teacher = TEACHERS["vp epsilon"]()
     mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 4, NoiseMap(), Sample())
     state = mdp.initial(torch.randn(1, 5, dtype=torch.float64))
     level = teacher.schedule.level(state.half_logsnr)
     assert float(level.sigma / level.alpha) == pytest.approx(157, abs=1)
     zero = torch.zeros(1, 6, dtype=torch.float64)
-    moved = zero + torch.tensor([[0.0, 0.25, 0, 0, 0, 0]])
-    x0, other = (mdp.action_map.prediction(action, state, mdp.base).x0 for action in (zero, moved))
+    perturbed = zero + torch.tensor([[0.0, 0.25, 0, 0, 0, 0]])
+    x0, other = (mdp.action_map.prediction(action, state, mdp.base).x0 for action in (zero, perturbed))
     assert float((x0 - other).norm()) == pytest.approx(float(level.sigma) * 0.25 * 4)
 
 
-def test_a_copy_of_the_teacher_is_the_base_solver():
-    """Its noise predictions, put into the form of actions, step as the solver does from the same noise."""
+def test_copy_of_the_teacher_is_the_base_solver():
+    """With its noise predictions in the action parameterization."""
     env = make_vec_env(4, grid="time@20", **SMALL, **NOISE)
     mdp = env.unwrapped.mdp
     assert mdp.teacher.prediction_type is PredictionType.EPSILON
@@ -141,19 +141,18 @@ def test_a_copy_of_the_teacher_is_the_base_solver():
     agent.policy.unet.load_state_dict(mdp.teacher.network.state_dict())
     noise = torch.randn(5, *mdp.teacher.sample_shape, generator=torch.Generator().manual_seed(1))
     student = Student.from_agent(agent)
-    wanted = sample(mdp.teacher, mdp.solver, mdp.grid, noise, 3)
-    torch.testing.assert_close(student.trajectory(noise)[-1].x, wanted, rtol=1e-5, atol=1e-5)
+    expected = sample(mdp.teacher, mdp.solver, mdp.grid, noise, 3)
+    torch.testing.assert_close(student.trajectory(noise)[-1].x, expected, rtol=1e-5, atol=1e-5)
     state = mdp.initial(noise)
     for _ in range(3):
-        seen = mdp.observe(state)
-        action = agent.policy(seen, deterministic=True)[0]
+        action = agent.policy(mdp.observe(state), deterministic=True)[0]
         state = mdp.with_action_prediction(state, action)
         state = mdp.advance(state, mdp.decode(state, action))
-    torch.testing.assert_close(state.x, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state.x, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_start_is_the_solver_map_s_steps():
-    """With a table to begin from, the same predictions make what the solver map makes of that table."""
+def test_initial_actions_are_steps_of_the_solver_map():
+    """With a table of initial actions, the samples are those of the solver map with that table."""
     teacher = TEACHERS["vp epsilon"]()
     generator = torch.Generator().manual_seed(3)
     table = 0.3 * torch.randn(3, 5, generator=generator)
@@ -165,7 +164,7 @@ def test_a_start_is_the_solver_map_s_steps():
     for step in range(3):
         one = predict(teacher, one)
         one = compact.advance(one, compact.decode(one, table[step].expand(4, 5)))
-        action = said_by(teacher, other, own.action_map)
+        action = action_of(teacher, other, own.action_map)
         other = own.with_action_prediction(other, action)
         other = own.advance(other, own.decode(other, action))
     torch.testing.assert_close(other.x, one.x, rtol=1e-4, atol=1e-4)
@@ -175,15 +174,15 @@ def test_a_start_is_the_solver_map_s_steps():
 
 
 def test_checkers_pass(pipeline_folder):
-    """Gymnasium's and SB3's; the warnings are that samples have no bounds, and that they are no camera's pictures."""
+    """The checkers of Gymnasium and SB3 warn only of unbounded samples and image sizes."""
     env = gym.make("ReDiF-v0", teacher=str(pipeline_folder), **SMALL, **NOISE)
     assert env.action_space.shape == (1 + 3 * 8 * 8,)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         check_env(env.unwrapped)
         check_env_for_sb3(env.unwrapped)
     allowed = ("-infinity", "infinity", "is an image", "minimal resolution")
-    assert [str(item.message) for item in told if not any(part in str(item.message) for part in allowed)] == []
+    assert [str(item.message) for item in caught if not any(part in str(item.message) for part in allowed)] == []
 
 
 def test_single_and_batched_environments_agree(pipeline_folder):
@@ -206,9 +205,9 @@ def test_single_and_batched_environments_agree(pipeline_folder):
     np.testing.assert_allclose(infos["final_obs"][1]["sample"], alone["sample"], rtol=1e-6, atol=1e-6)
 
 
-def test_the_teacher_is_not_asked(pipeline_folder):
+def test_teacher_network_is_not_evaluated(pipeline_folder):
     env = ReDiFVectorEnv(2, teacher=str(pipeline_folder), **SMALL, **NOISE)
-    # All environments of the process share the network: the hook must go.
+    # All environments of the process share the network, so the hook must be removed.
     hook = env.mdp.teacher.network.register_forward_hook(lambda *_: pytest.fail("the teacher was called"))
     env.reset(seed=0)
     for _ in range(6):
@@ -224,7 +223,7 @@ def test_the_teacher_is_not_asked(pipeline_folder):
         ({"prices": (0.1, 0.2)}, "prices cannot be used with action='noise'"),
     ],
 )
-def test_what_cannot_go_with_it_is_refused(options, message, pipeline_folder):
+def test_unsupported_combinations_are_refused(options, message, pipeline_folder):
     with pytest.raises(ValueError, match=message):
         ReDiFVectorEnv(2, teacher=str(pipeline_folder), **{**SMALL, **NOISE, **options})
 
@@ -240,14 +239,14 @@ def test_log_probabilities_by_hand():
     assert averaged.entropy().item() == pytest.approx(summed.entropy().item() / 3, rel=1e-6)
 
 
-def test_clip_ranges_stand_for_the_same_trust_region():
-    """A ratio at the border of one is at the border of the other."""
+def test_clip_range_has_the_same_trust_region_for_both_reductions():
+    """The mean's ratio is the A-th root of the sum's."""
     ratio = 1.2
     assert 1 + clip_range_of(0.2, 65, Reduction.MEAN) == pytest.approx(ratio ** (1 / 65), rel=1e-12)
     assert clip_range_of(0.2, 65, Reduction.SUM) == 0.2
 
 
-def test_one_pass_gives_all(environment):
+def test_one_forward_pass_gives_actions_and_values(environment):
     policy = make_agent(environment).policy
     calls = []
     policy.unet.register_forward_hook(lambda *_: calls.append(1))
@@ -264,15 +263,15 @@ def test_one_pass_gives_all(environment):
     torch.testing.assert_close(policy.get_distribution(obs).mode()[:, 1:], output.flatten(1) / 4)
 
 
-def test_the_value_never_moves_the_student(environment):
+def test_value_loss_has_no_gradient_to_the_network(environment):
     policy = make_agent(environment).policy
     policy.predict_values(observed(environment)).sum().backward()
     assert all(parameter.grad is None for parameter in policy.unet.parameters())
     assert all(parameter.grad is not None for parameter in policy.value_net.parameters())
 
 
-def test_exploration_is_set_a_level(environment):
-    """Row by row of ``log_std``: step size first, then the prediction."""
+def test_exploration_is_set_per_step(environment):
+    """The columns of ``log_std`` are step size and prediction."""
     policy = make_agent(environment, exploration=(0.2, 0.4)).policy
     policy.log_std[1] += math.log(3.0)
     obs = observed(environment)
@@ -284,8 +283,8 @@ def test_exploration_is_set_a_level(environment):
 
 
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"autocast": True}, {"reduction": "sum"}])
-def test_the_first_ratio_is_one(options, pipeline_folder):
-    """Whatever the network has: here dropout and rounding to bfloat16 too."""
+def test_first_ratio_is_one(options, pipeline_folder):
+    """Also with dropout and bfloat16."""
     env = make_vec_env(8, teacher=str(pipeline_folder), **SMALL, **NOISE, group_size=4)
     config = {**config_of(env.unwrapped.mdp.teacher), "dropout": 0.3}
     agent = make_agent(env, network=config, **options)
@@ -317,14 +316,14 @@ def test_health_is_logged(environment):
         assert recorded.seen[f"health/gradient_{step}"] > 0
 
 
-def test_a_ratio_that_is_not_one_stops_the_run(environment):
+def test_first_ratio_other_than_one_stops_the_run(environment):
     agent = make_agent(environment)
     agent.policy.unet.register_forward_hook(lambda module, _, out: type(out)(out.sample + torch.randn(1)))
     with pytest.raises(UnhealthyRunError, match="ratio before the first update is off 1 by"):
         agent.learn(48, callback=HealthCheck())
 
 
-def test_values_that_are_not_finite_stop_the_run(environment):
+def test_parameters_that_are_not_finite_stop_the_run(environment):
     agent = make_agent(environment, learning_rate=1e30)
     with pytest.raises(UnhealthyRunError, match=r"not finite after 24 steps.*lower the learning rate"):
         agent.learn(96, callback=HealthCheck())
@@ -336,35 +335,15 @@ def test_health_checks_are_for_student_policies():
         PPO("MlpPolicy", env, n_steps=4, batch_size=8).learn(16, callback=HealthCheck())
 
 
-def test_an_update_stops_at_the_divergence_that_is_asked(environment):
-    """The last divergence looked at exceeds the target; those before it do not; the updates after it are not made."""
-    stop = AnalyticKLStop(0.5, rows=24)
-    agent = make_agent(environment, reduction="sum", learning_rate=3e-3, n_epochs=30)
-    moved = []
-    stop._after_update, looked = (lambda *args: (looked(*args), moved.append(stop.stops))), stop._after_update
-    agent.learn(24, callback=stop)
-    assert stop.stops == 1
-    assert 1 <= stop.updates < 60
-    free = make_agent(environment, reduction="sum", learning_rate=3e-3, n_epochs=30)
-    never = AnalyticKLStop(1e9, rows=24)
-    free.learn(24, callback=never)
-    assert (never.updates, never.stops) == (60, 0)
-
-
-def test_the_divergence_is_gaussians_own():
-    from redif_env.sb3.trust import divergence
+def test_divergence_matches_torch():
+    from redif_env.sb3.health import divergence
 
     old, new = Normal(torch.zeros(2, 3), 2.0), Normal(torch.ones(2, 3), 2.0)
     torch.testing.assert_close(divergence(old, new), torch.full((2,), 3 * 1 / (2 * 4)))
     torch.testing.assert_close(divergence(old, new), kl_divergence(old, new).sum(1))
 
 
-def test_a_divergence_needs_ppo(environment):
-    with pytest.raises(ValueError, match="only PPO with a StudentPolicy"):
-        make_agent(environment, A2C).learn(24, callback=AnalyticKLStop(1.0))
-
-
-def test_advantages_are_normalised_a_level(environment):
+def test_advantages_are_normalised_per_step(environment):
     agent = make_agent(environment)
     found = {}
 
@@ -385,8 +364,8 @@ def test_advantages_are_normalised_a_level(environment):
 
 
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
-def test_the_exported_student_is_the_policy(environment, options, tmp_path):
-    """The agent acting in the environment, the student taken from it, and what is read back: the same samples."""
+def test_exported_student_has_the_samples_of_the_policy(environment, options, tmp_path):
+    """The agent in the environment, its student, and the saved and loaded student give the same samples."""
     agent = make_agent(environment, learning_rate=1e-2, reduction="sum", **options)
     agent.learn(72)
     mdp = environment.unwrapped.mdp
@@ -408,7 +387,7 @@ def test_the_exported_student_is_the_policy(environment, options, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [PPO, A2C])
-def test_sb3_saves_and_loads_it_without_custom_objects(kind, environment, tmp_path):
+def test_sb3_saves_and_loads_the_policy_without_custom_objects(kind, environment, tmp_path):
     agent = make_agent(environment, kind, reduction=Reduction.SUM, lora_rank=1)
     agent.learn(48)
     agent.save(tmp_path / "agent")
@@ -421,8 +400,8 @@ def test_sb3_saves_and_loads_it_without_custom_objects(kind, environment, tmp_pa
 
 
 @pytest.mark.slow
-def test_it_compiles_in_place(environment):
-    """Rollouts and updates run, and the weights keep their names."""
+def test_network_compiles_in_place(environment):
+    """Rollouts and updates run, and the weights have the same names."""
     agent = make_agent(environment)
     names = list(agent.policy.state_dict())
     agent.policy.unet.compile(backend="eager")
@@ -430,7 +409,7 @@ def test_it_compiles_in_place(environment):
     assert list(agent.policy.state_dict()) == names
 
 
-def test_a_copy_watches_its_own_network(environment):
+def test_copied_policy_reads_features_of_its_own_network(environment):
     policy = make_agent(environment).policy
     obs = observed(environment)
     policy.predict_values(obs)
@@ -444,16 +423,16 @@ def test_a_copy_watches_its_own_network(environment):
 
 
 @pytest.mark.parametrize(
-    ("save", "asked", "policy"),
+    ("save", "conditions", "policy"),
     [
         (save_unet_of_classes, {"null_label": 3}, {}),
         (save_dit, {"conditions": [0, 1, 2, 3]}, {"features_from": "transformer_blocks.0"}),
     ],
 )
-def test_a_guided_teacher_of_classes_has_students_of_one_call(save, asked, policy, tmp_path):
+def test_student_of_a_guided_teacher_needs_one_call_per_step(save, conditions, policy, tmp_path):
     """A UNet with labels, and a transformer of latents."""
     save(tmp_path / "teacher")
-    env = make_vec_env(8, teacher=str(tmp_path / "teacher"), **SMALL, **NOISE, **asked, guidance_scale=2.0)
+    env = make_vec_env(8, teacher=str(tmp_path / "teacher"), **SMALL, **NOISE, **conditions, guidance_scale=2.0)
     assert env.unwrapped.mdp.calls == 1
     assert env.unwrapped.mdp.teacher.calls == 2
     agent = make_agent(env, **policy)
@@ -472,12 +451,12 @@ def test_a_guided_teacher_of_classes_has_students_of_one_call(save, asked, polic
     ("change", "message"),
     [
         ({"network": {"_class_name": "AutoencoderKL"}}, "network has _class_name='AutoencoderKL'"),
-        ({"features_from": "nowhere"}, "features_from='nowhere' is no part of the network"),
+        ({"features_from": "nowhere"}, "features_from='nowhere' is not a submodule of the network"),
         ({"reduction": "median"}, "median"),
         ({"lora_rank": -1}, "rank of adapters must be at least 1"),
     ],
 )
-def test_bad_arguments_are_named(change, message, environment):
+def test_invalid_arguments_are_refused(change, message, environment):
     with pytest.raises(ValueError, match=message):
         make_agent(environment, **change)
 
@@ -497,7 +476,7 @@ def test_other_spaces_are_refused(pipeline_folder):
         PPO(StudentPolicy, env, policy_kwargs=kwargs, use_sde=True)
 
 
-def test_adapters_begin_as_nothing_and_merge_into_a_plain_network():
+def test_adapters_start_at_zero_and_merge_into_a_plain_network():
     torch.manual_seed(0)
     network, x = unet(), torch.randn(2, 3, 8, 8)
     plain = network(x, 3).sample
@@ -516,7 +495,7 @@ def test_adapters_begin_as_nothing_and_merge_into_a_plain_network():
     torch.testing.assert_close(merged(x, 3).sample, network(x, 3).sample, rtol=1e-4, atol=1e-5)
 
 
-def test_narrower_networks_keep_whole_groups():
+def test_narrower_networks_have_whole_groups():
     config = {**unet().config, "_class_name": "UNet2DModel", "block_out_channels": (32, 64), "norm_num_groups": 8}
     assert narrowed(config, 0.5)["block_out_channels"] == [16, 32]
     assert narrowed(config, 0.1)["block_out_channels"] == [8, 8]
@@ -531,7 +510,7 @@ def test_narrower_networks_keep_whole_groups():
 
 
 class Line(nn.Module):
-    """What the exact velocity of one Gaussian is: linear in the sample, with weights that depend on the time."""
+    """The form of a Gaussian's exact velocity: linear in the sample, with weights for each timestep."""
 
     def __init__(self, steps, size):
         super().__init__()
@@ -546,13 +525,13 @@ class Line(nn.Module):
         return self.scale[row] * x + self.offset[row]
 
 
-def test_cloning_finds_the_exact_velocity():
-    """A Gaussian's velocity is linear at each level: the clone becomes it, and its samples are the base solver's."""
+def test_cloning_learns_the_exact_velocity():
+    """The clone learns the linear velocity of a Gaussian, and its samples are the base solver's."""
     means, stds = torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[0.5, 0.2, 1.0]])
     teacher = GaussianMixtureTeacher(means, stds)
     mdp = DenoisingMDP(teacher, SOLVERS["dpm++2m"], GRIDS["time"], 3, NoiseMap(), Sample())
-    lesson = rollout(mdp, None, 4, step_weights(mdp, False), torch.Generator().manual_seed(0))
-    network = Line(sorted(set(lesson.timestep.tolist())), 3)
+    examples = rollout(mdp, None, 4, step_weights(mdp, False), torch.Generator().manual_seed(0))
+    network = Line(sorted(set(examples.timestep.tolist())), 3)
     losses = []
     clone(mdp, network, CloningPlan(600, rollouts=128, learning_rate=0.05, decay=0.9), losses.append)
     assert losses[-1] < 1e-4 < losses[0]
@@ -564,13 +543,21 @@ def test_cloning_finds_the_exact_velocity():
     torch.testing.assert_close(sample(student, *base, noise, 3), sample(teacher, *base, noise, 3), rtol=0, atol=0.03)
 
 
-def gaussian_student(scale=1.0, offset=0.0):
-    """A decision process of one Gaussian, and a network that says its velocity, but for a scale and an offset."""
+@cache
+def cloned_gaussian():
+    """A decision process of a Gaussian, and a network with its velocity."""
     teacher = GaussianMixtureTeacher(torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[0.2, 0.1, 0.3]]))
     mdp = DenoisingMDP(teacher, SOLVERS["dpm++2m"], GRIDS["time"], 3, NoiseMap(), Sample())
-    lesson = rollout(mdp, None, 4, step_weights(mdp, False), torch.Generator().manual_seed(0))
-    network = Line(sorted(set(lesson.timestep.tolist())), 3)
+    examples = rollout(mdp, None, 4, step_weights(mdp, False), torch.Generator().manual_seed(0))
+    network = Line(sorted(set(examples.timestep.tolist())), 3)
     clone(mdp, network, CloningPlan(600, rollouts=128, learning_rate=0.05, decay=0.9), lambda loss: None)
+    return mdp, network
+
+
+def gaussian_student(scale=1.0, offset=0.0):
+    """The same, the network up to a scale and an offset."""
+    mdp, network = cloned_gaussian()
+    network = copy.deepcopy(network)
     with torch.no_grad():
         network.scale.mul_(scale)
         network.offset.add_(offset)
@@ -578,48 +565,49 @@ def gaussian_student(scale=1.0, offset=0.0):
 
 
 def finer(mdp):
-    """The same in thirty steps."""
+    """The same decision process with thirty steps."""
     return replace(mdp, num_steps=30)
 
 
-def test_refinement_lands_where_the_solver_does():
-    """The steps that it goes back through are those of the base solver, with the student's predictions."""
+def test_refinement_samples_with_the_base_solver():
+    """The sampling steps are those of the base solver with the student's predictions."""
     mdp, network = gaussian_student()
     student = own_teacher(mdp.teacher, network, action_parameterization(mdp.teacher.parameterization))
     noise = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
-    samples = landed(mdp, student, noise, torch.zeros(8, dtype=torch.int64))
+    samples = solver_samples(mdp, student, noise, torch.zeros(8, dtype=torch.int64))
     torch.testing.assert_close(samples, sample(student, SOLVERS["dpm++2m"], GRIDS["time"], noise, 3))
 
 
-def test_refinement_finds_the_gaussian():
-    """Nothing is asked for but the distribution, and mean and deviation become those of the endpoints."""
+def test_refinement_matches_the_moments_of_the_endpoints():
+    """With the energy distance alone."""
     mdp, network = gaussian_student(scale=1.1, offset=0.2)
     noise, condition = torch.randn(4096, 3, generator=torch.Generator().manual_seed(1)), torch.zeros(4096).long()
-    ends = landed(finer(mdp), mdp.teacher, noise, condition)
+    endpoints = solver_samples(finer(mdp), mdp.teacher, noise, condition)
 
     @torch.no_grad()
-    def missed():
+    def errors():
         student = own_teacher(
             mdp.teacher, copy.deepcopy(network), action_parameterization(mdp.teacher.parameterization)
         )
-        samples = landed(mdp, student, noise, condition)
+        samples = solver_samples(mdp, student, noise, condition)
         return (
-            float((samples.mean(dim=0) - ends.mean(dim=0)).norm()),
-            float((samples.std(dim=0) - ends.std(dim=0)).norm()),
+            float((samples.mean(dim=0) - endpoints.mean(dim=0)).norm()),
+            float((samples.std(dim=0) - endpoints.std(dim=0)).norm()),
         )
 
-    (mean, std), losses = missed(), []
-    refine(mdp, network, RefinementPlan(200, learning_rate=0.02, paired=0.0, cloned=0.0), finer(mdp), losses.append)
+    (mean, std), losses = errors(), []
+    plan = RefinementPlan(100, learning_rate=0.03, decay=0.93, paired=0.0, cloned=0.0)
+    refine(mdp, network, plan, finer(mdp), losses.append)
     assert losses[-1] < losses[0] / 20
     assert mean > 0.2
     assert std > 0.2
-    mean, std = missed()
-    assert mean < 0.02
-    assert std < 0.02
+    mean, std = errors()
+    assert mean < 0.03  # 0.021, 0.015 and 0.012 from the plan's seeds 0, 1 and 2
+    assert std < 0.02  # 0.005
 
 
-def test_refinement_alone_of_cloning_keeps_a_clone():
-    """With no weight on what samples look like it goes on cloning, and a clone stays what it is."""
+def test_refinement_with_the_cloning_loss_alone_does_not_change_a_clone():
+    """The other losses have no weight."""
     mdp, network = gaussian_student()
     before = copy.deepcopy(network.state_dict())
     refine(mdp, network, RefinementPlan(20, paired=0.0, energy=0.0), finer(mdp), lambda loss: None)
@@ -627,47 +615,47 @@ def test_refinement_alone_of_cloning_keeps_a_clone():
         torch.testing.assert_close(weight, before[name], rtol=0, atol=5e-3)
 
 
-def test_refinement_that_diverges_says_so():
+def test_refinement_that_diverges_is_an_error():
     mdp, network = gaussian_student()
     plan = RefinementPlan(50, learning_rate=1e30)
     with pytest.raises(FloatingPointError, match=r"learning_rate=1e\+30"):
         refine(mdp, network, plan, finer(mdp), lambda loss: None)
 
 
-def test_states_are_visited_with_the_student_s_own_errors():
-    """Half of the noises are stepped with what the student says; the answers remain the teacher's."""
+def test_half_of_the_rollouts_use_the_student():
+    """Half of the trajectories use the student's predictions; all target outputs are the teacher's."""
     teacher = TEACHERS["vp epsilon"]()
     mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 2, NoiseMap(), Sample())
     wrong = own_teacher(teacher, Line([0.0], 5).double(), action_parameterization(teacher.parameterization))
-    alone, steered = (
+    alone, mixed = (
         rollout(mdp, student, 64, torch.ones(2), torch.Generator().manual_seed(0)) for student in (None, wrong)
     )
-    assert torch.equal(alone.inputs[:64], steered.inputs[:64])
-    strayed = (alone.inputs[64:] != steered.inputs[64:]).any(dim=1)
-    assert 0.25 < strayed.double().mean() < 0.75
-    level = teacher.schedule.level(teacher.schedule.half_logsnr(steered.timestep))
-    said = teacher.predict(steered.inputs, teacher.schedule.half_logsnr(steered.timestep), steered.timestep)
+    assert torch.equal(alone.inputs[:64], mixed.inputs[:64])
+    changed = (alone.inputs[64:] != mixed.inputs[64:]).any(dim=1)
+    assert 0.25 < changed.double().mean() < 0.75
+    level = teacher.schedule.level(teacher.schedule.half_logsnr(mixed.timestep))
+    prediction = teacher.predict(mixed.inputs, teacher.schedule.half_logsnr(mixed.timestep), mixed.timestep)
     parameterization = action_parameterization(teacher.parameterization)
     torch.testing.assert_close(
-        steered.output,
-        parameterization.preconditioning.write(said, level, parameterization.prediction_type),
+        mixed.output,
+        parameterization.preconditioning.write(prediction, level, parameterization.prediction_type),
         rtol=1e-6,
         atol=1e-6,
     )
 
 
-def test_what_an_error_is_worth():
-    """Of a Gaussian in two steps of DDIM, where it can be written down."""
+def test_sensitivities_of_a_gaussian_match_the_closed_form():
+    """In two steps of DDIM."""
     std = 0.6
     teacher = GaussianMixtureTeacher(torch.tensor([[0.3]]), torch.tensor([[std]]))
     mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 2, NoiseMap(), Sample())
-    lesson = rollout(mdp, None, 1, torch.ones(2), torch.Generator().manual_seed(0))
-    level = teacher.schedule.level(teacher.schedule.half_logsnr(lesson.timestep))
-    (alpha, beyond), (sigma, left) = level.alpha.flatten().tolist(), level.sigma.flatten().tolist()
-    # An error of the velocity moves the clean sample by -sigma of it and the noise by alpha; the last step lands on the
-    # clean estimate, which follows the sample by the slope of a Gaussian's mean.
-    slope = beyond * std**2 / (beyond**2 * std**2 + left**2)
-    expected = [abs(slope * (left * alpha - beyond * sigma)), left]
+    examples = rollout(mdp, None, 1, torch.ones(2), torch.Generator().manual_seed(0))
+    level = teacher.schedule.level(teacher.schedule.half_logsnr(examples.timestep))
+    (alpha, alpha_next), (sigma, sigma_next) = level.alpha.flatten().tolist(), level.sigma.flatten().tolist()
+    # An error e of the velocity changes the clean estimate by -sigma * e and the noise by alpha * e. The last step
+    # returns the clean estimate, whose derivative in the sample is the slope of a Gaussian's posterior mean.
+    slope = alpha_next * std**2 / (alpha_next**2 * std**2 + sigma_next**2)
+    expected = [abs(slope * (sigma_next * alpha - alpha_next * sigma)), sigma_next]
     torch.testing.assert_close(sensitivities(mdp), torch.tensor(expected, dtype=torch.float64), rtol=1e-3, atol=0)
     weights = step_weights(mdp, True)
     torch.testing.assert_close(
@@ -676,20 +664,22 @@ def test_what_an_error_is_worth():
     assert weights.mean() == pytest.approx(1)
 
 
-def test_errors_of_cloning_weigh_as_they_are_told():
-    """Errors of 1, 2 and 0 at the three steps, weights of 0.5, 1.5 and 1."""
+def test_cloning_loss_by_hand():
+    """Errors of 1, 2 and 0 at the three steps with weights of 0.5, 1.5 and 1."""
     mdp, network = gaussian_student()
-    lesson = rollout(mdp, None, 4, torch.tensor([0.5, 1.5, 1.0]), torch.Generator().manual_seed(0))
+    examples = rollout(mdp, None, 4, torch.tensor([0.5, 1.5, 1.0]), torch.Generator().manual_seed(0))
     student = own_teacher(mdp.teacher, network, action_parameterization(mdp.teacher.parameterization))
     with torch.no_grad():
-        said = student.call(network, lesson.inputs, lesson.timestep, student.conditions.select(lesson.condition))
-        off = torch.tensor([1.0, 2.0, 0.0]).repeat_interleave(4)[:, None]
-        loss = clone_loss(student, replace(lesson, output=said + off))
+        output = student.call(
+            network, examples.inputs, examples.timestep, student.conditions.select(examples.condition)
+        )
+        error = torch.tensor([1.0, 2.0, 0.0]).repeat_interleave(4)[:, None]
+        loss = cloning_loss(student, replace(examples, output=output + error))
     assert loss.item() == pytest.approx((0.5 * 1 + 1.5 * 4) / 3)
 
 
-def test_the_form_of_a_student():
-    """Velocity for noise where the variance is preserved; the rest as the teacher has it."""
+def test_action_parameterization():
+    """Noise prediction on variance-preserving schedules becomes velocity; all others are unchanged."""
     forms = {kind: action_parameterization(make().parameterization).prediction_type for kind, make in TEACHERS.items()}
     assert forms == {
         "vp epsilon": PredictionType.V_PREDICTION,
@@ -700,20 +690,20 @@ def test_the_form_of_a_student():
     }
 
 
-def test_a_teacher_without_a_config_is_refused():
+def test_teacher_without_a_config_is_refused():
     teacher = Teacher(nn.Linear(2, 2), VariancePreservingSchedule.from_diffusers(), (2,))
     with pytest.raises(ValueError, match="no diffusers model"):
         config_of(teacher)
 
 
-def test_student_of_takes_other_policies_too():
+def test_student_of_supports_mlp_policies():
     env = make_vec_env(4, teacher="gaussian-ring", reference_size=8, teacher_steps=4)
     agent = PPO("MlpPolicy", env, n_steps=4, batch_size=8)
     assert not student_of(agent.policy, env.unwrapped.mdp).mdp.teacher.own_network
 
 
-def test_a_network_learns_a_known_optimum():
-    """One step to a teacher of nearly one image: the best output is minus that image, whatever the noise."""
+def test_network_learns_a_known_optimum():
+    """With one step and data of nearly one image, the best output is minus that image for any noise."""
     image = torch.tensor([[0.5, -0.5, 0.25, 0.0], [-0.25, 0.5, 0.0, -0.5], [0.5, 0.5, -0.5, 0.25], [0.0] * 4])
     teacher = GaussianMixtureTeacher(image[None, None], 0.02)
     options = {"num_steps": 1, "reference_size": 64, "teacher_steps": 10, "group_size": 8, **NOISE}
@@ -721,9 +711,10 @@ def test_a_network_learns_a_known_optimum():
         GroupRelativeReward(ReDiFVectorEnv(64, teacher=teacher, reward=EndpointAlignment(1.0), **options))
     )
     config = {**unet().config, "_class_name": "UNet2DModel", "sample_size": 4, "in_channels": 1, "out_channels": 1}
+    config |= {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
     kwargs = {**student_kwargs(env.unwrapped.mdp, config), "exploration": (0.15, 0.01)}
     agent = PPO(
-        StudentPolicy, env, n_steps=2, batch_size=64, n_epochs=4, learning_rate=2e-3, gamma=0.0, seed=0,
+        StudentPolicy, env, n_steps=2, batch_size=64, n_epochs=4, learning_rate=4e-3, gamma=0.0, seed=0,
         clip_range=clip_range_of(0.2, 17, Reduction.MEAN), policy_kwargs=kwargs,
     )  # fmt: skip
     noise = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -732,6 +723,6 @@ def test_a_network_learns_a_known_optimum():
         return (Student.from_agent(agent).trajectory(noise)[-1].x - image).square().mean().sqrt().item()
 
     before = error()
-    agent.learn(128 * 45)
+    agent.learn(128 * 25)  # to 0.068, 0.067 and 0.062 from the seeds 0, 1 and 2
     assert before > 0.3
     assert error() < 0.12

@@ -13,8 +13,8 @@ from redif_env.sb3 import GroupRelativeReturns, ReDiFVecEnv, make_vec_env
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20}
 
 
-def test_adapter_is_sb3_s_own_vec_env_only_faster():
-    """Two episodes and a half, value by value, against DummyVecEnv around single environments."""
+def test_adapter_matches_dummy_vec_env():
+    """Two and a half episodes, value by value, against DummyVecEnv around single environments."""
     ours = make_vec_env(3, **TINY, num_steps=2)
     theirs = DummyVecEnv([lambda: ReDiFEnv(**TINY, num_steps=2)] * 3)
     ours.seed(4)
@@ -25,31 +25,31 @@ def test_adapter_is_sb3_s_own_vec_env_only_faster():
     for _ in range(5):
         actions = np.stack([theirs.action_space.sample() for _ in range(3)])
         mine, other = ours.step(actions), theirs.step(actions)
-        for value, wanted in zip(mine[:3], other[:3], strict=True):
-            np.testing.assert_array_equal(value, wanted)
-            assert value.dtype == wanted.dtype
-        for info, wanted in zip(mine[3], other[3], strict=True):
-            if "terminal_observation" in wanted:
-                np.testing.assert_array_equal(info["terminal_observation"], wanted["terminal_observation"])
+        for value, expected in zip(mine[:3], other[:3], strict=True):
+            np.testing.assert_array_equal(value, expected)
+            assert value.dtype == expected.dtype
+        for info, expected in zip(mine[3], other[3], strict=True):
+            if "terminal_observation" in expected:
+                np.testing.assert_array_equal(info["terminal_observation"], expected["terminal_observation"])
                 assert info["TimeLimit.truncated"] is False
-                assert info["rewards"] == wanted["rewards"]
-                assert info["pair"] == wanted["pair"]
+                assert info["rewards"] == expected["rewards"]
+                assert info["pair"] == expected["pair"]
 
 
-def test_what_was_returned_never_changes():
-    """SB3 stores the last observation after the next step: a view of the env's state would corrupt its buffer."""
+def test_returned_arrays_never_change():
+    """SB3 stores the last observation after the next step, so a view of the state would corrupt its buffer."""
     env = make_vec_env(2, **TINY)
-    kept = [env.reset()]
-    copies = [kept[0].copy()]
+    returned = [env.reset()]
+    copies = [returned[0].copy()]
     for _ in range(6):
         observation, rewards, dones, _ = env.step(np.ones((2, 5), np.float32))
-        kept += [observation, rewards, dones]
-        copies += [value.copy() for value in kept[-3:]]
-    for value, wanted in zip(kept, copies, strict=True):
-        np.testing.assert_array_equal(value, wanted)
+        returned += [observation, rewards, dones]
+        copies += [value.copy() for value in returned[-3:]]
+    for value, expected in zip(returned, copies, strict=True):
+        np.testing.assert_array_equal(value, expected)
 
 
-def test_group_relative_training_still_reports_the_true_return():
+def test_group_relative_rewards_report_the_true_return():
     env = make_vec_env(16, **TINY, group_size=8)
     env.seed(0)
     env.reset()
@@ -62,7 +62,7 @@ def test_group_relative_training_still_reports_the_true_return():
         assert info["episode"]["l"] == 4
 
 
-def test_any_wrapped_vector_env_is_taken():
+def test_wrapped_vector_envs_are_supported():
     wrapped = ClipReward(ReDiFVectorEnv(2, **TINY), -0.5, 0.5)
     env = VecMonitor(ReDiFVecEnv(wrapped))
     agent = PPO("MlpPolicy", env, n_steps=8, batch_size=16, n_epochs=1, seed=0)
@@ -81,7 +81,7 @@ def test_any_wrapped_vector_env_is_taken():
     ],
 )
 def test_stock_agents_train_and_export(algorithm, settings, tmp_path):
-    """Unchanged agents run, and their students act as they do: on the env, saved and loaded."""
+    """Unchanged agents train, and their students, also saved and loaded, give the samples of the agent."""
     env = make_vec_env(8, **TINY, group_size=1)
     agent = algorithm("MlpPolicy", env, seed=0, **settings)
     agent.learn(96)
@@ -98,8 +98,8 @@ def test_stock_agents_train_and_export(algorithm, settings, tmp_path):
     assert torch.equal(Student.from_pretrained(tmp_path / "student")(noise=noise), student(noise=noise))
 
 
-def test_a_linear_agent_that_sees_the_steps_left_alone_is_a_table():
-    """Its biases belong to the table: the student needs no policy to sample."""
+def test_linear_agent_with_steps_observation_is_a_table():
+    """Biases are part of the table, so the student has fixed steps."""
     env = make_vec_env(8, **TINY, observation="steps", group_size=1)
     agent = PPO("MlpPolicy", env, n_steps=4, batch_size=16, seed=0, policy_kwargs={"net_arch": []}).learn(96)
     student = Student.from_agent(agent)
@@ -111,7 +111,7 @@ def test_a_linear_agent_that_sees_the_steps_left_alone_is_a_table():
 
 
 def test_first_importance_ratio_is_one():
-    """Before the first update the policy that learns is the policy that acted: log-probabilities agree."""
+    """Before the first update, log-probabilities in rollout and update agree."""
 
     class Compare(BaseCallback):
         def _on_step(self):
@@ -128,10 +128,10 @@ def test_first_importance_ratio_is_one():
     assert compare.difference < 1e-5
 
 
-def test_export_refuses_what_it_cannot_carry():
+def test_export_refuses_unsupported_agents():
     env = make_vec_env(2, **TINY)
     agent = PPO("MlpPolicy", env, n_steps=4, batch_size=8, policy_kwargs={"activation_fn": torch.nn.Hardswish})
-    with pytest.raises(ValueError, match="layers that a student cannot carry"):
+    with pytest.raises(ValueError, match="layers that a student does not support"):
         Student.from_agent(agent)
     other = PPO("MlpPolicy", "Pendulum-v1", n_steps=8, batch_size=8)
     with pytest.raises(ValueError, match="env must be a ReDiF environment"):
@@ -143,7 +143,7 @@ def test_student_of_an_agent_on_single_envs():
     assert Student.from_agent(agent)(num_samples=2).shape == (2, 2)
 
 
-def test_adapter_refuses_what_it_cannot_adapt():
+def test_adapter_refuses_unsupported_environments():
     with pytest.raises(ValueError, match="env must have autoreset_mode SAME_STEP"):
         ReDiFVecEnv(ReDiFVectorEnv(2, **TINY, autoreset_mode="Disabled"))
     env = make_vec_env(2, **TINY)
@@ -161,8 +161,8 @@ def test_images_through_sb3():
     assert env.render().ndim == 3
 
 
-def test_wrapped_terms_reach_sb3():
-    """Under their names in each finished episode's info, and in its return."""
+def test_terms_of_wrappers_are_in_the_info():
+    """Each finished episode has them by name and in its return."""
     core = ReDiFVectorEnv(4, **TINY, num_steps=2, group_size=2)
     env = ReDiFVecEnv(GroupRelativeReward(StepCost(core, cost=0.25)))
     env.reset()
@@ -174,8 +174,8 @@ def test_wrapped_terms_reach_sb3():
         assert info["nfe"] == info["episode"]["l"] == 2
 
 
-def test_group_relative_returns_are_group_relative_rewards_where_siblings_finish_together():
-    """The same agent comes out, weight for weight, as long as no group draws the same noise twice."""
+def test_group_relative_returns_match_group_relative_rewards_for_fixed_steps():
+    """The trained weights are equal if no group draws the same noise twice."""
     agents, settings = [], TINY | {"reference_size": 4096}
     for callback in (None, GroupRelativeReturns()):
         core = ReDiFVectorEnv(8, **settings, num_steps=2, group_size=4)
@@ -186,8 +186,8 @@ def test_group_relative_returns_are_group_relative_rewards_where_siblings_finish
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
 
 
-def test_group_relative_returns_of_episodes_that_end_at_different_times():
-    """Of each start, the relative returns of a rollout sum to 0; siblings start from the same noise throughout."""
+def test_group_relative_returns_of_episodes_of_different_lengths():
+    """The relative returns of a rollout sum to 0 for each group and noise."""
     env = ReDiFVecEnv(ReDiFVectorEnv(8, **TINY, num_steps=4, min_steps=1, group_size=4))
     seen = []
 
@@ -201,17 +201,17 @@ def test_group_relative_returns_of_episodes_that_end_at_different_times():
     agent.learn(48, callback=Spy())
     ((finished, change),) = seen
     assert len({episode.step for episode in finished}) > 1
-    for start in {episode.start for episode in finished}:
-        siblings = [episode for episode in finished if episode.start == start]
-        mean = np.mean([episode.value for episode in siblings])
-        for episode in siblings:
+    for group in {episode.group for episode in finished}:
+        members = [episode for episode in finished if episode.group == group]
+        mean = np.mean([episode.value for episode in members])
+        for episode in members:
             assert change[episode.step, episode.env] == pytest.approx(-mean, rel=1e-4)
             change[episode.step, episode.env] = 0
     assert not change.any()
-    assert max(sum(episode.start == start for episode in finished) for start in {e.start for e in finished}) >= 4
+    assert max(sum(episode.group == group for episode in finished) for group in {e.group for e in finished}) >= 4
 
 
 def test_group_relative_returns_need_groups():
     env = make_vec_env(4, **TINY)
-    with pytest.raises(ValueError, match="env has group_size=1, so there are no siblings"):
+    with pytest.raises(ValueError, match="env has group_size=1, so no group has other members"):
         PPO("MlpPolicy", env, n_steps=4, batch_size=8).learn(16, callback=GroupRelativeReturns())

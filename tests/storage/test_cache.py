@@ -1,8 +1,6 @@
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -31,8 +29,8 @@ def test_computed_once(folder):
     assert [path.name for path in folder.iterdir()] == ["key.safetensors"]
 
 
-def test_damage_is_noticed(folder):
-    """A flipped bit anywhere, a cut, or another file altogether: an error that names the file and the remedy."""
+def test_damaged_files_are_refused(folder):
+    """A flipped bit, a truncated file or another file is an error that names the file and the remedy."""
     write_tensor(folder / "key.safetensors", torch.arange(100.0))
     whole = (folder / "key.safetensors").read_bytes()
     for place in (len(whole) - 1, len(whole) // 2, 9):
@@ -45,7 +43,7 @@ def test_damage_is_noticed(folder):
             cached("key", lambda: torch.zeros(1))
 
 
-def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
+def test_unwritable_cache_folder_is_a_warning(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("REDIF_CACHE", str(tmp_path / "file"))
     assert cached("key", lambda: torch.ones(2)).tolist() == [1.0, 1.0]
@@ -83,28 +81,25 @@ def test_folders_are_replaced_whole(tmp_path):
         pass
 
 
-def test_a_killed_writer_leaves_no_cache_that_loads(tmp_path):
-    """SIGKILL in the middle of writing: the key stays unknown, and the next run computes it."""
+def test_killed_writer_leaves_no_valid_cache_file(folder):
+    """After SIGKILL during writing, the next run computes the tensor again."""
     script = (
-        "import time, torch\n"
+        "import sys, torch\n"
         "from redif_env.storage import cache, files\n"
         "def slow(tensors, path, metadata):\n"
-        "    path.write_bytes(b'half'); print('writing', flush=True); time.sleep(60)\n"
+        "    path.write_bytes(b'half'); print('writing', flush=True); sys.stdin.read()\n"
         "cache.save_file = slow\n"
         "cache.cached('key', lambda: torch.ones(3))\n"
     )
-    environment = {**os.environ, "REDIF_CACHE": str(tmp_path)}
-    with subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
-        time.sleep(0.1)
-        process.send_signal(signal.SIGKILL)
-    assert any(tmp_path.iterdir())
-    assert not (tmp_path / "key.safetensors").exists()
-    check = "import torch\nfrom redif_env.storage.cache import cached\n"
-    check += "print(cached('key', lambda: torch.ones(3)).sum().item())"
-    output = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True, check=True)
-    assert output.stdout.strip() == "3.0"
-    assert read_tensor(tmp_path / "key.safetensors").tolist() == [1.0] * 3
+    environment, pipe = {**os.environ, "REDIF_CACHE": str(folder)}, subprocess.PIPE
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout.readline() == b"writing\n"
+        process.kill()
+    assert any(folder.iterdir())
+    assert not (folder / "key.safetensors").exists()
+    assert cached("key", lambda: torch.ones(3)).tolist() == [1.0] * 3
+    assert read_tensor(folder / "key.safetensors").tolist() == [1.0] * 3
 
 
 def test_reference_sets_are_keyed_by_all_they_depend_on(folder, ring):
@@ -122,14 +117,14 @@ def test_reference_sets_are_keyed_by_all_they_depend_on(folder, ring):
 
 
 def test_the_three_sets_share_no_noise(ring):
-    """Training, choosing and reporting: no noise in common, even between sets of different sizes."""
+    """Training, validation and test sets share no noise, also between sets of different sizes."""
     sets = [draw_starts(ring, 3000, seed)[0] for seed in (TRAIN_SEED, VALIDATION_SEED, TEST_SEED)]
     rows = [tuple(row) for noise in sets for row in noise.tolist()]
     assert len(set(rows)) == 9000
 
 
 def test_default_reference_set_is_shipped():
-    """The default environment needs no teacher run: its endpoints are in the package."""
+    """The endpoints of the default environment are in the package."""
     from redif_env import load_teacher
     from redif_env.storage.files import ASSETS
 

@@ -44,7 +44,7 @@ def test_states_come_back(tmp_path):
     assert equal(state, read_state(tmp_path / "000000000010"))
 
 
-def test_every_altered_byte_is_noticed(tmp_path):
+def test_any_changed_byte_is_refused(tmp_path):
     path = tmp_path / "000000000010"
     write_state(path, STATE)
     for name in (STATE_FILE, TENSORS_FILE):
@@ -77,8 +77,8 @@ def test_checkpoints_are_listed_oldest_first_and_removed(tmp_path):
     assert [int(path.name) for path in checkpoints(tmp_path)] == [300, 1000]
 
 
-def test_what_killed_writers_leave_is_tidied_up(tmp_path):
-    """Unfinished files and folders go, everything else stays."""
+def test_temporary_files_of_killed_writers_are_deleted(tmp_path):
+    """All other files remain."""
     (tmp_path / ".hidden").write_text("mine")
     write_state(tmp_path / "7", STATE)
 
@@ -86,7 +86,7 @@ def test_what_killed_writers_leave_is_tidied_up(tmp_path):
         pass
 
     def leave(writer, path):
-        """A writer that never comes to its end: its temporary stays."""
+        """A writer that is killed and leaves its temporary file."""
         with writer(path) as temporary:
             kept = temporary.with_name(temporary.name + "x")
             temporary.rename(kept)

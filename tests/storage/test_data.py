@@ -98,7 +98,7 @@ def test_a_teacher_is_trained_and_noted(npz, tmp_path, kind, monkeypatch):
     note = (tmp_path / "teacher" / "README.md").read_text()
     assert f"--kind {kind.value}" in note
     assert str(Path(npz).parent) not in note
-    assert "Frechet distance (features digits-judge)" in note
+    assert "Frechet distance (features digits-evaluation)" in note
 
 
 def test_training_learns():

@@ -1,4 +1,4 @@
-"""The forms in which a student leaves, each held against the student itself."""
+"""Exports of a student, compared with the student."""
 
 import json
 
@@ -20,15 +20,18 @@ from redif_env import Student
 from redif_env.diffusion.noise_schedulers import read_scheduler
 from redif_env.diffusion.solvers import SOLVERS, sample
 from redif_env.mdp.policies import Policy, PolicyConfig
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.students.export import PolicyModel, ReDiFPipeline, ReDiFScheduler
 from redif_env.students.export.steps import run_steps, steps_of
 from redif_env.students.record import Record
 from redif_env.teachers.teacher import GaussianMixtureTeacher, load_teacher
+from tests.models import unet
 
 
 def make_student(teacher="gaussian-ring", seed=0, num_steps=3, solver="dpm++3m", action="solver", **options):
-    mdp = build_mdp(str(teacher), num_steps, action, "features", solver, "time^1.5", "cpu", "float32", **options)
+    mdp = build_mdp(
+        MDPSettings(teacher=str(teacher), num_steps=num_steps, action=action, solver=solver, grid="time^1.5", **options)
+    )
     torch.manual_seed(seed)
     return Student(mdp, Policy(PolicyConfig((mdp.observation_size, 16, mdp.action_size))))
 
@@ -39,7 +42,7 @@ def noise_of(student, rows=4, seed=0):
 
 @pytest.fixture(params=["gaussian-ring", "pipeline"])
 def student(request, pipeline_folder):
-    """Of the exact teacher in two dimensions, and of a small UNet that predicts v."""
+    """A student of the exact two-dimensional teacher, and one of a small UNet that predicts v."""
     return make_student("gaussian-ring" if request.param == "gaussian-ring" else pipeline_folder)
 
 
@@ -51,8 +54,8 @@ def image_student(pipeline_folder):
 # The pipeline
 
 
-def test_student_pipeline_and_what_is_read_back_make_the_same_samples(student, tmp_path):
-    """Bit for bit in float32: the student, its pipeline, and both after saving by either."""
+def test_student_and_pipeline_give_the_same_samples(student, tmp_path):
+    """Exactly in float32, before and after saving by either."""
     noise = noise_of(student)
     expected = student(noise=noise)
     pipeline = student.pipeline()
@@ -68,7 +71,7 @@ def test_student_pipeline_and_what_is_read_back_make_the_same_samples(student, t
         assert path.read_bytes() == twin.read_bytes()
 
 
-def test_one_generator_one_set_of_samples(student):
+def test_samples_are_reproducible_with_generators(student):
     pipeline = student.pipeline()
     samples = pipeline(4, torch.Generator().manual_seed(5), output_type="latent").images
     assert torch.equal(samples, student(4, generator=torch.Generator().manual_seed(5)))
@@ -78,7 +81,7 @@ def test_one_generator_one_set_of_samples(student):
 
 
 def test_output_types(image_student):
-    """The same samples as pictures, arrays and tensors in [0, 1], as any pipeline gives them."""
+    """PIL images, arrays and tensors in [0, 1] hold the same samples."""
     pipeline, noise = image_student.pipeline(), noise_of(image_student)
     unit = image_student(noise=noise) / 2 + 0.5
     images = pipeline(latents=noise, output_type="pt").images
@@ -91,8 +94,8 @@ def test_output_types(image_student):
     np.testing.assert_array_equal(np.asarray(pictures[0]), (arrays[0] * 255).round().astype("uint8"))
 
 
-def test_callbacks_see_each_step_and_may_change_it(student):
-    """What the callback gives back is gone on with; giving back what it was given changes nothing."""
+def test_callback_on_step_end(student):
+    """Sampling continues with the latents that the callback returns."""
     pipeline, noise, seen = student.pipeline(), noise_of(student), []
 
     def look(pipe, step, timestep, given):
@@ -112,7 +115,7 @@ def test_callbacks_see_each_step_and_may_change_it(student):
     assert not torch.equal(pushed, untouched)
 
 
-def test_exactly_num_steps_calls_a_sample(image_student):
+def test_number_of_network_calls_is_num_steps(image_student):
     rows = []
     image_student.network.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
     pipeline = image_student.pipeline()
@@ -121,7 +124,7 @@ def test_exactly_num_steps_calls_a_sample(image_student):
     assert rows == [5, 5, 5]
 
 
-def test_half_precision_is_near(image_student, tmp_path):
+def test_bfloat16_samples_are_close(image_student, tmp_path):
     image_student.save_pretrained(tmp_path / "student")
     pipeline = ReDiFPipeline.from_pretrained(tmp_path / "student", torch_dtype=torch.bfloat16)
     assert pipeline.unet.dtype == torch.bfloat16
@@ -133,7 +136,7 @@ def test_half_precision_is_near(image_student, tmp_path):
     assert back.unet.dtype == torch.float32
 
 
-def test_a_policy_that_sees_nothing_needs_no_policy_component(student, tmp_path):
+def test_student_with_fixed_steps_has_no_policy_component(student, tmp_path):
     frozen = student.frozen()
     frozen.save_pretrained(tmp_path / "frozen")
     assert not (tmp_path / "frozen" / "policy").exists()
@@ -144,7 +147,7 @@ def test_a_policy_that_sees_nothing_needs_no_policy_component(student, tmp_path)
     assert torch.equal(Student.from_pretrained(tmp_path / "frozen")(noise=noise), frozen(noise=noise))
 
 
-def test_an_adaptive_student_keeps_its_prices(tmp_path):
+def test_adaptive_student_saves_its_prices(tmp_path):
     student = make_student(num_steps=4, min_steps=2, prices=(0.01, 1.0))
     student.save_pretrained(tmp_path / "student")
     pipeline, noise = ReDiFPipeline.from_pretrained(tmp_path / "student"), noise_of(student, 64)
@@ -152,15 +155,15 @@ def test_an_adaptive_student_keeps_its_prices(tmp_path):
         samples = pipeline(latents=noise, price=price, output_type="latent").images
         assert torch.equal(samples, student(noise=noise, price=price))
     for refused in (student.frozen, student.steps, lambda: student.trace(2)):
-        with pytest.raises(ValueError, match=r"student decides its number of calls \(2 to 4\)"):
+        with pytest.raises(ValueError, match=r"student (chooses|decides) its number of (steps|calls) \(2 to 4\)"):
             refused()
-    with pytest.raises(ValueError, match="student decides its number of calls"):
+    with pytest.raises(ValueError, match=r"student (chooses|decides) its number of (steps|calls)"):
         pipeline.scheduler.set_timesteps(4)
     with pytest.raises(ValueError, match="price must be from"):
         pipeline(price=3.0, output_type="latent")
 
 
-def test_bad_requests_are_refused(student, tmp_path):
+def test_invalid_arguments_are_refused(student, tmp_path):
     pipeline = student.pipeline()
     for arguments, message in (
         ({"num_inference_steps": 50}, "num_inference_steps=50, but this student has learned 3 steps"),
@@ -179,13 +182,13 @@ def test_bad_requests_are_refused(student, tmp_path):
         ReDiFPipeline(pipeline.unet, scheduler)
 
 
-def test_pictures_of_what_is_no_image_are_refused():
+def test_pil_output_needs_images():
     with pytest.raises(ValueError, match="needs images, and samples have shape"):
         make_student().pipeline()()
 
 
-def test_pickled_weights_are_not_opened(image_student, tmp_path):
-    """A folder whose weights somebody replaced by a pickle is refused, sealed or not."""
+def test_pickled_weights_are_refused(image_student, tmp_path):
+    """A folder whose weights were replaced by a pickle is refused."""
     image_student.save_pretrained(tmp_path / "student")
     weights = tmp_path / "student" / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save(image_student.network.state_dict(), weights.with_suffix(".bin"))
@@ -194,8 +197,8 @@ def test_pickled_weights_are_not_opened(image_student, tmp_path):
         Student.from_pretrained(tmp_path / "student")
 
 
-def test_the_network_opens_as_a_teacher_and_in_diffusers(image_student, tmp_path):
-    """The folder is a pipeline's: its network serves as a teacher again, on the same schedule."""
+def test_saved_network_loads_as_a_teacher_and_in_diffusers(image_student, tmp_path):
+    """The folder is a pipeline folder, and its network has the schedule of the teacher."""
     image_student.save_pretrained(tmp_path / "student")
     teacher, noise = load_teacher(tmp_path / "student"), noise_of(image_student)
     assert torch.equal(teacher.endpoint(noise, 4), image_student.mdp.teacher.endpoint(noise, 4))
@@ -208,8 +211,8 @@ def test_the_network_opens_as_a_teacher_and_in_diffusers(image_student, tmp_path
 # The hub
 
 
-def test_push_and_fetch(image_student, tmp_path, monkeypatch):
-    """What is uploaded is the folder, model card included; what is fetched holds no pickle."""
+def test_push_to_hub_and_download(image_student, tmp_path, monkeypatch):
+    """The folder with its model card is uploaded, and no pickles are downloaded."""
     uploaded = {}
 
     class Repository:
@@ -240,7 +243,7 @@ def test_push_and_fetch(image_student, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["runs/nowhere", "odd name/student"])
-def test_what_is_neither_folder_nor_hub_id_is_refused(name, monkeypatch):
+def test_names_that_are_neither_folder_nor_hub_id_are_refused(name, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=f"no student in {name}: no folder of that name, and no hub id"):
         ReDiFPipeline.from_pretrained(name)
@@ -249,22 +252,22 @@ def test_what_is_neither_folder_nor_hub_id_is_refused(name, monkeypatch):
 # The scheduler
 
 
-def test_the_scheduler_in_a_stock_pipeline_is_the_frozen_student(image_student, tmp_path):
-    """diffusers' own loop with our scheduler: the student that takes its mean actions."""
+def test_scheduler_in_a_stock_pipeline_gives_the_samples_of_the_frozen_student(image_student, tmp_path):
+    """A diffusers pipeline with the scheduler takes the student's mean actions."""
     image_student.save_pretrained(tmp_path / "student")
     scheduler = ReDiFScheduler.from_pretrained(tmp_path / "student", subfolder="scheduler")
     stock = DDPMPipeline(image_student.network, scheduler)
     generator = torch.Generator().manual_seed(0)
-    samples = stock(4, generator, num_inference_steps=3, output_type="pt").images
-    frozen = image_student.frozen()(noise=noise_of(image_student)) / 2 + 0.5
-    torch.testing.assert_close(samples, frozen, rtol=0, atol=1e-5)
-    again = stock(4, torch.Generator().manual_seed(0), num_inference_steps=3, output_type="pt").images
-    assert torch.equal(again, samples), "a second run starts anew"
+    samples = stock(4, generator, num_inference_steps=3, output_type="np").images
+    frozen = image_student.frozen()(noise=noise_of(image_student)).permute(0, 2, 3, 1) / 2 + 0.5
+    np.testing.assert_allclose(samples, frozen, rtol=0, atol=1e-5)
+    again = stock(4, torch.Generator().manual_seed(0), num_inference_steps=3, output_type="np").images
+    assert np.array_equal(again, samples), "the scheduler must reset between runs"
 
 
 @pytest.mark.parametrize("solver", ["ddim", "ipndm3", "dpm++2m"])
 def test_zero_actions_are_the_base_solver(ring, solver):
-    """A scheduler of zero actions is the solver on its grid, called as diffusers calls schedulers."""
+    """A scheduler with zero actions, called as diffusers does, is the base solver on its grid."""
     student = make_student(solver=solver, num_steps=5)
     scheduler = ReDiFScheduler.of(student.mdp, torch.zeros(5, student.mdp.action_size))
     scheduler.set_timesteps(5)
@@ -276,8 +279,8 @@ def test_zero_actions_are_the_base_solver(ring, solver):
 
 @pytest.mark.parametrize("grid", ["time", "time^1.5@20"])
 @pytest.mark.parametrize("scheduler", [DDPMScheduler, FlowMatchEulerDiscreteScheduler, EDMEulerScheduler])
-def test_the_scheduler_begins_where_its_grid_does(scheduler, grid):
-    """Noise times ``init_noise_sigma``, as stock pipelines have it, is the first state; late starts included."""
+def test_init_noise_sigma_of_the_scheduler(scheduler, grid):
+    """Noise times ``init_noise_sigma`` is the initial state, also on grids that start below pure noise."""
     parameterization = read_scheduler({**scheduler().config, "_class_name": scheduler.__name__}, "theirs")
     teacher = GaussianMixtureTeacher(
         torch.zeros(1, 2),
@@ -286,13 +289,13 @@ def test_the_scheduler_begins_where_its_grid_does(scheduler, grid):
         prediction_type=parameterization.prediction_type,
         preconditioning=parameterization.preconditioning,
     )
-    mdp = build_mdp(teacher, 3, "solver", "features", "ddim", grid, "cpu", "float32")
+    mdp = build_mdp(MDPSettings(teacher=teacher, num_steps=3, solver="ddim", grid=grid))
     ours = ReDiFScheduler.of(mdp, torch.zeros(3, mdp.action_size))
     noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(noise * ours.init_noise_sigma, mdp.initial(noise).x)
 
 
-def test_the_scheduler_says_what_is_wrong(student):
+def test_scheduler_refuses_invalid_calls(student):
     scheduler = student.pipeline().scheduler
     x = noise_of(student)
     with pytest.raises(ValueError, match=r"step\(\) was called before set_timesteps\(3\)"):
@@ -308,7 +311,7 @@ def test_the_scheduler_says_what_is_wrong(student):
     assert scheduler.init_noise_sigma == 1.0
 
 
-def test_the_scheduler_adds_noise_as_diffusers_does(pipeline_folder, image_student):
+def test_add_noise_matches_diffusers(pipeline_folder, image_student):
     ours, theirs = image_student.pipeline().scheduler, DDPMScheduler.from_pretrained(pipeline_folder / "scheduler")
     x0, noise = noise_of(image_student, seed=1), noise_of(image_student, seed=2)
     timesteps = torch.tensor([0, 300, 700, 999])
@@ -319,8 +322,8 @@ def test_the_scheduler_adds_noise_as_diffusers_does(pipeline_folder, image_stude
 
 
 @pytest.mark.parametrize("solver", ["dpm++3m", "ipndm2", "ddim"])
-def test_the_numbers_alone_make_the_frozen_student(solver, tmp_path):
-    """steps.json, read by the few lines of its own documentation, with nothing else of this library."""
+def test_steps_json_gives_the_samples_of_the_frozen_student(solver, tmp_path):
+    """With the few lines of code of its documentation, without this library."""
     student = make_student(solver=solver, num_steps=5)
     student.save_pretrained(tmp_path / "student")
     noise = noise_of(student)
@@ -338,8 +341,8 @@ def test_the_numbers_alone_make_the_frozen_student(solver, tmp_path):
     torch.testing.assert_close(x.float(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_bands_are_in_the_numbers(tmp_path):
-    """For images, with the band gains it is the frozen student, without them it is not."""
+def test_steps_include_band_gains(tmp_path):
+    """The samples of image students match with band gains and differ without."""
     student = make_student("digits", num_steps=3)
     noise = noise_of(student)
     expected = student.frozen().trajectory(noise)[-1].x
@@ -347,14 +350,14 @@ def test_bands_are_in_the_numbers(tmp_path):
     assert (run_steps(student.steps(), student.network, noise, bands=False) - expected).abs().max() > 1e-3
 
 
-def test_weights_of_a_plain_solver_are_its_own():
-    """Zero actions: DDIM's only weight is 1; DPM-Solver++(2M) on equal steps extrapolates by half."""
+def test_weights_of_base_solvers():
+    """With zero actions, DDIM has the weight 1, and DPM-Solver++(2M) on equal steps 1.5 and -0.5."""
     ddim = make_student(solver="ddim", num_steps=3)
     for step in steps_of(ddim.mdp, torch.zeros(3, ddim.mdp.action_size)):
         assert step.x_weight == pytest.approx(0, abs=1e-12)
         assert step.x0_weights == pytest.approx((1, 0, 0))
         assert step.timestep == pytest.approx(step.level_timestep)
-    mdp = build_mdp("gaussian-ring", 20, "solver", "features", "dpm++2m", "logsnr", "cpu", "float32")
+    mdp = build_mdp(MDPSettings(teacher="gaussian-ring", num_steps=20, solver="dpm++2m", grid="logsnr"))
     steps = steps_of(mdp, torch.zeros(20, mdp.action_size))
     assert steps[1].x0_weights == pytest.approx((1.5, -0.5, 0), abs=1e-6)
     assert (steps[-1].alpha_next, steps[-1].sigma_next) == (1.0, 0.0)
@@ -366,54 +369,63 @@ def test_weights_of_a_plain_solver_are_its_own():
 # Traced programs
 
 
-def test_a_traced_program_makes_the_student_s_samples(image_student, tmp_path):
-    program = image_student.trace(4)
+@pytest.fixture(scope="module")
+def traced_student(tmp_path_factory):
+    """Two steps of a UNet of one block: tracing costs time for each step and each operation."""
+    folder = tmp_path_factory.mktemp("small")
+    config = {**unet().config, "block_out_channels": (8,), "down_block_types": ("DownBlock2D",)}
+    network = UNet2DModel.from_config({**config, "up_block_types": ("UpBlock2D",)})
+    DDPMPipeline(network, DDPMScheduler(prediction_type="v_prediction")).save_pretrained(folder)
+    return make_student(folder, num_steps=2)
+
+
+def test_traced_program_gives_the_samples_of_the_student(traced_student, tmp_path):
+    program = traced_student.trace(4)
     torch.export.save(program, tmp_path / "student.pt2")
-    noise = noise_of(image_student)
+    noise = noise_of(traced_student)
     samples = torch.export.load(tmp_path / "student.pt2").module()(noise)
-    torch.testing.assert_close(samples, image_student(noise=noise), rtol=0, atol=1e-4)
-    # Tracing has left nothing behind that the next run would meet.
+    torch.testing.assert_close(samples, traced_student(noise=noise), rtol=0, atol=1e-4)
+    # Tracing does not change later runs.
     torch.testing.assert_close(
-        image_student(noise=noise), image_student.pipeline()(latents=noise, output_type="latent").images
+        traced_student(noise=noise), traced_student.pipeline()(latents=noise, output_type="latent").images
     )
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:copyreg", "ignore::DeprecationWarning")
-def test_an_onnx_file_makes_the_student_s_samples(pipeline_folder, tmp_path):
+def test_onnx_file_gives_the_samples_of_the_student(traced_student, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
-    image_student = make_student(pipeline_folder, num_steps=2)
-    image_student.write_onnx(tmp_path / "student.onnx", 2)
+    traced_student.write_onnx(tmp_path / "student.onnx", 2)
     session = runtime.InferenceSession(tmp_path / "student.onnx")
-    noise = noise_of(image_student, 2)
+    noise = noise_of(traced_student, 2)
     (samples,) = session.run(["samples"], {"noise": noise.numpy()})
-    np.testing.assert_allclose(samples, image_student(noise=noise).numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(samples, traced_student(noise=noise).numpy(), rtol=0, atol=1e-4)
 
 
 # The model card
 
 
-def test_the_card_says_what_the_record_knows(student, tmp_path):
-    quality = [{"method": "redif-ppo", "nfe": 3, "fd_teacher": 0.125, "fd_data": None}]
-    record = Record({"seed": 7, "teacher": "x"}, "100 noises", quality, {"torch": "2.13"}, "apache-2.0")
+def test_model_card_contains_the_record(student, tmp_path):
+    results = [{"method": "redif-ppo", "nfe": 3, "fd_teacher": 0.125, "fd_data": None}]
+    record = Record({"seed": 7, "teacher": "x"}, "100 noises", results, {"torch": "2.13"}, "apache-2.0")
     Student(student.mdp, student.policy, record).save_pretrained(tmp_path / "student")
     card = ModelCard.load(tmp_path / "student" / "README.md")
     assert card.data.license == "apache-2.0"
     assert card.data.library_name == "diffusers"
-    for said in (
+    for text in (
         "| redif-ppo | 3 | 0.125 | - |",
         "| seed | `7` |",
         "| torch | `2.13` |",
         "100 noises",
         "3-step student",
     ):
-        assert said in card.text
+        assert text in card.text
     assert Student.from_pretrained(tmp_path / "student").record == record
 
 
-def test_the_policy_component_is_the_policy(student):
+def test_policy_component_matches_the_policy(student):
     model = PolicyModel.of(student.policy)
-    seen = torch.randn(5, student.mdp.observation_size)
-    assert torch.equal(model(seen), student.policy(seen))
+    observation = torch.randn(5, student.mdp.observation_size)
+    assert torch.equal(model(observation), student.policy(observation))
     table = torch.rand(3, student.mdp.action_size) * 2 - 1
     blind = Policy.from_table(table, student.mdp.observation_size)
     assert torch.equal(blind.table(3), table)
@@ -421,13 +433,13 @@ def test_the_policy_component_is_the_policy(student):
     one_hot = torch.zeros(3, student.mdp.observation_size)
     one_hot[[0, 1, 2], [2, 1, 0]] = 1
     assert torch.equal(blind(one_hot), table)
-    for linear in blind.linears:  # as an agent's own linear policy is: with a bias
+    for linear in blind.linears:  # the linear policy of an agent has biases
         torch.nn.init.constant_(linear.bias, 0.25)
     torch.testing.assert_close(blind.table(3), blind(one_hot))
     assert torch.equal(blind.table(3), (table + 0.25).clamp(-1, 1))
 
 
-def test_a_foreign_file_is_no_student(tmp_path):
+def test_folder_without_a_student_is_refused(tmp_path):
     (tmp_path / "odd").mkdir()
     save_file({"x": torch.zeros(1)}, tmp_path / "odd" / "model.safetensors")
     with pytest.raises(FileNotFoundError, match="no student in"):

@@ -1,11 +1,11 @@
-"""Narrower networks that begin as a part of the teacher's."""
+"""Structured pruning of the teacher's network."""
 
 import pytest
 import torch
 from diffusers import UNet2DModel
 
 from redif_env.mdp.actions import NoiseMap
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.students.network.cloning import CloningPlan, clone
 from redif_env.students.network.pruning import WAVES, axes_of, prunable, pruned_weights
 from redif_env.teachers.networks import build_network, narrowed
@@ -45,7 +45,7 @@ def config_of(network):
 
 
 def doubled(network):
-    """A network with each channel twice, the copy read by nobody: it answers the same."""
+    """A network with each channel twice, where the copy is not read, so the output is the same."""
     wide = build_network(narrowed(config_of(network), 2)).eval().requires_grad_(False)
     weights = {}
     for name, weight in network.state_dict().items():
@@ -55,7 +55,7 @@ def doubled(network):
         if inputs and inputs[0]:
             weights[name] = torch.zeros(wide.state_dict()[name].shape)
             weights[name][:, ::2] = rows
-            if name.startswith("class_embedding"):  # is written, not read
+            if name.startswith("class_embedding"):  # written, not read
                 weights[name][:, 1::2] = rows
         if ".to_" in name and (weight.ndim > 1 or ".to_out" not in name):
             weights[name] = of_heads(name, weight, network.config["attention_head_dim"])
@@ -64,7 +64,7 @@ def doubled(network):
 
 
 def of_heads(name, weight, head):
-    """An attention's weight with each head twice, as a whole."""
+    """An attention weight with each head twice."""
     if "to_out" in name:
         read = weight.reshape(len(weight), -1, 1, head)
         return torch.cat([read, torch.zeros_like(read)], dim=2).flatten(1).repeat_interleave(2, dim=0)
@@ -77,26 +77,26 @@ def of_heads(name, weight, head):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_channels_that_nobody_reads_are_what_goes(kind):
+def test_channels_that_are_not_read_are_pruned(kind):
     network = network_of(**KINDS[kind])
     wide = doubled(network)
     x, time = torch.randn(3, 1, 8, 8), torch.tensor([3.0, 400.0, 900.0])
     labels = {"class_labels": torch.tensor([0, 1, 2])} if network.config.num_class_embeds else {}
     assert torch.allclose(wide(x, time, **labels).sample, network(x, time, **labels).sample, atol=1e-4)
     assert prunable(config_of(wide), config_of(network))
-    found = pruned_weights(wide, config_of(network))
+    pruned = pruned_weights(wide, config_of(network))
     for name, weight in network.state_dict().items():
-        assert torch.allclose(found[name], weight, atol=1e-6), name
+        assert torch.allclose(pruned[name], weight, atol=1e-6), name
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_network_of_the_same_width_is_the_same(kind):
+def test_pruning_to_the_same_width_changes_nothing(kind):
     network = network_of(**KINDS[kind])
-    found = pruned_weights(network, config_of(network))
-    assert all(torch.allclose(found[name], weight) for name, weight in network.state_dict().items())
+    pruned = pruned_weights(network, config_of(network))
+    assert all(torch.allclose(pruned[name], weight) for name, weight in network.state_dict().items())
 
 
-def test_what_cannot_be_pruned():
+def test_unsupported_networks_are_not_prunable():
     network = network_of(**KINDS["plain"])
     config = config_of(network)
     assert prunable(config, narrowed(config, 0.5))
@@ -113,7 +113,7 @@ def test_what_cannot_be_pruned():
     assert not prunable({**config, "_class_name": "DiTTransformer2DModel"}, narrowed(config, 0.5))
 
 
-def test_the_narrower_network_hears_the_same_frequencies():
+def test_narrower_network_has_the_same_timestep_frequencies():
     network = network_of(**KINDS["plain"])
     narrower = build_network(narrowed(config_of(network), 0.5))
     times = torch.tensor([1.0, 250.0, 999.0])
@@ -122,15 +122,19 @@ def test_the_narrower_network_hears_the_same_frequencies():
     assert torch.allclose(narrower.time_proj(times), waves, atol=1e-6)
 
 
-def test_a_part_of_the_teacher_is_cloned_sooner_than_chance():
-    mdp = build_mdp("digits", 2, NoiseMap(), "sample", "ddim", "time^1.25@2.5", "cpu", "float32")
+def test_pruned_weights_are_a_better_initialisation_than_random_ones():
+    mdp = build_mdp(
+        MDPSettings(
+            teacher="digits", num_steps=2, action=NoiseMap(), observation="sample", solver="ddim", grid="time^1.25@2.5"
+        )
+    )
     config = narrowed(config_of_teacher(mdp.teacher), 0.62)
     last = {}
-    for begun in (True, False):
+    for pruned in (True, False):
         torch.manual_seed(0)
         network, losses = build_network(config), []
-        if begun:
+        if pruned:
             network.load_state_dict(pruned_weights(mdp.teacher.network, config))
         clone(mdp, network, CloningPlan(updates=30, batch_size=64, rollouts=64, learning_rate=2e-3), losses.append)
-        last[begun] = sum(losses[-10:]) / 10
+        last[pruned] = sum(losses[-10:]) / 10
     assert last[True] < 0.5 * last[False], last

@@ -65,7 +65,7 @@ STEPS = re.compile(r"scheduler\w*\.step\(")
 
 
 def looping_classes():
-    """Names of all pipelines of diffusers whose source steps by a scheduler; modular ones step in blocks of their own."""
+    """Names of all pipelines of diffusers whose source steps by a scheduler; modular ones step in blocks."""
     found = set()
     for path in Path(find_spec("diffusers").submodule_search_locations[0], "pipelines").rglob("*.py"):
         text, lines = (content := path.read_text()), content.splitlines()

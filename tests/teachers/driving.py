@@ -8,7 +8,7 @@ import torch
 from redif_env import Teacher
 from redif_env.diffusion.grids import LevelsGrid
 from redif_env.diffusion.predictions import EDMPreconditioning
-from redif_env.diffusion.solvers import initial_state, predict, step_to
+from redif_env.diffusion.solvers import ddim_step, initial_state, predict, step_to
 from redif_env.diffusion.types import Decision, Level, PredictionType
 from redif_env.teachers.driven.arguments import batched
 from redif_env.teachers.driven.schedules import ScaledInputs
@@ -73,8 +73,9 @@ def stepped(teacher, x, paths, rows):
         state = predict(teacher, state)
         there = paths[:, index + 1]
         position = torch.full((len(x),), (index + 1) / STEPS, dtype=torch.float64)
-        decision = Decision(position, there, state.x0_history[:, 0], schedule.timestep(there), state.steps_left)
-        state = step_to(state, decision, schedule)
+        x0 = state.x0_history[:, 0]
+        moved = ddim_step(state.x, x0, schedule.level(state.half_logsnr), schedule.level(there))
+        state = step_to(state, Decision(position, there, x0, moved, schedule.timestep(there), state.steps_left))
     return state.x
 
 

@@ -25,8 +25,8 @@ class Towards(torch.nn.Module):
         return (x - target) / sigma  # x = (1 - sigma) x0 + sigma eps with x0 the target, so eps - x0 = (x - x0) / sigma
 
 
-def towards(guidance_scale=None, wanted=(0, 1, 2)):
-    conditions = Conditions.of_labels(wanted, null_label=3)
+def towards(guidance_scale=None, labels=(0, 1, 2)):
+    conditions = Conditions.of_labels(labels, null_label=3)
     kind = PredictionType.FLOW_PREDICTION
     return Teacher(Towards(), FlowSchedule(), (2,), kind, "mine", conditions=conditions, guidance_scale=guidance_scale)
 
@@ -83,8 +83,8 @@ def test_guidance_by_hand():
     assert guide(free, asked, scale)[:, 0].tolist() == [1.0, 3.0, 6.0]
 
 
-def test_each_sample_is_asked_its_own_and_endpoints_show_it():
-    """The teacher's endpoints of this network are its labels' points exactly, whatever the noise."""
+def test_each_sample_has_its_own_condition():
+    """The endpoints of this network are exactly the points of the labels, for any noise."""
     teacher = towards()
     reference = reference_set(teacher, 64, num_steps=5)
     assert set(reference.condition.tolist()) == {0, 1, 2}
@@ -100,16 +100,16 @@ def test_guided_predictions_cost_two_calls_and_go_beyond():
     assert teacher.network.calls == 8 * 4 * 2
     assert (teacher.calls, towards(1.0).calls, towards().calls) == (2, 1, 1)
     # A scale of its own for each sample: 0.5 of label 1 is 0.25.
-    told = torch.full((8,), 500.0, dtype=torch.float64)
-    half_logsnr = teacher.schedule.half_logsnr(told)
-    x0 = teacher.predict(noise, half_logsnr, told, None, torch.full((8,), 0.5, dtype=torch.float64)).x0
+    timestep = torch.full((8,), 500.0, dtype=torch.float64)
+    half_logsnr = teacher.schedule.half_logsnr(timestep)
+    x0 = teacher.predict(noise, half_logsnr, timestep, None, torch.full((8,), 0.5, dtype=torch.float64)).x0
     torch.testing.assert_close(x0, torch.full((8, 2), 0.25), rtol=0, atol=1e-5)
 
 
 def test_guided_and_plain_teachers_do_not_share_a_cache():
     prints = {towards().fingerprint, towards(2.0).fingerprint, towards(3.0).fingerprint, towards(None, [1]).fingerprint}
     assert len(prints) == 4
-    # Nor do those that differ in what stands for no condition, or in the unit of the time that is told.
+    # Nor do teachers that differ in the null condition or in the unit of the timestep.
     for null_label in (3, 4):
         conditions = Conditions.of_labels((0, 1, 2), null_label)
         for unit in (1000, 500):
@@ -170,7 +170,7 @@ def test_step_cost_charges_both_calls():
         assert env.step(np.zeros(env.action_space.shape, np.float32))[1].tolist() == [-0.5 * calls]
 
 
-def test_a_student_shows_what_it_is_asked():
+def test_student_samples_follow_the_condition():
     teacher = towards()
     env = gym.make("ReDiF-v0", teacher=teacher, num_steps=2, reference_size=4, teacher_steps=4)
     mdp = env.unwrapped.batch.mdp
@@ -185,8 +185,8 @@ def test_a_student_shows_what_it_is_asked():
         student(1, condition=7)
 
 
-def test_the_judge_asks_every_rival_the_same():
-    """Solvers reach this network's endpoints whatever they are asked, if they are asked what the teacher was."""
+def test_evaluation_uses_the_same_conditions_for_all_samplers():
+    """All solvers reach the endpoints of this network if their conditions are the teacher's."""
     rows = Evaluator(towards(2.0, [0, 1]), size=32, teacher_steps=8).baselines(8)
     assert {row.nfe for row in rows} == {8}
     assert max(row.mse_teacher for row in rows) < 1e-3

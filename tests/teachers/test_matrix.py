@@ -9,7 +9,7 @@ import torch
 
 from redif_env import ReDiFEnv, Student, Teacher
 from redif_env.mdp.policies import Policy, PolicyConfig
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from tests.models import CELLS, MODELS, Cell
 
 
@@ -43,8 +43,9 @@ def said_by_hand(teacher, x, timestep, condition):
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
-def test_cell(cell: Cell, templates, tmp_path):
-    """Read from disk; the prediction is the network's own; an episode runs; the student comes back bit for bit."""
+def test_cell(cell: Cell, templates, tmp_path, monkeypatch):
+    """The loaded teacher predicts as the network, an episode runs, and the loaded student equals the saved one."""
+    monkeypatch.setattr("redif_env.students.student.MEAN_OVER", 4)
     cell.write(templates, tmp_path / "teacher")
     teacher = Teacher.from_pretrained(tmp_path / "teacher", **cell.model.options)
     last = len(teacher.conditions) - 1
@@ -91,6 +92,6 @@ def test_the_guided_mdp_counts_two_calls(templates, tmp_path):
     cell = next(cell for cell in CELLS if cell.model.conditioning == "class labels, guided")
     cell.write(templates, tmp_path / "teacher")
     teacher = Teacher.from_pretrained(tmp_path / "teacher", **cell.model.options)
-    mdp = build_mdp(teacher, 3, "solver", "features", "ddim", "time", "cpu", "float32")
+    mdp = build_mdp(MDPSettings(teacher=teacher, num_steps=3, solver="ddim", grid="time"))
     state = mdp.predict(mdp.initial(torch.randn(2, *teacher.sample_shape)), torch.ones(2, dtype=torch.bool))
     assert (state.nfe.tolist(), state.predictions.tolist()) == ([2, 2], [1, 1])

@@ -11,14 +11,14 @@ import pytest
 import torch
 import tyro
 
-from agents import evaluate, ppo
+from agents import ppo
 from redif_env import ReDiFVectorEnv, Student, Teacher
-from redif_env.judging import evaluation
 from redif_env.judging.baselines import Baseline
 from redif_env.mdp.policies import Policy, PolicyConfig
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.measures.distances import structural_dissimilarity
-from redif_env.rewards.endpoint import EndpointAlignment, of_images
+from redif_env.rewards.endpoint import EndpointAlignment, image_distance
+from redif_env.sb3.training import ppo as program
 from redif_env.students.export import ReDiFPipeline
 from tests.models import MODELS, PROMPTS, Model, dit, save_dit, save_stable_diffusion, save_stable_diffusion_3, unet
 
@@ -39,7 +39,7 @@ def saved(tmp_path_factory):
 
 
 def student_of(teacher, **options):
-    mdp = build_mdp(teacher, 2, "solver", "features", "ddim", "time", "cpu", "float32", **options)
+    mdp = build_mdp(MDPSettings(teacher=teacher, num_steps=2, solver="ddim", grid="time", **options))
     torch.manual_seed(1)
     return Student(mdp, Policy(PolicyConfig((mdp.observation_size, mdp.action_size))))
 
@@ -146,19 +146,19 @@ def test_half_precision_compilation_and_slicing_are_diffusers_own(saved):
     path = saved(save_stable_diffusion)
     exact = Teacher.from_pretrained(path, conditions=PROMPTS)
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    told = torch.tensor([500.0, 20.0], dtype=torch.float64)
-    level = exact.schedule.half_logsnr(told)
+    timestep = torch.tensor([500.0, 20.0], dtype=torch.float64)
+    level = exact.schedule.half_logsnr(timestep)
     with torch.no_grad():
-        expected = exact.predict(x, level, told).eps
+        expected = exact.predict(x, level, timestep).eps
         half = Teacher.from_pretrained(path, conditions=PROMPTS, torch_dtype=torch.bfloat16)
         assert half.dtype is torch.bfloat16
-        found = half.predict(x, level, told).eps
+        found = half.predict(x, level, timestep).eps
         assert found.dtype is torch.float32
         torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
         exact.source.enable_attention_slicing(1)
-        torch.testing.assert_close(exact.predict(x, level, told).eps, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(exact.predict(x, level, timestep).eps, expected, rtol=0, atol=1e-5)
         exact.network.compile(backend="eager")
-        torch.testing.assert_close(exact.predict(x, level, told).eps, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(exact.predict(x, level, timestep).eps, expected, rtol=0, atol=1e-5)
 
 
 def test_rewards_of_latents_look_at_images(saved):
@@ -166,7 +166,7 @@ def test_rewards_of_latents_look_at_images(saved):
     teacher = Teacher.from_pretrained(saved(save_dit), conditions=[0, 1])
     terms = {"endpoint": 1.0, "feature": 1.0, "endpoint_ssim": 1.0, "mmd": 1.0}
     env = ReDiFVectorEnv(8, teacher=teacher, num_steps=2, reward=terms, reference_size=8, teacher_steps=6)
-    distance = of_images(structural_dissimilarity, teacher)
+    distance = image_distance(structural_dissimilarity, teacher)
     samples = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = structural_dissimilarity(teacher.images(samples), teacher.images(-samples))
     assert torch.equal(distance(samples, -samples), expected)
@@ -188,7 +188,7 @@ def test_rendering_decodes(saved):
     assert frame.shape[2] == 3
 
 
-def test_a_text_student_goes_home_with_its_encoders(saved, tmp_path):
+def test_text_student_is_saved_with_its_encoders(saved, tmp_path):
     """From the folder alone: the same pictures for a known prompt, and pictures for one never trained with."""
     teacher = Teacher.from_pretrained(saved(save_stable_diffusion), conditions=PROMPTS, guidance_scale=3.0)
     student = student_of(teacher, learn_guidance=True)
@@ -206,7 +206,7 @@ def test_a_text_student_goes_home_with_its_encoders(saved, tmp_path):
         student(1, condition="a house")
 
 
-def test_a_class_student_goes_home_with_its_labels(saved, tmp_path):
+def test_class_student_is_saved_with_its_labels(saved, tmp_path):
     model = next(model for model in MODELS if model.conditioning == "class labels, guided")
     student = student_of(Teacher.from_pretrained(saved(model.save), **model.options))
     student.save_pretrained(tmp_path / "student")
@@ -221,8 +221,8 @@ def test_a_class_student_goes_home_with_its_labels(saved, tmp_path):
     torch.testing.assert_close(program(noise, torch.tensor([2, 0])), theirs, rtol=0, atol=1e-4)
 
 
-def test_a_user_s_folder_is_checked_before_any_work(saved, tmp_path):
-    """Every mistake has its sentence: what is missing, what does not fit, what is out of range."""
+def test_invalid_pipeline_folders_are_refused(saved, tmp_path):
+    """The error names what is missing, inconsistent or out of range."""
     model = next(model for model in MODELS if model.conditioning == "class labels, guided")
     with pytest.raises(ValueError, match=r"conditions must be labels from 0 to 3 .* got 4, -1"):
         Teacher.from_pretrained(saved(model.save), conditions=[0, 4, -1])
@@ -270,7 +270,7 @@ def test_a_user_s_folder_is_checked_before_any_work(saved, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["text_encoder/model", "vae/diffusion_pytorch_model"])
-def test_pickled_companions_are_refused(saved, tmp_path, part):
+def test_pickled_components_are_refused(saved, tmp_path, part):
     """A pipeline all of whose networks but one are safetensors: the pickle is not opened."""
     folder = tmp_path / "teacher"
     shutil.copytree(saved(save_stable_diffusion), folder)
@@ -283,7 +283,7 @@ def test_pickled_companions_are_refused(saved, tmp_path, part):
 
 
 class Trap:
-    """Says so if it is unpickled."""
+    """Fails the test if it is unpickled."""
 
     sprung = False
 
@@ -334,6 +334,7 @@ TRAINED = [model for model in MODELS if model.name != "UNet2DModel, class labels
 
 
 @pytest.mark.filterwarnings("ignore:rich is experimental")  # the bar of Stable-Baselines3
+@pytest.mark.usefixtures("quick_distance")
 @pytest.mark.parametrize("model", TRAINED, ids=lambda model: model.name)
 def test_ppo_trains_on_every_class(model: Model, saved, tmp_path, monkeypatch):
     """The program, unchanged, from a folder to an exported student, a table and a picture."""
@@ -346,8 +347,7 @@ def test_ppo_trains_on_every_class(model: Model, saved, tmp_path, monkeypatch):
     if "null_label" in options:
         arguments += ["--null-label", str(options["null_label"])]
     few = [Baseline("ddim", "time"), Baseline("unipc2", "time^2")]
-    for module in (evaluate, evaluation):  # the rest are no different, and forty-eight
-        monkeypatch.setattr(module, "all_baselines", lambda: few)
+    monkeypatch.setattr(program, "baselines_of", lambda which: few)
     ppo.main(tyro.cli(ppo.Args, args=arguments))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     calls = 2 if "guidance_scale" in options else 1

@@ -15,7 +15,7 @@ HALF_LOGSNR = torch.tensor([-3.0, -0.5, 0.5, 3.0], dtype=torch.float64)
 
 
 class Constant(nn.Module):
-    """Answers what it was given, whatever is asked."""
+    """Returns a fixed output for any input."""
 
     def __init__(self, answer):
         super().__init__()
@@ -26,8 +26,8 @@ class Constant(nn.Module):
 
 
 @pytest.mark.parametrize("kind", list(PredictionType))
-def test_every_prediction_type_says_the_same(kind):
-    """From x = alpha x0 + sigma eps, each form of the same answer gives back the x0 and eps it was made of."""
+def test_prediction_types_are_equivalent(kind):
+    """For x = alpha x0 + sigma eps, each prediction type gives back x0 and eps."""
     schedule = VariancePreservingSchedule.from_diffusers()
     generator = torch.Generator().manual_seed(1)
     x0, eps = (torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -131,7 +131,7 @@ def test_a_teacher_is_frozen_and_shared_by_copies(pipeline_folder):
     assert copy.deepcopy(teacher) is teacher
 
 
-def test_fingerprint_tells_teachers_apart(ring):
+def test_fingerprints_of_teachers_differ(ring):
     other = GaussianMixtureTeacher(ring.network.means + 1e-6, ring.network.stds, name=ring.name)
     cosine = VariancePreservingSchedule.from_diffusers("squaredcos_cap_v2")
     rescheduled = GaussianMixtureTeacher(ring.network.means, ring.network.stds, schedule=cosine)

@@ -65,12 +65,12 @@ def _asked(mdp: DenoisingMDP) -> str:
 
 
 def _quality(record: Record) -> str:
-    if not record.quality:
+    if not record.results:
         return "Not measured at export: run `redif evaluate` on this folder."
-    names = list(record.quality[0])
+    names = list(record.results[0])
     lines = [_row(names), _row(["---"] * len(names))]
-    lines += [_row([_cell(row.get(name)) for name in names]) for row in record.quality]
-    return f"{record.judged}. Lower is better.\n\n" + "\n".join(lines)
+    lines += [_row([_cell(row.get(name)) for name in names]) for row in record.results]
+    return f"{record.evaluated_on}. Lower is better.\n\n" + "\n".join(lines)
 
 
 def _table(values: Mapping[str, Any], title: str) -> str:

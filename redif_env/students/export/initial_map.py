@@ -1,4 +1,4 @@
-"""A linear start as a diffusers model, so that a pipeline can hold, move and save it."""
+"""A linear initial map as a diffusers model, so that a pipeline can hold, move and save it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from redif_env.diffusion.placement import HOST
 from redif_env.fitted.initial_maps import LinearInitialMap
 
 
@@ -22,21 +23,21 @@ class InitialMapModel(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, half_logsnr: float, size: int, conditions: int = 1) -> None:
         super().__init__()
-        self.matrix = nn.Parameter(torch.eye(size), requires_grad=False)
-        self.offset = nn.Parameter(torch.zeros(conditions, size), requires_grad=False)
+        self.matrix = nn.Parameter(torch.eye(size, dtype=torch.float32, device=HOST), requires_grad=False)
+        self.offset = nn.Parameter(torch.zeros(conditions, size, dtype=torch.float32, device=HOST), requires_grad=False)
 
     @property
     def initial_map(self) -> LinearInitialMap:
-        """What is held."""
+        """The map itself."""
         return LinearInitialMap(self.config.half_logsnr, self.matrix.detach(), self.offset.detach())
 
     def forward(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """Where the way from ``noise`` ``(B, *S)`` is taken to have come to, for rows ``condition`` ``(B,)``."""
+        """The initial map of ``noise`` ``(B, *S)``, for rows ``condition`` ``(B,)``."""
         return self.initial_map(noise, condition)
 
     @classmethod
     def of(cls, initial_map: LinearInitialMap) -> InitialMapModel:
-        """The model of a start, with its own copy of the numbers."""
+        """The model of an initial map, with its own copy of the numbers."""
         model = cls(initial_map.half_logsnr, len(initial_map.matrix), len(initial_map.offset))
         model.load_state_dict({"matrix": initial_map.matrix, "offset": initial_map.offset})
         return model.to(initial_map.matrix.device).eval()

@@ -9,6 +9,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from redif_env.diffusion.placement import HOST
+from redif_env.diffusion.solvers import Estimate
 from redif_env.diffusion.types import Level, State
 from redif_env.fitted.linear_solver import LinearSolver
 
@@ -27,17 +29,21 @@ class LinearSolverModel(ModelMixin, ConfigMixin):
     def __init__(self, half_logsnr: Sequence[float], size: int, conditions: int = 1, clipped: bool = False) -> None:
         super().__init__()
         steps = len(half_logsnr)
-        self.matrices = nn.Parameter(torch.zeros(steps, steps + 1, size, size), requires_grad=False)
-        self.offset = nn.Parameter(torch.zeros(steps, conditions, size), requires_grad=False)
+        self.matrices = nn.Parameter(
+            torch.zeros(steps, steps + 1, size, size, dtype=torch.float32, device=HOST), requires_grad=False
+        )
+        self.offset = nn.Parameter(
+            torch.zeros(steps, conditions, size, dtype=torch.float32, device=HOST), requires_grad=False
+        )
 
     @property
     def solver(self) -> LinearSolver:
-        """What is held."""
+        """The solver itself."""
         levels, clipped = tuple(self.config.half_logsnr), self.config.clipped
         return LinearSolver(levels, self.matrices.detach(), self.offset.detach(), clipped)
 
-    def forward(self, state: State, next_half_logsnr: Tensor, level: Level) -> Tensor:
-        """The clean estimate ``(B, *S)`` that ``state`` is stepped with."""
+    def forward(self, state: State, next_half_logsnr: Tensor, level: Level) -> Estimate:
+        """The clean estimate that ``state`` is stepped with."""
         return self.solver.estimate(state, next_half_logsnr, level)
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,7 @@ from torch import Tensor
 
 # diffusers opens components of those modules alone that were imported before: this one may be a network's.
 import redif_env.teachers.mixture_model  # noqa: F401
+from redif_env.diffusion.placement import HOST, full_precision, stock_defaults
 from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
@@ -187,7 +189,8 @@ class ReDiFPipeline(DiffusionPipeline):
             batch_size = len(prompt)
         noise = latents
         if noise is None:
-            noise = randn_tensor((batch_size, *mdp.teacher.sample_shape), generator=generator, device=device)
+            shape = (batch_size, *mdp.teacher.sample_shape)
+            noise = randn_tensor(shape, generator=generator, device=_device_of(generator), dtype=torch.float32)
         elif noise.shape[1:] != mdp.teacher.sample_shape:
             raise ValueError(f"latents must have shape (N, {mdp.teacher.sample_shape}), got {tuple(noise.shape)}")
         noise = noise.to(device)
@@ -196,7 +199,7 @@ class ReDiFPipeline(DiffusionPipeline):
         x, changed = noise, None
         # Cheaper than no_grad, but what it makes may not enter a graph: a callback is given ordinary tensors.
         mode = torch.inference_mode() if callback_on_step_end is None else nullcontext()
-        with mode, self.progress_bar(total=mdp.num_steps) as bar:
+        with mode, full_precision(device), self.progress_bar(total=mdp.num_steps) as bar:
             for step in range(mdp.num_steps):
                 try:
                     state = run.send(changed)
@@ -238,7 +241,7 @@ class ReDiFPipeline(DiffusionPipeline):
         with write_folder(folder) as fresh:
             super().save_pretrained(fresh, variant=variant)
             self._write_steps(fresh)
-            (fresh / CARD_FILE).write_text(model_card(self.mdp, self.record))
+            (fresh / CARD_FILE).write_text(model_card(self.mdp, self.record), encoding="utf-8")
             content = {"format": FORMAT, "teacher": self.scheduler.config.teacher, **self.record.to_json()}
             write_sealed(fresh, CONFIG_FILE, content, loose={CARD_FILE})
 
@@ -270,7 +273,10 @@ class ReDiFPipeline(DiffusionPipeline):
             folder = _fetch(str(pretrained_model_name_or_path), revision, token, cache_dir, local_files_only)
         content = read_student(folder)
         try:
-            pipeline = super().from_pretrained(folder, variant=variant, use_safetensors=True, low_cpu_mem_usage=False)
+            with stock_defaults():
+                pipeline = super().from_pretrained(
+                    folder, variant=variant, use_safetensors=True, low_cpu_mem_usage=False
+                )
         except (KeyError, TypeError, RuntimeError, OSError) as error:
             raise CorruptFileError(f"student folder {folder} does not fit together ({error}): {REMEDY}") from error
         # Afterwards, since releases of diffusers disagree on the name of the argument.
@@ -307,17 +313,19 @@ class ReDiFPipeline(DiffusionPipeline):
             )
 
     def _parts(self, device: torch.device) -> tuple[DenoisingMDP, Policy]:
-        """The process and the policy, put together once for each set of components and device."""
-        key = (id(self.unet), id(self.scheduler), id(self.policy), id(self.initial_map), id(self.linear), device)
+        """The process and the policy, built once for each set of components, device and type."""
+        parts = (self.unet, self.scheduler, self.policy, self.initial_map, self.linear)
+        key = (*map(id, parts), device, None if self.policy is None else self.policy.dtype)
         if self._built is None or self._built[0] != key:
             initial_map = None if self.initial_map is None else self.initial_map.initial_map
             linear = None if self.linear is None else self.linear.solver
             mdp = self.scheduler.decision_process(self.unet, device, self._source(), initial_map, linear)
             if self.policy is not None:
-                policy = self.policy.policy
+                # A copy: observations are on the host, and so is what decides by them.
+                policy = deepcopy(self.policy.policy).to(HOST)
             else:
-                table = torch.tensor(self.scheduler.config.actions)
-                policy = Policy.from_table(table, mdp.observation_size).to(device)
+                table = torch.tensor(self.scheduler.config.actions, dtype=torch.float32, device=HOST)
+                policy = Policy.from_table(table, mdp.observation_size)
             self._built = (key, mdp, policy)
         return self._built[1], self._built[2]
 
@@ -343,18 +351,20 @@ class ReDiFPipeline(DiffusionPipeline):
             known = list(dict.fromkeys([*wanted, ""]))
             teacher = self.scheduler.teacher(self.unet, mdp.teacher.device, mdp.teacher.source, known)
             rows = teacher.conditions.rows_of(prompt, count)
-            return replace(mdp, teacher=teacher), rows.to(teacher.device)
+            return replace(mdp, teacher=teacher), rows
         if class_labels is not None:
-            return mdp, conditions.rows_of(class_labels, count).to(mdp.teacher.device)
+            return mdp, conditions.rows_of(class_labels, count)
         first = generator[0] if isinstance(generator, list) else generator
         chance = first if first is not None and first.device.type == "cpu" else torch.default_generator
-        return mdp, conditions.draw(count, chance).to(mdp.teacher.device)
+        return mdp, conditions.draw(count, chance)
 
     def _write_steps(self, folder: Path) -> None:
         if self.scheduler.config.actions is None or self.linear is not None:
             return
-        steps = steps_of(self.mdp, torch.tensor(self.scheduler.config.actions))
-        (folder / STEPS_FILE).write_text(json.dumps([asdict(step) for step in steps], indent=2) + "\n")
+        actions = torch.tensor(self.scheduler.config.actions, dtype=torch.float64, device=HOST)
+        steps = steps_of(self.mdp, actions)
+        text = json.dumps([asdict(step) for step in steps], indent=2) + "\n"
+        (folder / STEPS_FILE).write_text(text, encoding="utf-8")
 
     def _check(
         self, mdp: DenoisingMDP, num_inference_steps: int | None, output_type: str, tensor_inputs: Sequence[str]
@@ -374,6 +384,12 @@ class ReDiFPipeline(DiffusionPipeline):
         unknown = sorted(set(tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs={unknown} are unknown: only 'latents' can be given")
+
+
+def _device_of(generator: torch.Generator | list[torch.Generator] | None) -> torch.device:
+    """Where noise is drawn: on the host, so that a seed means the same on every device, unless a generator is not."""
+    first = generator[0] if isinstance(generator, list) else generator
+    return HOST if first is None else first.device
 
 
 def _fetch(
@@ -411,7 +427,7 @@ def read_student(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no student in {folder}: it has no {CONFIG_FILE}")
     try:
-        found = json.loads(path.read_text())["format"]
+        found = json.loads(path.read_text(encoding="utf-8"))["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(f"{path} is no student's config ({error!r}): {REMEDY}") from error
     content = read_sealed(folder, CONFIG_FILE, REMEDY) if found == FORMAT else {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.solvers import predict
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
@@ -18,7 +19,7 @@ from redif_env.storage.files import write_file
 class FewStepSampler(nn.Module):
     """All steps of a student as one module: standard normal ``(B, *S)`` to samples ``(B, *S)``, in the data's range.
 
-    Of a teacher with several conditions it takes their rows ``(B,)`` int64 besides. Latents are not decoded.
+    With several conditions it also takes their rows ``(B,)`` int64. Latents are not decoded.
 
     Args:
         mdp, policy: of the student.
@@ -53,12 +54,12 @@ def trace(mdp: DenoisingMDP, policy: Policy, batch_size: int) -> ExportedProgram
         ValueError: if the student decides its number of calls.
     """
     teacher = mdp.teacher
-    inputs = [torch.zeros(batch_size, *teacher.sample_shape, device=teacher.device)]
+    inputs = [torch.zeros(batch_size, *teacher.sample_shape, dtype=torch.float32, device=teacher.device)]
     if len(teacher.conditions) > 1:
-        inputs.append(torch.zeros(batch_size, dtype=torch.int64, device=teacher.device))
+        inputs.append(torch.zeros(batch_size, dtype=torch.int64, device=HOST))
     sampler = FewStepSampler(mdp, policy).eval()
     with torch.no_grad():
-        # A real run first: what is computed once and kept (the masks of the bands) must not be kept from a trace.
+        # A real run first: what is computed once and stored (the masks of the bands) must not come from a trace.
         sampler(*inputs)
         return torch.export.export(sampler, tuple(inputs))
 

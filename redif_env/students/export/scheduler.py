@@ -14,9 +14,10 @@ from torch import Tensor
 
 from redif_env.diffusion.grids import GRIDS
 from redif_env.diffusion.noise_schedulers import read_scheduler, scheduler_config
+from redif_env.diffusion.placement import HOST, place
 from redif_env.diffusion.predictions import PLAIN
 from redif_env.diffusion.solvers import SOLVERS, Solver
-from redif_env.diffusion.types import Level, expand
+from redif_env.diffusion.types import Level
 from redif_env.fitted.initial_maps import LinearInitialMap
 from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.mdp.actions import ACTION_MAPS
@@ -80,7 +81,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         self.parameterization = read_scheduler(noise or self.config, teacher)
         self.schedule = self.parameterization.schedule
-        self.timesteps = torch.empty(0)
+        self.timesteps = torch.empty(0, device=HOST)
         self._steps: list[Step] = []
         self._x0s: list[Tensor] = []
         self._epss: list[Tensor] = []
@@ -134,7 +135,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             linear: the steps of its base solver, if that is linear.
 
         Raises:
-            ValueError: if such a start or such steps are missing, or are too many.
+            ValueError: if the initial map or the linear steps are missing, or are not the student's.
         """
         if (self.config.solver == LINEAR) != (linear is not None):
             raise ValueError(f"linear is {linear}, but the scheduler has solver={self.config.solver!r}: {REMEDY}")
@@ -151,7 +152,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
     def teacher(
         self, network: ModelMixin, device: torch.device, source: DiffusionPipeline | None, wanted: ConditionsLike | None
     ) -> Teacher:
-        """``network`` as a teacher that is asked for what is ``wanted``."""
+        """``network`` as a teacher with the conditions ``wanted``."""
         name, config = self.config.teacher, {**network.config, "_class_name": type(network).__name__}
         shape = shape_of(config, name)
         described = self.config.conditions or {}
@@ -162,7 +163,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             conditions = encode_prompts(source, wanted)
         return Teacher(
             network,
-            self.schedule.to(device),
+            self.schedule,
             shape,
             self.parameterization.prediction_type,
             name,
@@ -186,7 +187,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
     def init_noise_sigma(self) -> float:
         """Standard deviation of the initial sample."""
         grid = look_up("grid", self.config.grid, GRIDS)
-        first = grid.half_logsnr(torch.zeros(1, dtype=torch.float64), self.schedule)
+        first = grid.half_logsnr(torch.zeros(1, dtype=torch.float64, device=HOST), self.schedule)
         return float(self.schedule.size(first))
 
     @property
@@ -195,11 +196,11 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         return int(self.config.num_steps)
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: str | torch.device | None = None) -> None:
-        """Begin a run: ``timesteps`` ``(num_steps,)`` float32 is what the network is to be told.
+        """Start a run: ``timesteps`` ``(num_steps,)`` float32 are the conditioning timesteps.
 
         Raises:
             ValueError: if ``num_inference_steps`` is not the number of steps that were learned, or there is no such;
-                or if the student has a linear start or linear steps, which a scheduler cannot hold.
+                or if the student has a linear initial map or linear steps, which a scheduler cannot hold.
         """
         if self.config.solver == LINEAR:
             raise ValueError(
@@ -218,12 +219,14 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             )
         if not self._steps:  # they are the same for every run
             process = self._mdp(self._probe(), look_up("solver", self.config.solver, SOLVERS))
-            self._steps = steps_of(process, torch.tensor(self.config.actions or []))
-        self.timesteps = torch.tensor([step.timestep for step in self._steps], device=device)
+            actions = torch.tensor(self.config.actions or [], dtype=torch.float64, device=HOST)
+            self._steps = steps_of(process, actions)
+        timesteps = [step.timestep for step in self._steps]
+        self.timesteps = torch.tensor(timesteps, dtype=torch.float32, device=device or HOST)
         self._x0s, self._epss = [], []
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
-        """What the network is given for ``sample`` ``(B, *S)`` at the next step."""
+        """The network's input for ``sample`` ``(B, *S)`` at the next step."""
         if self.parameterization.preconditioning == PLAIN:
             return sample
         return self.parameterization.preconditioning.inputs(sample, self._level(sample))
@@ -239,44 +242,43 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         """The next sample ``(B, *S)``.
 
         Args:
-            model_output: the network's answer at ``sample``, both ``(B, *S)``.
-            timestep: what it was told; the order of steps is this object's own.
+            model_output: the network's output at ``sample``, both ``(B, *S)``.
+            timestep: its conditioning timestep; unused, since steps are taken in order.
             generator: unused, the steps are deterministic.
             return_dict: whether to return an object with ``prev_sample``, or a tuple.
 
         Raises:
-            ValueError: if no run was begun, or it is over.
+            ValueError: if no run was started, or it is over.
         """
         if not self._steps:
             raise ValueError(f"step() was called before set_timesteps({self.config.num_steps}): call that first")
         if len(self._x0s) == len(self._steps):
             raise ValueError(
-                f"all {self.config.num_steps} steps were taken: call set_timesteps() to begin the next run"
+                f"all {self.config.num_steps} steps were taken: call set_timesteps() to start the next run"
             )
         step = self._steps[len(self._x0s)]
         x = sample.float() if sample.dtype in (torch.float16, torch.bfloat16) else sample
-        answer = self.parameterization.preconditioning.read(
+        prediction = self.parameterization.preconditioning.read(
             model_output.to(x.dtype), x, self._level(x), self.parameterization.prediction_type
         )
-        self._x0s.insert(0, answer.x0)
-        self._epss.insert(0, answer.eps)
+        self._x0s.insert(0, prediction.x0)
+        self._epss.insert(0, prediction.eps)
         reached = take_step(step, x, self._x0s, self._epss).to(sample.dtype)
         return SchedulerOutput(prev_sample=reached) if return_dict else (reached,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """``alpha * original_samples + sigma * noise`` at training ``timesteps`` ``(B,)``."""
-        schedule = self.schedule.to(original_samples.device)
-        level = schedule.level(schedule.half_logsnr(timesteps.to(original_samples.device)))
-        alpha, sigma = (expand(scale, noise).to(noise.dtype) for scale in (level.alpha, level.sigma))
-        return alpha * original_samples + sigma * noise
+        level = self.schedule.level(self.schedule.half_logsnr(timesteps.to(HOST)))
+        return place(level.alpha, noise) * original_samples + place(level.sigma, noise) * noise
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
 
     def _level(self, sample: Tensor) -> Level:
-        """The level of the next step, one row for all samples."""
+        """The level of the next step, a row for each sample."""
         step = self._steps[len(self._x0s)]
-        return Level(*torch.tensor([[step.alpha], [step.sigma]], dtype=torch.float64, device=sample.device))
+        scales = torch.tensor([step.alpha, step.sigma], dtype=torch.float64, device=HOST)
+        return Level(*scales[:, None].expand(2, len(sample)))
 
     def _probe(self) -> Teacher:
         """A stand-in for the teacher where no network is called: its schedule, and how many conditions it has."""

@@ -1,4 +1,4 @@
-"""A student whose actions are fixed, as plain numbers: what each step multiplies, and what the network is told.
+"""A student whose actions are fixed, as plain numbers: the weights of each step and its conditioning timestep.
 
 One step from ``x`` at a level to the next, in words that need no library::
 
@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from redif_env.diffusion.bands import split_bands
+from redif_env.diffusion.bands import filter_bands
+from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.solvers import initial_state, record
 from redif_env.diffusion.types import Prediction
 from redif_env.fitted.linear_solver import LinearSolver
@@ -27,9 +28,9 @@ from redif_env.mdp.process import DenoisingMDP
 class Step:
     """One step of a fixed few-step sampler.
 
-    ``timestep`` is what the network is told, ``level_timestep`` the training timestep of the level that ``x`` is at
-    (they differ where the time told was learned); ``alpha`` and ``sigma`` are that level's scales, ``alpha_next`` and
-    ``sigma_next`` those of the level stepped to. Weights hold the newest prediction first.
+    ``timestep`` is the conditioning timestep, ``level_timestep`` the training timestep of the level that ``x`` is at
+    (they differ where the conditioning timestep was learned); ``alpha`` and ``sigma`` are that level's scales,
+    ``alpha_next`` and ``sigma_next`` those of the level stepped to. Weights hold the newest prediction first.
     """
 
     timestep: float
@@ -45,15 +46,15 @@ class Step:
 
     @property
     def noise_ratio(self) -> float:
-        """``sigma / alpha``: what schedulers that think in sigmas call sigma."""
+        """``sigma / alpha``: sigma in the sense of schedulers of variance-exploding models."""
         return self.sigma / self.alpha if self.alpha else math.inf
 
 
 def steps_of(mdp: DenoisingMDP, actions: Tensor) -> list[Step]:
-    """What fixed ``actions`` ``(num_steps, A)`` do.
+    """The steps that fixed ``actions`` ``(num_steps, A)`` take.
 
-    A step is linear in ``x`` and in the past predictions, so its weights are what the decision process makes of unit
-    vectors: the formulas stay where they are.
+    A step is linear in ``x`` and in the past predictions, so the decision process itself gives the weights, applied to
+    unit vectors.
 
     Raises:
         ValueError: if the process decides its number of calls, its base solver is linear, or there is not one action a
@@ -61,18 +62,13 @@ def steps_of(mdp: DenoisingMDP, actions: Tensor) -> list[Step]:
     """
     check_fixed(mdp, actions)
     schedule, past = mdp.teacher.schedule, mdp.history
-    units = torch.eye(1 + 2 * past, dtype=torch.float64, device=mdp.teacher.device)[:, None]
-    state = initial_state(units[0], schedule, mdp.grid, mdp.num_steps, past)
+    units = torch.eye(1 + 2 * past, dtype=torch.float64, device=HOST)[None]
+    state = initial_state(units[:, 0], schedule, mdp.grid, mdp.num_steps, past)
     steps = []
-    for action in actions.to(state.x)[:, None]:
+    for action in actions.to(HOST)[:, None]:
         # The probe's own values do not matter, its level, its step count and the levels of its history do.
-        called = record(state, Prediction(x0=units[0], eps=units[0]))
-        probe = replace(
-            called,
-            x=units[0],
-            x0_history=units[1 : past + 1].transpose(0, 1),
-            eps_history=units[past + 1 :].transpose(0, 1),
-        )
+        called = record(state, Prediction(x0=units[:, 0], eps=units[:, 0]))
+        probe = replace(called, x=units[:, 0], history=units[:, 1:])
         decision = mdp.decode(probe, action)
         weights = decision.x0[0].tolist()
         level = schedule.level(state.half_logsnr)
@@ -87,8 +83,8 @@ def steps_of(mdp: DenoisingMDP, actions: Tensor) -> list[Step]:
                 alpha_next=reached.alpha.item(),
                 sigma_next=reached.sigma.item(),
                 x_weight=weights[0],
-                x0_weights=tuple(weights[1 : past + 1]),
-                eps_weights=tuple(weights[past + 1 :]),
+                x0_weights=tuple(weights[1::2]),
+                eps_weights=tuple(weights[2::2]),
                 band_gains=tuple(mdp.action_map.band_gains(action, probe, mdp.base)[0].tolist()),
             )
         )
@@ -124,7 +120,7 @@ def take_step(step: Step, x: Tensor, x0s: Sequence[Tensor], epss: Sequence[Tenso
         x: sample ``(B, *S)`` at the step's level.
         x0s, epss: predictions so far, each ``(B, *S)``, the newest first; there may be fewer than weights, whose others
             are 0.
-        bands: whether to use the band gains; without them it is what a reader that knows multistep weights would do.
+        bands: whether to use the band gains.
     """
     x0 = step.x_weight * x
     for weights, past in ((step.x0_weights, x0s), (step.eps_weights, epss)):
@@ -132,8 +128,8 @@ def take_step(step: Step, x: Tensor, x0s: Sequence[Tensor], epss: Sequence[Tenso
             if weight:
                 x0 = x0 + weight * prediction
     if bands and step.band_gains and x.ndim == 4:
-        gains = torch.tensor(step.band_gains, dtype=x.dtype, device=x.device)
-        x0 = x0 + torch.einsum("k,kbchw->bchw", gains, split_bands(x0, len(gains)))
+        gains = torch.tensor([step.band_gains], dtype=torch.float64, device=HOST)
+        x0 = x0 + filter_bands(x0, gains.expand(len(x), -1))
     ratio = step.sigma_next / step.sigma
     return ratio * x + (step.alpha_next - ratio * step.alpha) * x0
 
@@ -141,14 +137,14 @@ def take_step(step: Step, x: Tensor, x0s: Sequence[Tensor], epss: Sequence[Tenso
 def run_steps(steps: Sequence[Step], network: torch.nn.Module, noise: Tensor, bands: bool = True) -> Tensor:
     """Clean samples ``(B, *S)`` of a network that predicts noise, from standard normal ``noise``.
 
-    That of a student with a linear start is what :meth:`redif_env.mdp.process.DenoisingMDP.begun` makes of it.
+    For a student with a linear initial map, that is :meth:`redif_env.mdp.process.DenoisingMDP.initial_sample` of it.
     """
     x = noise
     x0s: list[Tensor] = []
     epss: list[Tensor] = []
     for step in steps:
-        answer = network(x, torch.full((len(x),), step.timestep, device=x.device))
-        eps = getattr(answer, "sample", answer)
+        output = network(x, torch.full((len(x),), step.timestep, dtype=torch.float32, device=x.device))
+        eps = getattr(output, "sample", output)
         epss.insert(0, eps)
         x0s.insert(0, (x - step.sigma * eps) / step.alpha)
         x = take_step(step, x, x0s, epss, bands)

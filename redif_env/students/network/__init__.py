@@ -1,2 +1,2 @@
-"""Students that are networks of their own: how they begin (cloning, pruning, low-rank adapters) and how gradients
-refine them. Read ``cloning`` first."""
+"""Students with their own network: initialisation by cloning, pruning and low-rank adapters, and refinement by
+gradient. Read ``cloning`` first."""

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA: Hu et al. 2022) on a network, by peft, and the plain network that they amount to."""
+"""Low-rank adapters (LoRA, Hu et al. 2022) from peft, and merging them into a plain network."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ ADAPTER = "student"
 
 
 def add_adapters(network: nn.Module, rank: int) -> None:
-    """Put an adapter of ``rank`` on every linear and convolution layer, in place; all other weights are frozen.
+    """Add adapters of ``rank`` to all linear and convolution layers, in place, and freeze all other weights.
 
-    The adapters begin as nothing: the network answers as before.
+    Adapters are initialised to zero, so the output of the network does not change.
 
     Raises:
         ImportError: without peft (``pip install 'redif-env[lora]'``).
@@ -21,7 +21,7 @@ def add_adapters(network: nn.Module, rank: int) -> None:
     if rank < 1:
         raise ValueError(f"rank of adapters must be at least 1, got {rank}")
     if find_spec("peft") is None:
-        raise ImportError("adapters are made by peft: pip install 'redif-env[lora]'")
+        raise ImportError("adapters need peft: pip install 'redif-env[lora]'")
     from peft import LoraConfig, inject_adapter_in_model
 
     layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
@@ -30,7 +30,7 @@ def add_adapters(network: nn.Module, rank: int) -> None:
 
 
 def merged_weights(network: nn.Module) -> dict[str, Tensor]:
-    """The weights of the plain network that answers as ``network`` with its adapters does; a copy."""
+    """A copy of the weights with adapters merged, for a network without adapters."""
     weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     adapted = {name: module for name, module in network.named_modules() if hasattr(module, "get_delta_weight")}
     for name, module in adapted.items():

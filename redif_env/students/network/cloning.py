@@ -1,4 +1,4 @@
-"""Behaviour cloning: a student's own network learns to say what the teacher says, where the student will be."""
+"""Behaviour cloning: a student network learns the teacher's predictions in the states of few-step sampling."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ import torch
 from torch import Tensor, nn
 
 from redif_env.diffusion.noise_schedulers import action_parameterization
+from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.solvers import predict
 from redif_env.diffusion.types import Prediction
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.students.network.sensitivities import sensitivities
 from redif_env.teachers.teacher import Teacher, own_teacher
 
-STEERED = 0.5
-"""Share of the rollouts whose steps are taken with the student's predictions, the others with the teacher's."""
+STUDENT_SHARE = 0.5
+"""Share of the trajectories that are stepped with the student's predictions; the others use the teacher's."""
 
 
 @dataclass(frozen=True)
 class CloningPlan:
-    """How a network is cloned.
+    """Hyperparameters of cloning.
 
-    ``updates`` minibatches of ``batch_size`` states; after every ``refresh`` of them the states are drawn anew, from
-    ``rollouts`` noises; the ``learning_rate`` of Adam falls linearly to zero; the weights are a moving average
-    (``decay``); chance comes from ``seed``. With ``by_sensitivity`` the squared errors of a step weigh by the square of
-    how far the finished sample moves by them (``sensitivities``), else as all others'.
+    Args:
+        updates: number of minibatches.
+        batch_size: states per minibatch.
+        rollouts: number of noises whose trajectories give the states.
+        refresh: number of updates after which new states are drawn.
+        learning_rate: initial learning rate of Adam; falls linearly to zero.
+        decay: decay of the moving average of the weights.
+        by_sensitivity: weight squared errors by the squared sensitivity of their step (``sensitivities``).
+        seed: seed of noises and minibatches.
     """
 
     updates: int = 1000
@@ -41,11 +47,9 @@ class CloningPlan:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """States and the answers to give there: network inputs ``(N, *S)``, times told ``(N,)``, conditions, outputs.
-
-    Errors count times ``weight`` ``(N,)``.
-    """
+class CloningBatch:
+    """Training examples: network inputs ``(N, *S)``, conditioning timesteps, conditions and weights ``(N,)``, and
+    target outputs ``(N, *S)``."""
 
     inputs: Tensor
     timestep: Tensor
@@ -53,58 +57,58 @@ class Lesson:
     output: Tensor
     weight: Tensor
 
-    def rows(self, index: Tensor) -> Lesson:
-        """Some of them."""
-        return Lesson(*(getattr(self, part.name)[index] for part in fields(self)))
+    def rows(self, index: Tensor) -> CloningBatch:
+        """The examples at ``index`` (on the host)."""
+        parts = (getattr(self, part.name) for part in fields(self))
+        return CloningBatch(*(part[index.to(part.device)] for part in parts))
 
 
 def clone(mdp: DenoisingMDP, network: nn.Module, plan: CloningPlan, progress: Callable[[float], object]) -> None:
-    """Train ``network`` in place until it says what the teacher says on the way of the base solver.
+    """Train ``network`` in place to reproduce the teacher's predictions along trajectories of the base solver.
 
-    The states are those of the solver that the action map begins from (DAgger: Ross et al. 2011): at first stepped with
-    the teacher's predictions, then half of them with the student's own, so that it knows what to say where its own
-    errors lead. The loss is the squared error of the network's output, in the form of actions
-    (``noise_schedulers.action_parameterization``). Only parameters that require a gradient are moved.
+    States come from DAgger (Ross et al. 2011): at first all trajectories use the teacher's predictions, later half use
+    the student's, so that the student learns to correct its own errors. The loss is the MSE of the output in the action
+    parameterization (``noise_schedulers.action_parameterization``). Frozen parameters do not change.
 
     Args:
-        mdp: with the teacher, the base solver and a :class:`~redif_env.mdp.actions.NoiseMap`.
-        network: the student's, called as the teacher's is, without guidance.
-        plan: how much of it.
+        mdp: decision process with the teacher, the base solver and a :class:`~redif_env.mdp.actions.NoiseMap`.
+        network: the student's network, called as the teacher's, without guidance.
+        plan: hyperparameters.
         progress: called with the loss of each update.
 
     Raises:
-        FloatingPointError: if it diverged.
+        FloatingPointError: if training diverges.
     """
-    student, trained = learner(mdp, network)
+    student, trained = trainable_student(mdp, network)
     optimizer = torch.optim.Adam(trained, lr=plan.learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, plan.updates)
-    descend(network, schedule, plan.decay, _losses(mdp, student, plan), progress)
+    minimise(network, schedule, plan.decay, _losses(mdp, student, plan), progress)
 
 
-def learner(mdp: DenoisingMDP, network: nn.Module) -> tuple[Teacher, list[nn.Parameter]]:
-    """A student whose ``network`` is to be trained, as clones answer, and those of its parameters that are moved."""
+def trainable_student(mdp: DenoisingMDP, network: nn.Module) -> tuple[Teacher, list[nn.Parameter]]:
+    """``network`` in the action parameterization, and its trainable parameters."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     student = own_teacher(mdp.teacher, network, action_parameterization(mdp.teacher.parameterization))
-    for parameter in trained:  # a teacher's are frozen
+    for parameter in trained:  # own_teacher freezes them
         parameter.requires_grad_(True)
     return student, trained
 
 
-def descend(
+def minimise(
     network: nn.Module,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     decay: float,
     losses: Iterator[Tensor],
     progress: Callable[[float], object],
 ) -> None:
-    """Step down one of ``losses`` after the other; the weights of ``network`` become their moving average (``decay``).
+    """Take one optimizer step per loss, then set ``network`` to the moving average of its weights.
 
     Args:
-        network: whose weights the optimizer moves.
-        schedule: of the learning rate, with the optimizer.
-        decay: of the average.
-        losses: each with a gradient to the weights as they are by then.
-        progress: called with the loss of each update.
+        network: the network to train.
+        schedule: learning rate schedule; its optimizer is used.
+        decay: decay of the moving average.
+        losses: an iterator whose next loss is computed after the previous step.
+        progress: called with the value of each loss.
 
     Raises:
         FloatingPointError: if a loss is not finite.
@@ -114,35 +118,35 @@ def descend(
     averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
     average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=averaging)
     for loss in losses:
-        reached = loss.item()
-        if not math.isfinite(reached):
+        value = loss.item()
+        if not math.isfinite(value):
             rate = schedule.base_lrs[0]
-            raise FloatingPointError(f"training at learning_rate={rate} came to a loss of {reached}: lower the rate")
+            raise FloatingPointError(f"training with learning_rate={rate} reached a loss of {value}: lower the rate")
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         average.update_parameters(network)
-        progress(reached)
+        progress(value)
     network.load_state_dict(average.module.state_dict())
 
 
 def _losses(mdp: DenoisingMDP, student: Teacher, plan: CloningPlan) -> Iterator[Tensor]:
-    """Of one minibatch after the other."""
+    """Losses of successive minibatches."""
     generator = torch.Generator().manual_seed(plan.seed)
     weights = step_weights(mdp, plan.by_sensitivity)
     for update in range(plan.updates):
         if update % plan.refresh == 0:
-            lesson = rollout(mdp, student if update else None, plan.rollouts, weights, generator)
-        rows = torch.randint(len(lesson.inputs), (plan.batch_size,), generator=generator)
-        yield clone_loss(student, lesson.rows(rows.to(lesson.inputs.device)))
+            examples = rollout(mdp, student if update else None, plan.rollouts, weights, generator)
+        rows = torch.randint(len(examples.inputs), (plan.batch_size,), generator=generator, device=HOST)
+        yield cloning_loss(student, examples.rows(rows))
 
 
 def step_weights(mdp: DenoisingMDP, by_sensitivity: bool) -> Tensor:
-    """What the squared errors of each step count: ``(num_steps,)``, 1 on average."""
+    """Weights ``(num_steps,)`` of the squared errors of each step, with mean 1."""
     if not by_sensitivity:
-        return torch.ones(mdp.num_steps, device=mdp.teacher.device)
+        return torch.ones(mdp.num_steps, dtype=torch.float32, device=HOST)
     squares = sensitivities(mdp).square()
     return (squares / squares.mean()).float()
 
@@ -150,34 +154,41 @@ def step_weights(mdp: DenoisingMDP, by_sensitivity: bool) -> Tensor:
 @torch.no_grad()
 def rollout(
     mdp: DenoisingMDP, student: Teacher | None, count: int, weights: Tensor, generator: torch.Generator
-) -> Lesson:
-    """States of ``count`` noises on their way, and what the teacher says there: ``count * num_steps`` rows.
+) -> CloningBatch:
+    """States of base solver trajectories with the teacher's outputs: ``count * num_steps`` examples.
 
-    With a ``student``, half of the noises are stepped with its predictions. ``weights`` ``(num_steps,)`` are of errors.
+    Args:
+        mdp: decision process with the teacher and the base solver.
+        student: half of the trajectories use its predictions; None for none.
+        count: number of noises.
+        weights: weight ``(num_steps,)`` of the errors of each step.
+        generator: generator of the noises.
     """
     teacher, parameterization = mdp.teacher, action_parameterization(mdp.teacher.parameterization)
-    noise = torch.randn(count, *teacher.sample_shape, generator=generator).to(teacher.device)
-    condition = teacher.conditions.draw(count, generator).to(teacher.device)
-    steered = (torch.rand(count, generator=generator) < STEERED).to(teacher.device)
-    state, found = mdp.initial(noise, None, condition), []
-    start = torch.zeros(count, mdp.action_size, device=teacher.device)
+    shape = (count, *teacher.sample_shape)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=HOST).to(teacher.device)
+    condition = teacher.conditions.draw(count, generator)
+    by_student = torch.rand(count, generator=generator, dtype=torch.float32, device=HOST) < STUDENT_SHARE
+    state, steps = mdp.initial(noise, None, condition), []
+    zero = torch.zeros(count, mdp.action_size, device=HOST)
     for weight in weights:
-        told = predict(teacher, state)
+        predicted = predict(teacher, state)
         level = parameterization.schedule.level(state.half_logsnr)
-        said = Prediction(told.x0_history[:, 0], told.eps_history[:, 0])
-        output = parameterization.preconditioning.write(said, level, parameterization.prediction_type)
+        prediction = Prediction(predicted.x0_history[:, 0], predicted.eps_history[:, 0])
+        output = parameterization.preconditioning.write(prediction, level, parameterization.prediction_type)
         inputs = parameterization.preconditioning.inputs(state.x, level)
-        found.append(Lesson(inputs, state.timestep, condition, output, weight.expand(count)))
+        steps.append(CloningBatch(inputs, state.timestep, condition, output, weight.expand(count)))
         if student is not None:
-            told = told.merge(steered, replace(predict(student, state), nfe=told.nfe))
-        state = mdp.advance(told, mdp.decode(told, start))
-    return Lesson(*(torch.cat([getattr(one, part.name) for one in found]) for part in fields(Lesson)))
+            predicted = predicted.merge(by_student, replace(predict(student, state), nfe=predicted.nfe))
+        state = mdp.advance(predicted, mdp.decode(predicted, zero))
+    return CloningBatch(*(torch.cat([getattr(step, part.name) for step in steps]) for part in fields(CloningBatch)))
 
 
-def clone_loss(student: Teacher, lesson: Lesson) -> Tensor:
-    """Mean squared error of what a student says, each row times its weight."""
-    asked = student.conditions.select(lesson.condition)
+def cloning_loss(student: Teacher, examples: CloningBatch) -> Tensor:
+    """Weighted MSE of the student's outputs."""
+    conditions = student.conditions.select(examples.condition)
     dtype = student.dtype
-    output = student.call(student.network, lesson.inputs.to(dtype), lesson.timestep.to(dtype), asked)
-    errors = (output - lesson.output.to(dtype)).square().flatten(1).mean(dim=1)
-    return (lesson.weight.to(dtype) * errors).mean()
+    timestep = examples.timestep.to(examples.inputs.device, dtype)
+    output = student.call(student.network, examples.inputs.to(dtype), timestep, conditions)
+    errors = (output - examples.output.to(dtype)).square().flatten(1).mean(dim=1)
+    return (examples.weight.to(errors) * errors).mean()

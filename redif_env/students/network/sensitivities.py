@@ -1,4 +1,4 @@
-"""What an error in one prediction is worth: how far the finished sample moves by it."""
+"""Sensitivity of the final sample to an error in one prediction."""
 
 from __future__ import annotations
 
@@ -6,59 +6,62 @@ import torch
 from torch import Tensor
 
 from redif_env.diffusion.noise_schedulers import action_parameterization
+from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.solvers import predict, record
 from redif_env.diffusion.types import Prediction, State
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.teachers.teacher import Teacher
 
-STARTS, SMALL = 1024, 1 / 32
-"""Noises from which outputs stray, each in a direction of its own, and how far."""
+NUM_NOISES, SMALL = 1024, 1 / 32
+"""Number of noises, each with its own random perturbation, and the scale of perturbations."""
 
 
 @torch.no_grad()
 def sensitivities(mdp: DenoisingMDP) -> Tensor:
-    """How far samples end from where they would, as a multiple of how far the network's output at one step strays.
+    """Change of the final sample per change of the network output at each step, ``(num_steps,)``.
 
-    ``(num_steps,)``, means over ``STARTS`` noises and directions: of a root mean square, most would come from the few
-    ways that part for good. All other predictions are the teacher's. The output is in the form of actions
-    (``noise_schedulers.action_parameterization``); the changes are small, so that these are slopes.
+    The mean ratio of norms over ``NUM_NOISES`` noises with small random perturbations. All other predictions are the
+    teacher's, and the output is in the action parameterization (``noise_schedulers.action_parameterization``). A root
+    mean square would be dominated by the few trajectories that switch modes.
     """
     teacher, generator = mdp.teacher, torch.Generator().manual_seed(0)
-    noise = torch.randn(STARTS, *teacher.sample_shape, generator=generator).to(teacher.device)
-    state = mdp.initial(noise, None, teacher.conditions.draw(STARTS, generator).to(teacher.device))
-    end, found = finished(mdp, teacher, state), []
+    shape = (NUM_NOISES, *teacher.sample_shape)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=HOST).to(teacher.device)
+    state = mdp.initial(noise, None, teacher.conditions.draw(NUM_NOISES, generator))
+    samples, ratios = solve(mdp, teacher, state), []
     for _ in range(mdp.num_steps):
-        told = predict(teacher, state)
-        strayed = SMALL * torch.randn(noise.shape, generator=generator).to(told.x)
-        moved = _stepped(mdp, record(state, _answer(mdp, told, strayed)))
-        apart = (finished(mdp, teacher, moved) - end).flatten(1).norm(dim=1)
-        found.append((apart / strayed.flatten(1).norm(dim=1)).mean())
-        state = _stepped(mdp, told)
-    return torch.stack(found).double()
+        predicted = predict(teacher, state)
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float32, device=HOST)
+        perturbation = SMALL * drawn.to(predicted.x)
+        perturbed = _base_step(mdp, record(state, _perturbed_prediction(mdp, predicted, perturbation)))
+        change = (solve(mdp, teacher, perturbed) - samples).flatten(1).norm(dim=1)
+        ratios.append((change / perturbation.flatten(1).norm(dim=1)).mean())
+        state = _base_step(mdp, predicted)
+    return torch.stack(ratios).to(HOST).double()
 
 
 def sensitivity_calls(num_steps: int) -> int:
-    """Network calls of :func:`sensitivities`, were it a teacher of one call a prediction."""
-    return STARTS * (2 * num_steps + num_steps * (num_steps - 1) // 2)
+    """Number of predictions that :func:`sensitivities` makes."""
+    return NUM_NOISES * (2 * num_steps + num_steps * (num_steps - 1) // 2)
 
 
-def finished(mdp: DenoisingMDP, model: Teacher, state: State) -> Tensor:
-    """Where the base solver leads from ``state`` by the predictions of ``model``: ``(B, *S)``, not yet clipped."""
+def solve(mdp: DenoisingMDP, model: Teacher, state: State) -> Tensor:
+    """Final samples ``(B, *S)`` of the base solver from ``state`` with predictions of ``model``, before clipping."""
     while bool((state.steps_left > 0).any()):
-        state = _stepped(mdp, predict(model, state))
+        state = _base_step(mdp, predict(model, state))
     return state.x
 
 
-def _stepped(mdp: DenoisingMDP, told: State) -> State:
-    """The base solver's step by the newest prediction."""
-    nothing = torch.zeros(len(told.x), mdp.action_size, device=told.x.device)
-    return mdp.advance(told, mdp.decode(told, nothing))
+def _base_step(mdp: DenoisingMDP, state: State) -> State:
+    """The step of the base solver with the newest prediction."""
+    zero = torch.zeros(len(state.x), mdp.action_size, device=HOST)
+    return mdp.advance(state, mdp.decode(state, zero))
 
 
-def _answer(mdp: DenoisingMDP, told: State, strayed: Tensor) -> Prediction:
-    """The newest prediction, were the network's output ``strayed`` off."""
+def _perturbed_prediction(mdp: DenoisingMDP, state: State, perturbation: Tensor) -> Prediction:
+    """The newest prediction with ``perturbation`` added to the network output."""
     parameterization = action_parameterization(mdp.teacher.parameterization)
-    level = parameterization.schedule.level(told.half_logsnr)
-    said = Prediction(told.x0_history[:, 0], told.eps_history[:, 0])
-    output = parameterization.preconditioning.write(said, level, parameterization.prediction_type) + strayed
-    return parameterization.preconditioning.read(output, told.x, level, parameterization.prediction_type)
+    level = parameterization.schedule.level(state.half_logsnr)
+    prediction = Prediction(state.x0_history[:, 0], state.eps_history[:, 0])
+    output = parameterization.preconditioning.write(prediction, level, parameterization.prediction_type) + perturbation
+    return parameterization.preconditioning.read(output, state.x, level, parameterization.prediction_type)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redif_env.diffusion.predictions import Preconditioning, scales
+from redif_env.diffusion.placement import HOST, place
+from redif_env.diffusion.predictions import Preconditioning
 from redif_env.diffusion.schedules import FlowSchedule, Schedule, VarianceExplodingSchedule, VariancePreservingSchedule
 from redif_env.diffusion.types import Level, Prediction, PredictionType
 
@@ -64,12 +65,10 @@ class ScaledInputs(Preconditioning):
     """The network is given ``x / sqrt(1 + sigma**2)``, as Euler's scheduler scales it; outputs are as they are."""
 
     def inputs(self, x: Tensor, level: Level) -> Tensor:
-        _, sigma = scales(level, x)
-        return x / (sigma**2 + 1) ** 0.5
+        return x / place((level.sigma**2 + 1) ** 0.5, x)
 
     def samples(self, inputs: Tensor, level: Level) -> Tensor:
-        _, sigma = scales(level, inputs)
-        return inputs * (sigma**2 + 1) ** 0.5
+        return inputs * place((level.sigma**2 + 1) ** 0.5, inputs)
 
 
 class ReversedOutput(Preconditioning):
@@ -114,10 +113,8 @@ class LaterSchedule(Schedule):
     def normalised(self, x: Tensor, half_logsnr: Tensor) -> Tensor:
         return self.whole.normalised(x, half_logsnr)
 
-    def ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        noisiest, cleanest = self.whole.ends(device)
-        first = self.half_logsnr_at(torch.ones(1, dtype=torch.float64, device=device))[0]
-        return torch.maximum(noisiest, first), cleanest
-
-    def to(self, device: torch.device) -> Schedule:
-        return LaterSchedule(self.whole.to(device), self.start)
+    @property
+    def ends(self) -> tuple[float, float]:
+        noisiest, cleanest = self.whole.ends
+        first = self.half_logsnr_at(torch.ones(1, dtype=torch.float64, device=HOST))
+        return max(noisiest, float(first)), cleanest

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redif_env.diffusion.types import expand
+from redif_env.diffusion.placement import expand
 from redif_env.teachers.driven.networks import Path, leaves, replaced, rows_in
 
 CallKey = tuple[str, int]

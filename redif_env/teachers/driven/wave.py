@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from redif_env.diffusion.noise_schedulers import Parameterization
+from redif_env.diffusion.placement import place
 from redif_env.diffusion.solvers import ddim_step
-from redif_env.diffusion.types import Level, expand
+from redif_env.diffusion.types import Level
 from redif_env.teachers.driven.injection import Injection
 from redif_env.teachers.driven.networks import RUNNING, Blank
 from redif_env.teachers.driven.scheduler import driven
@@ -175,7 +176,7 @@ class Wave:
         """A clean sample with noise: at the levels at which the samples are, or the samples themselves."""
         level = self._level(len(clean))
         if level is not None:
-            alpha, sigma = (expand(scale, noise).to(noise) for scale in (level.alpha, level.sigma))
+            alpha, sigma = (place(scale, noise) for scale in (level.alpha, level.sigma))
             clean = alpha * clean + sigma * noise
         if self.index == 0 and self.noised_shape is None:
             self.noised_shape = tuple(clean.shape)

@@ -1,0 +1,89 @@
+"""The settings of training where none are given: one recipe for compact actions, one for networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+from redif_env.training.command import DEFAULT_REWARD
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings whose best values depend on the action map."""
+
+    observation: str
+    """Of the environment."""
+    reward: tuple[tuple[str, float], ...]
+    """Of the environment."""
+    network_calls: int
+    """Budget: as many episodes as it pays for."""
+    hidden: tuple[int, ...]
+    """Sizes of the policy's hidden layers; with none, its actions are linear in the observation. Action "noise" has a
+    network instead."""
+    num_envs: int
+    """Episodes that run together."""
+    batches: int
+    """Minibatches a rollout, which is one episode of every sub-environment: many small updates go further than few."""
+    epochs: int
+    """Passes of an update over its rollout."""
+    learning_rate: float
+    """Falls linearly to zero."""
+    gamma: float
+    """Discount."""
+    clip_range: float
+    """PPO's, for the ratio of whole actions; scaled where log-probabilities are means."""
+    exploration: tuple[float, float]
+    """Standard deviation of the actions at the start and at the end, divided by the number of steps: with more steps
+    the base solver is nearer to the teacher, and corrections are smaller. With action "noise": of a step's target, not
+    divided."""
+    level_advantages: bool
+    """Normalise advantages at each step of the episode separately (action "noise")."""
+    average: float
+    """Decay of the policy's moving average over rollouts, which is what is evaluated and exported."""
+
+
+SOLVER = Recipe(
+    observation="features",
+    reward=DEFAULT_REWARD,
+    network_calls=120_000,
+    hidden=(64, 64),
+    num_envs=128,
+    batches=4,
+    epochs=4,
+    learning_rate=1e-3,
+    # One number at the end of a few steps: no bootstrapping, the return itself is the target.
+    gamma=1.0,
+    clip_range=0.2,
+    exploration=(0.8, 0.25),
+    level_advantages=False,
+    average=0.98,
+)
+"""For actions of a few numbers (``experiments.ablate --what rewards``)."""
+
+NOISE = Recipe(
+    observation="sample",
+    reward=(("path", 4.0), ("feature", 2.0), ("energy", 0.3)),
+    network_calls=240_000,
+    hidden=(),
+    num_envs=512,
+    batches=4,
+    epochs=1,
+    learning_rate=2e-4,
+    # Each step has its own reward: the chance of other steps' exploration is no part of its return.
+    gamma=0.0,
+    clip_range=0.2,
+    exploration=(0.15, 0.05),
+    level_advantages=True,
+    average=0.9,
+)
+"""For a network's whole noise prediction (docs/networks.md)."""
+
+
+def settled(settings: Settings) -> Settings:
+    """``settings`` (a dataclass with ``action`` and the recipe's settings) with the recipe's values where None."""
+    recipe = NOISE if settings.action == "noise" else SOLVER  # type: ignore[attr-defined]
+    missing = [item.name for item in fields(recipe) if getattr(settings, item.name) is None]
+    return replace(settings, **{name: getattr(recipe, name) for name in missing})  # type: ignore[type-var]

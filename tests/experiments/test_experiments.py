@@ -1,0 +1,127 @@
+"""The experiments besides the comparison, run on the smallest settings."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from experiments import ablate, adaptive_curve, network_students, nfe_curve, png_size
+from experiments.parallel import in_parallel
+from experiments.tables import spread
+from redif_env import Student
+from redif_env.judging.baselines import Baseline
+from redif_env.mdp.actions import SolverMap, StepMap
+from redif_env.measures.rendering import to_pixels
+from redif_env.sb3.training.networks import NoiseSettings
+
+# Stable-Baselines3's progress bar is tqdm's, drawn by rich.
+pytestmark = pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
+RING = {"teacher": "gaussian-ring", "seeds": 1, "jobs": 1, "network_calls": 512}
+
+
+def test_the_ablation_of_rewards(tmp_path, capsys):
+    """Every reward gets its row of every metric; a second run repeats no training."""
+    args = ablate.Args("rewards", **RING, num_steps=2, changes=("endpoint", "feature + energy"), out=tmp_path)
+    ablate.main(args)
+    rows = json.loads((tmp_path / "rewards.json").read_text())
+    assert [row["method"] for row in rows] == ["endpoint", "feature + energy"]
+    assert {"fd_teacher", "kd", "fd_pixels", "mse_teacher", "precision", "recall", "coverage", "seed"} <= set(rows[0])
+    assert rows[0]["nfe"] == 2
+    assert "feature + energy" in capsys.readouterr().out
+    stored = tmp_path / "rewards-endpoint-0" / "rows.json"
+    before = stored.stat().st_mtime_ns
+    ablate.main(args)
+    assert stored.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("what", ["parts", "rewards"])
+def test_the_ablation_changes_one_thing_at_a_time(what, tmp_path):
+    args = ablate.Args(what, seeds=1, out=tmp_path)
+    recipe, *others = ablate.tasks_of(args)
+    for task in others:
+        same = replace(task.settings, out=recipe.settings.out)
+        differ = [name for name in vars(same) if getattr(same, name) != getattr(recipe.settings, name)]
+        assert len(differ) + (task.action is not None) == 1, task.method
+    with pytest.raises(ValueError, match=r"changes=\['nothing'\] are unknown"):
+        ablate.tasks_of(replace(args, changes=("nothing",)))
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    ("step size alone", StepMap()), ("no conditioning timestep", SolverMap(max_timestep_shift=0.0)),
+])  # fmt: skip
+def test_the_student_has_the_action_that_is_named(change, expected, tmp_path, monkeypatch):
+    made = []
+    student = ablate.ppo.train
+    monkeypatch.setattr("agents.ppo.train", lambda *given: made.append(student(*given)) or made[-1])
+    (task,) = ablate.tasks_of(ablate.Args("parts", **RING, num_steps=2, changes=(change,), out=tmp_path))
+    ablate.finish_all([task], "gaussian-ring", 1)
+    assert made[0][0].mdp.action_map == expected
+
+
+def test_the_curve_of_quality(tmp_path, capsys, monkeypatch):
+    """A row for the student, beside the best solver at as many calls and at two more."""
+    few = [Baseline("dpm++2m", "time"), Baseline("ddim", "time")]
+    monkeypatch.setattr("redif_env.judging.evaluation.all_baselines", lambda: few)
+    args = nfe_curve.Args(**RING, nfe=(2,), solvers_only=(4,), out=tmp_path)
+    nfe_curve.main(args)
+    printed = capsys.readouterr().out
+    assert printed.count("dpm++2m time:") == 2
+    assert (tmp_path / "redif-ppo-2-0" / "student").is_dir()
+
+
+def test_the_adaptive_curve(tmp_path):
+    """One student, one row a price, beside students of fixed calls."""
+    adaptive_curve.main(adaptive_curve.Args(**RING, min_steps=2, max_steps=4, nfe=(2, 4), out=tmp_path))
+    result = json.loads((tmp_path / "adaptive.json").read_text())
+    assert len({row["price"] for row in result["adaptive"]}) == 5
+    assert all(2 <= row["nfe"] <= 4 for row in result["adaptive"])
+    assert [row["nfe"] for row in result["fixed"]] == [2, 4]
+    student = Student.from_pretrained(tmp_path / "adaptive-0" / "student")
+    assert (student.mdp.min_steps, student.mdp.prices) == (2, (0.03, 0.6))
+
+
+def test_fixed_students_are_compared_at_equal_calls():
+    """Half way between 4 and 6 calls: the geometric mean."""
+    fixed = {4.0: {"fd_teacher": 0.4}, 6.0: {"fd_teacher": 0.1}}
+    assert adaptive_curve.at_equal_calls(fixed, 5.0, "fd_teacher") == pytest.approx(0.2)
+
+
+def test_png_size(tmp_path, capsys):
+    """The bytes that the program counts are those of the file that a user would save."""
+    samples = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for size, pixels in zip(png_size.png_bytes(samples).tolist(), to_pixels(samples), strict=True):
+        Image.fromarray(pixels).convert("L").save(tmp_path / "one.png", optimize=True)
+        assert size == (tmp_path / "one.png").stat().st_size
+    assert png_size.png_bytes(torch.zeros(1, 1, 8, 8)) < png_size.png_bytes(samples).min()
+    png_size.main(png_size.Args(seeds=1, network_calls=512, held_out_size=64, out=tmp_path / "run"))
+    assert "endpoint reward and 0.2 a byte" in capsys.readouterr().out
+    assert (tmp_path / "run" / "samples.png").exists()
+
+
+def test_network_students(pipeline_folder, tmp_path, capsys, monkeypatch):
+    """The same clone by PPO and by the gradient; a second run computes nothing."""
+    networks = {"narrow": NoiseSettings(width=0.5, clone_updates=2, clone_batch_size=16)}
+    monkeypatch.setattr(network_students, "NETWORKS", networks)
+    args = network_students.Args(
+        teacher=str(pipeline_folder), num_steps=2, networks=("narrow",), seeds=1, network_calls=1024,
+        reference_size=16, teacher_steps=8, test_size=16, held_out_size=16, out=tmp_path, jobs=1,
+    )  # fmt: skip
+    network_students.main(args)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["method"] for row in rows] == ["warm start", "PPO", "gradient, equal seconds"]
+    assert rows[2]["seconds"] >= rows[1]["seconds"]
+    assert "gradient, equal seconds" in capsys.readouterr().out
+    monkeypatch.setattr("agents.ppo.train", None)
+    network_students.main(args)
+    assert json.loads((tmp_path / "rows.json").read_text()) == rows
+
+
+def test_a_spread_is_the_median_and_the_range():
+    assert spread([3.0, 1.0, 2.0], 1) == "2.0 (1.0 to 3.0)"
+    assert spread([0.5]) == "0.500"
+
+
+def test_work_in_processes_keeps_its_order():
+    assert in_parallel(abs, [-3, 2, -1], 2) == in_parallel(abs, [-3, 2, -1], 1) == [3, 2, 1]
