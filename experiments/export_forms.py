@@ -24,7 +24,6 @@ from redif_env.mdp.settings import shared_teacher
 from redif_env.students.export import ReDiFPipeline
 from redif_env.students.export.steps import run_steps
 from redif_env.students.student import Student
-from redif_env.teachers.references import ENDPOINT_BATCH
 from redif_env.training.command import run
 from redif_env.training.runs import prepare_folder
 
@@ -74,7 +73,7 @@ FORMS: dict[str, Form] = {
 @torch.inference_mode()
 def distance(form: Form, student: Student, evaluator: Evaluator) -> float:
     """Frechet distance to the teacher of what a form makes of the held-out noises."""
-    samples = torch.cat([form(student, part) for part in evaluator.noise.split(ENDPOINT_BATCH)])
+    samples = torch.cat([form(student, part) for part in evaluator.noise.split(evaluator.teacher.run_size)])
     return evaluator.row("", "", student.num_steps, samples).fd_teacher
 
 

@@ -18,7 +18,7 @@ from redif_env.diffusion.predictions import clean_estimate
 from redif_env.diffusion.schedules import Schedule
 from redif_env.diffusion.solvers import ddim_step, initial_state, predict
 from redif_env.diffusion.types import State
-from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
+from redif_env.teachers.teacher import Teacher
 
 HISTORY = 2
 """Predictions stored in a state: those of the step under way."""
@@ -104,7 +104,7 @@ class TwoCallSampler:
 
     @torch.inference_mode()
     def __call__(self, noise: Tensor, condition: Tensor) -> Tensor:
-        parts = zip(noise.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True)
+        parts = zip(noise.split(self.model.run_size), condition.split(self.model.run_size), strict=True)
         return torch.cat([sample_twice(self.model, self.grid, *part, self.nfe, self.choose) for part in parts])
 
 

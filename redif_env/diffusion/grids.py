@@ -83,6 +83,33 @@ class KarrasGrid(Grid):
 
 
 @dataclass(frozen=True)
+class LevelsGrid(Grid):
+    """Through N given levels at positions 0, 1/N, ..., then to clean data; between them linear in the angle.
+
+    Args:
+        levels: ``half_logsnr`` of each, increasing; the first may be ``-inf``.
+    """
+
+    levels: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.levels or any(
+            later <= earlier for earlier, later in zip(self.levels, self.levels[1:], strict=False)
+        ):
+            raise ValueError(f"levels must be at least one, each above the one before it, got {self.levels}")
+
+    def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
+        levels = torch.tensor([*self.levels, torch.inf], dtype=torch.float64, device=position.device)
+        angles = torch.atan(torch.exp(-levels))
+        place = position * len(self.levels)
+        # Positions are sums of fractions: what is a given level but for rounding is that level.
+        place = torch.where((place - place.round()).abs() < 1e-9, place.round(), place)
+        below = place.floor().long().clamp(max=len(self.levels) - 1)
+        between = -torch.log(torch.tan(torch.lerp(angles[below], angles[below + 1], place - below)))
+        return torch.where(place == below, levels[below], between)
+
+
+@dataclass(frozen=True)
 class AYSGrid(Grid):
     """Align Your Steps (Sabour et al. 2024): the noise levels found for Stable Diffusion 1.5, between them log-linear.
 

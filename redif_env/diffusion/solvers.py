@@ -49,9 +49,9 @@ class Predictor(Protocol):
     @property
     def guidance_scale(self) -> float | None: ...
 
-    def predict(
-        self, x: Tensor, half_logsnr: Tensor, timestep: Tensor, condition: Tensor, guidance: Tensor
-    ) -> Prediction: ...
+    def initial_sample(self, noise: Tensor, condition: Tensor | None, half_logsnr: Tensor) -> Tensor: ...
+
+    def predict_at(self, state: State) -> Prediction: ...
 
 
 class Solver(ABC):
@@ -292,6 +292,7 @@ def initial_state(
         nfe=counts,
         steps_left=torch.full_like(counts, num_steps),
         price=position,
+        wave=counts,
         history=noise.new_zeros(rows, 2 * history, *noise.shape[1:]),
         half_logsnr_history=position.new_zeros(rows, history),
     )
@@ -299,8 +300,7 @@ def initial_state(
 
 def predict(model: Predictor, state: State) -> State:
     """Evaluate the network at ``state`` and put its prediction at the head of the history."""
-    prediction = model.predict(state.x, state.half_logsnr, state.timestep, state.condition, state.guidance)
-    return record(state, prediction, model.calls)
+    return record(state, model.predict_at(state), model.calls)
 
 
 def record(state: State, prediction: Prediction, calls: int = 1) -> State:
@@ -308,6 +308,8 @@ def record(state: State, prediction: Prediction, calls: int = 1) -> State:
     newest = (prediction.x0[:, None], prediction.eps[:, None], state.history[:, :-2])
     return replace(
         state,
+        x=state.x if prediction.x is None else prediction.x,
+        wave=state.wave if prediction.wave is None else prediction.wave,
         predictions=state.predictions + 1,
         nfe=state.nfe + calls,
         history=torch.cat(newest, dim=1),
@@ -347,6 +349,8 @@ def trajectory(
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     schedule = model.schedule
     scale = model.guidance_scale or 1.0
+    first = grid.half_logsnr(torch.zeros(1, dtype=torch.float64, device=HOST), schedule)
+    noise = model.initial_sample(noise, condition, first)
     state = initial_state(noise, schedule, grid, num_steps, solver.order, condition, scale)
     for _ in range(num_steps):
         state = predict(model, state)

@@ -47,10 +47,16 @@ class Level:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One network prediction, in both coordinates: clean estimate and noise prediction, each ``(B, *S)``."""
+    """One network prediction, in both coordinates: clean estimate and noise prediction, each ``(B, *S)``.
+
+    ``x`` ``(B, *S)`` is the sample it was made at, where that is not the one it was requested for (pipelines that blend
+    an image in); ``wave`` ``(B,)`` int64 the number of the suspended pipeline call that made it.
+    """
 
     x0: Tensor
     eps: Tensor
+    x: Tensor | None = None
+    wave: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class State:
     teacher's conditions, ``guidance`` ``(B,)`` float64 the guidance scale (1 is none); ``predictions`` counts the
     predictions made, ``nfe`` the network calls they cost (a guided prediction costs two); ``steps_left`` the steps
     that the budget still allows; ``price`` ``(B,)`` float64 what a network call costs the episode in units of reward
-    (0 unless the decision process draws prices); ``half_logsnr_history`` ``(B, K)`` the levels of the history.
+    (0 unless the decision process draws prices); ``wave`` the number of the suspended pipeline call that makes the
+    predictions (0 for none); ``half_logsnr_history`` ``(B, K)`` the levels of the history.
     """
 
     x: Tensor
@@ -76,6 +83,7 @@ class State:
     nfe: Tensor
     steps_left: Tensor
     price: Tensor
+    wave: Tensor
     history: Tensor
     half_logsnr_history: Tensor
 

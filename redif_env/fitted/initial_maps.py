@@ -24,7 +24,7 @@ from redif_env.diffusion.solvers import DPMSolverPP, trajectory
 from redif_env.fitted.regression import least_squares
 from redif_env.storage.cache import cached
 from redif_env.teachers.references import QUIET_BELOW, TRAIN_SEED, draw_starts, reference_key
-from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
+from redif_env.teachers.teacher import Teacher
 
 STEPS = 25
 """Teacher predictions per trajectory."""
@@ -130,7 +130,7 @@ class _GridToLevel(Grid):
 @torch.inference_mode()
 def _targets(teacher: Teacher, noise: Tensor, condition: Tensor, half_logsnr: float) -> Iterator[Tensor]:
     """Normalised samples ``(B, *S)`` of the teacher's trajectories at the level, batch by batch."""
-    batches = list(zip(noise.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True))
+    batches = list(zip(noise.split(teacher.run_size), condition.split(teacher.run_size), strict=True))
     for part, rows in tqdm(batches, desc="linear initial map", disable=len(noise) * STEPS < QUIET_BELOW):
         x = part.to(teacher.device)
         steps = trajectory(teacher, DPMSolverPP(2), _GridToLevel(half_logsnr), x, 2 * STEPS, rows)

@@ -34,7 +34,7 @@ from redif_env.teachers.references import (
     reference_paths,
     reference_set,
 )
-from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
+from redif_env.teachers.teacher import Teacher
 
 SIZE, RATIO = 4096, 4
 """Minimum number of trajectories, and trajectories per input of a step."""
@@ -209,7 +209,7 @@ def _fit(
 
 def _predict(teacher: Teacher, state: State) -> State:
     """Add the teacher's predictions to all states, batch by batch."""
-    rows = torch.arange(len(state.x), device=HOST).split(ENDPOINT_BATCH)
+    rows = torch.arange(len(state.x), device=HOST).split(teacher.run_size)
     parts = [predict(teacher, state.rows(part)) for part in rows]
     return State(**{name: torch.cat([getattr(part, name) for part in parts]) for name, _ in state.items()})
 

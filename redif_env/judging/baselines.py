@@ -14,7 +14,7 @@ from redif_env.diffusion.grids import GRIDS, Grid
 from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.schedules import VariancePreservingSchedule
 from redif_env.diffusion.solvers import SOLVERS, sample
-from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
+from redif_env.teachers.teacher import Teacher
 
 DIFFUSERS_SOLVERS: dict[str, Callable[[list[float] | None], SchedulerMixin]] = {
     "unipc2": lambda betas: UniPCMultistepScheduler(trained_betas=betas, solver_order=2),
@@ -42,7 +42,7 @@ class Baseline:
         ``condition`` ``(B,)`` holds indices into the teacher's conditions and defaults to the first.
         """
         rows = torch.zeros(len(noise), dtype=torch.int64, device=HOST) if condition is None else condition
-        parts = zip(noise.split(ENDPOINT_BATCH), rows.split(ENDPOINT_BATCH), strict=True)
+        parts = zip(noise.split(teacher.run_size), rows.split(teacher.run_size), strict=True)
         return torch.cat([self._run(teacher, x, num_steps, index) for x, index in parts])
 
     def _run(self, teacher: Teacher, noise: Tensor, num_steps: int, condition: Tensor) -> Tensor:

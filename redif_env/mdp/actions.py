@@ -44,6 +44,9 @@ class ActionMap(ABC):
     history: int = 1
     """Past predictions that the map itself uses."""
 
+    level_numbers: tuple[int, ...] = ()
+    """Which numbers decide the level of the next call and the timestep given there."""
+
     predicts: bool = False
     """Whether the action contains the prediction to step with, so that the teacher's network is not evaluated."""
 
@@ -73,6 +76,7 @@ class StepMap(ActionMap):
     """
 
     max_shift: float = 2.0
+    level_numbers = (0,)
 
     def size(self, sample_shape: tuple[int, ...]) -> int:
         return 1
@@ -114,6 +118,7 @@ class SolverMap(ActionMap):
     max_band: float = 1.0
     bands: int = 2
     history = 3
+    level_numbers = (0, 4)
 
     def size(self, sample_shape: tuple[int, ...]) -> int:
         return 5 + (self.bands if len(sample_shape) == 3 else 0)

@@ -70,6 +70,11 @@ class DenoisingMDP:
         if self.prices is not None and not 0 < self.prices[0] < self.prices[1]:
             raise ValueError(f"prices must be two numbers above 0, the smaller first, got {self.prices}")
         self._check_predictions()
+        if self.adaptive and self.teacher.common_levels:
+            raise ValueError(
+                f"min_steps={self.min_steps} cannot be had of teacher {self.teacher.name!r}, whose samples must be at "
+                "levels common to a batch: leave it out"
+            )
         if self.learn_guidance and self.teacher.guidance_scale is None:
             raise ValueError(f"learn_guidance needs a guided teacher: give {self.teacher.name!r} a guidance_scale")
         if self.observation.shows_condition and len(self.teacher.conditions) < 2:
@@ -189,9 +194,13 @@ class DenoisingMDP:
         return state if price is None else replace(state, price=price)
 
     def initial_sample(self, noise: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Samples of the grid's first level: ``noise`` ``(B, *S)`` itself, or what the initial map makes of it."""
+        """Samples of the grid's first level: ``noise`` ``(B, *S)`` itself, or what the initial map makes of it.
+
+        Where the teacher begins from images, with those in it.
+        """
+        first = self.grid.half_logsnr(torch.zeros(1, dtype=torch.float64, device=HOST), self.teacher.schedule)
         if self.initial_map is None:
-            return noise
+            return self.teacher.initial_sample(noise, condition, first)
         rows = torch.zeros(len(noise), dtype=torch.int64, device=HOST) if condition is None else condition
         return self.initial_map(noise, rows)
 
@@ -220,6 +229,8 @@ class DenoisingMDP:
 
     def decode(self, state: State, action: Tensor) -> Decision:
         """What ``action`` ``(B, A)`` means in ``state``, which holds the newest prediction."""
+        if self.teacher.common_levels:
+            action = self._with_common_levels(action, state.wave)
         if self.adaptive:
             state, action = self._give_up(state, action[:, -1]), action[:, :-1]
         if not self.learn_guidance:
@@ -267,6 +278,16 @@ class DenoisingMDP:
         smallest = prices[0] if prices is not None else 0.0
         value = smallest if price is None else price
         return torch.full((count,), value, dtype=torch.float64, device=HOST)
+
+    def _with_common_levels(self, action: Tensor, wave: Tensor) -> Tensor:
+        """Actions of which those of one pipeline call share the numbers that decide levels: their mean."""
+        _, member = wave.unique(return_inverse=True)
+        member = member.to(action.device)
+        columns = list(self.action_map.level_numbers)
+        sums = torch.zeros(int(member.max()) + 1, len(columns)).to(action).index_add(0, member, action[:, columns])
+        shared = action.clone()
+        shared[:, columns] = (sums / member.bincount().to(action)[:, None])[member]
+        return shared
 
     def _give_up(self, state: State, share: Tensor) -> State:
         assert self.min_steps is not None

@@ -23,9 +23,12 @@ from redif_env.mdp.process import DenoisingMDP
 from redif_env.storage.checks import check_argument, check_at_least, check_fields
 from redif_env.teachers.conditions import ConditionsLike, spread
 from redif_env.teachers.fingerprint import contents_of
-from redif_env.teachers.teacher import Teacher, load_teacher
+from redif_env.teachers.teacher import PipelineTeacher, Teacher, load_teacher
 
 T = TypeVar("T")
+
+OWN = "own"
+"""The name of the grid that a pipeline has of its own."""
 
 LINEAR = "linear"
 """The name of what is fitted to a teacher's trajectories: an initial map, the steps of a solver."""
@@ -55,7 +58,8 @@ class MDPSettings:
     trajectories, for samples of up to some hundred numbers)."""
     grid: str | Grid = "time^1.5@20"
     """The base solver's grid: `"time"`, `"time^1.5"`, `"time^2"`, `"logsnr"`, `"karras"` or `"ays"`; the first two also
-    with a late start, where sigma / alpha is 60, 20, 8 or 4 (`"time@60"`); and `"time^1.25@2.5"`, for linear steps."""
+    with a late start, where sigma / alpha is 60, 20, 8 or 4 (`"time@60"`); `"time^1.25@2.5"`, for linear steps; and
+    `"own"`, the timesteps of a teacher that is a pipeline."""
     initial_map: str | LinearInitialMap | None = None
     """How a late start maps the noise to its first sample, without a network call: not at all, or with `"linear"` by a
     linear map fitted to the teacher's trajectories."""
@@ -253,6 +257,21 @@ def initial_map_of(initial_map: str | LinearInitialMap | None, teacher: Teacher,
     return look_up("initial_map", initial_map, {LINEAR: fit_initial_map})(teacher, grid)
 
 
+def grid_of(grid: str | Grid, teacher: Teacher, num_steps: int) -> Grid:
+    """The grid that a name stands for; a pipeline's own timesteps if it is "own".
+
+    Raises:
+        ValueError: if the name is unknown, or the teacher is no pipeline that drives itself.
+    """
+    if isinstance(grid, Grid):
+        return grid
+    if grid != OWN:
+        return look_up("grid", grid, GRIDS)
+    if not isinstance(teacher, PipelineTeacher):
+        raise ValueError(f"grid={OWN!r} needs a teacher from a pipeline, got {teacher.name!r}: choose another grid")
+    return teacher.own_grid(num_steps)
+
+
 def solver_of(
     solver: str | Solver, teacher: Teacher, grid: Grid, num_steps: int, initial_map: LinearInitialMap | None
 ) -> Solver:
@@ -299,7 +318,7 @@ def build_mdp(settings: MDPSettings) -> DenoisingMDP:
     action, observation, prices = settings.action, settings.observation, settings.prices
     if isinstance(action, ActionMap):
         action_entry(action)  # refused now, rather than when the trained student is saved
-    grid = look_up("grid", settings.grid, GRIDS) if isinstance(settings.grid, str) else settings.grid
+    grid = grid_of(settings.grid, teacher, settings.num_steps)
     initial_map = initial_map_of(settings.initial_map, teacher, grid)
     return DenoisingMDP(
         teacher=teacher,

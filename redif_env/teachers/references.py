@@ -14,7 +14,7 @@ from redif_env.diffusion.grids import Grid, TimeGrid
 from redif_env.diffusion.placement import HOST, full_precision, place
 from redif_env.diffusion.solvers import DPMSolverPP, Solver, sample, trajectory
 from redif_env.storage.cache import cached
-from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
+from redif_env.teachers.teacher import Teacher
 
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 0, 1, 2
 """Noise seeds of the three disjoint sets: to train on, to choose the best student by, and to report."""
@@ -147,7 +147,7 @@ def reference_paths(teacher: Teacher, reference: ReferenceSet) -> ReferencePaths
 
     def compute() -> Tensor:
         noise = reference.noise.to(teacher.device)
-        parts = list(zip(noise.split(ENDPOINT_BATCH), reference.condition.split(ENDPOINT_BATCH), strict=True))
+        parts = list(zip(noise.split(teacher.run_size), reference.condition.split(teacher.run_size), strict=True))
         quiet = len(noise) * steps < QUIET_BELOW
         return torch.cat([path(*part) for part in tqdm(parts, desc="teacher's trajectories", disable=quiet)])
 
@@ -178,7 +178,7 @@ def base_samples(
     def compute() -> Tensor:
         with full_precision(noise.device):
             first = noise if initial_map is None else initial_map(noise, condition)
-            parts = zip(first.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True)
+            parts = zip(first.split(teacher.run_size), condition.split(teacher.run_size), strict=True)
             return torch.cat([sample(teacher, solver, grid, part, num_steps, rows) for part, rows in parts])
 
     return cached(hashlib.sha256(described.encode()).hexdigest(), compute).to(noise)

@@ -7,24 +7,30 @@ and its conditions. The rest of the library uses ``predict``, ``endpoint``, ``im
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from redif_env.diffusion.grids import TimeGrid
+from redif_env.diffusion.grids import LevelsGrid, TimeGrid
 from redif_env.diffusion.noise_schedulers import Parameterization
 from redif_env.diffusion.placement import HOST, full_precision, has_float64, stock_defaults
 from redif_env.diffusion.predictions import PLAIN, Preconditioning
 from redif_env.diffusion.schedules import FlowSchedule, Schedule, VariancePreservingSchedule
 from redif_env.diffusion.solvers import DPMSolverPP, sample
-from redif_env.diffusion.types import Prediction, PredictionType
+from redif_env.diffusion.types import Prediction, PredictionType, State
 from redif_env.storage.checks import check_argument
 from redif_env.storage.files import ASSETS, write_folder
 from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, ConditionsLike, guide
+from redif_env.teachers.driven.arguments import Condition, call_arguments
+from redif_env.teachers.driven.drive import PROBED, Drive, Probe
+from redif_env.teachers.driven.wave import Answer, Place
+from redif_env.teachers.driven.waves import Waves
 from redif_env.teachers.fingerprint import fingerprint_of
 from redif_env.teachers.mixtures import GaussianMixture
 from redif_env.teachers.networks import call_by_name
@@ -82,6 +88,12 @@ class Teacher:
 
     Copies (``copy.deepcopy``) share the teacher: it never changes, and networks are large.
     """
+
+    run_size = 512
+    """Samples that go through a run of many steps together."""
+
+    common_levels = False
+    """Whether all samples of one call must be at the same level."""
 
     def __init__(
         self,
@@ -206,6 +218,14 @@ class Teacher:
             output = guide(free, conditional, scale)
         return self.preconditioning.read(output, x, level, self.prediction_type)
 
+    def initial_sample(self, noise: Tensor, condition: Tensor | None, half_logsnr: Tensor) -> Tensor:
+        """What runs begin with for ``noise`` ``(B, *S)``, at the level ``(1,)`` of the first step: the noise."""
+        return noise
+
+    def predict_at(self, state: State) -> Prediction:
+        """The prediction that the episodes of ``state`` need next."""
+        return self.predict(state.x, state.half_logsnr, state.timestep, state.condition, state.guidance)
+
     @torch.inference_mode()
     def endpoint(
         self,
@@ -228,7 +248,7 @@ class Teacher:
         ends = []
         # Samples are float32 at least, whatever the network is.
         noise = noise.to(self.device, torch.promote_types(noise.dtype, torch.float32))
-        for part, own in zip(noise.split(ENDPOINT_BATCH), rows.split(ENDPOINT_BATCH), strict=True):
+        for part, own in zip(noise.split(self.run_size), rows.split(self.run_size), strict=True):
             with full_precision(part.device):
                 ends.append(sample(self, DPMSolverPP(2), TimeGrid(), part, num_steps, own))
             if progress is not None:
@@ -306,6 +326,37 @@ class Teacher:
             bounds=found.bounds if bounds is None else bounds,
         )
 
+    @classmethod
+    def from_pipeline(
+        cls,
+        pipe: DiffusionPipeline,
+        conditions: Sequence[Condition] | Mapping[Condition, float] | None = None,
+        *,
+        name: str | None = None,
+        run_size: int = 8,
+        **arguments: Any,
+    ) -> PipelineTeacher:
+        """The teacher that a diffusers pipeline is, as it stands: with its LoRAs, guidance, ControlNets, offloading.
+
+        Any class that loops over ``scheduler.step``. The pipeline makes every prediction by its own call, with another
+        scheduler on a shallow copy of it; it is called some times to find out how (:attr:`PipelineTeacher.probe`).
+
+        Args:
+            pipe: the pipeline.
+            conditions: prompts, class labels, or dicts of the call's arguments (tensors with a leading dimension of 1);
+                with weights if a mapping, or where a dict has a ``"weight"``. One without any if not given.
+            name: for messages; the pipeline's class if not given.
+            run_size: samples that go through one call together at most.
+            arguments: of every call, such as ``height`` and ``guidance_scale``.
+
+        Raises:
+            TypeError: if ``pipe`` is no pipeline.
+            ValueError: if it cannot be driven, or does not take an argument; the message says why.
+        """
+        asked, values = call_arguments(conditions, arguments)
+        drive = Drive(pipe, asked, arguments)
+        return PipelineTeacher(drive, values, name or type(pipe).__name__, run_size)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a diffusers pipeline folder that :meth:`from_pretrained` and diffusers read.
 
@@ -358,6 +409,147 @@ class GaussianMixtureTeacher(Teacher):
         """Eight Gaussians of standard deviation 0.05 on a circle of radius 0.8: the toy of many papers."""
         angles = torch.arange(8, dtype=torch.float64, device=HOST) * (torch.pi / 4)
         return cls(0.8 * torch.stack([angles.cos(), angles.sin()], dim=1).float(), 0.05, name="gaussian-ring")
+
+
+class PipelineTeacher(Teacher):
+    """A diffusers pipeline that makes its predictions by its own call (:mod:`redif_env.teachers.driven`).
+
+    The pipeline is left as it is: nothing is moved, cast or hooked. Guidance and all else are its own call's.
+
+    Args:
+        drive: the pipeline and the arguments of its call.
+        conditions: what can be drawn, one for each of the drive's.
+        name: for tables and messages.
+        run_size: samples that go through one call together at most.
+    """
+
+    def __init__(self, drive: Drive, conditions: Conditions, name: str, run_size: int) -> None:
+        found = drive.parameterization
+        self.schedule, self.prediction_type, self.preconditioning = (
+            found.schedule,
+            found.prediction_type,
+            found.preconditioning,
+        )
+        self.drive, self.conditions, self.name, self.run_size = drive, conditions, name, run_size
+        self.sample_shape, self.network, self.source = drive.probe.sample_shape, drive.network, drive.pipe
+        self.guidance_scale, self.own_network = None, False
+        self.decoder = PipelineDecoder(drive, run_size) if drive.decodes else None
+        self.waves = Waves(drive, run_size)
+        self.common_levels = bool(drive.probe.common)
+        weakref.finalize(self, self.waves.close)
+
+    @property
+    def probe(self) -> Probe:
+        """What watching the pipeline has found: print it."""
+        return self.drive.probe
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline computes."""
+        return self.drive.device
+
+    @property
+    def calls(self) -> int:
+        return self.probe.calls
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return self.drive.fingerprint
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> PipelineTeacher:
+        """This teacher as it is: a pipeline is moved and cast by whom it belongs to."""
+        return self
+
+    def close(self) -> None:
+        """End all suspended calls; the next prediction opens another."""
+        self.waves.close()
+
+    def own_grid(self, num_steps: int) -> LevelsGrid:
+        """The pipeline's own timesteps for so many steps."""
+        levels = self.drive.own_levels(num_steps)
+        if self.probe.from_image:
+            # Few steps would begin an image at another level than many, and so solve another problem.
+            first = self.schedule.half_logsnr_at(torch.ones(1, dtype=torch.float64))
+            levels = (float(first), *levels[1:])
+        return LevelsGrid(levels)
+
+    def initial_sample(self, noise: Tensor, condition: Tensor | None, half_logsnr: Tensor) -> Tensor:
+        if not self.probe.from_image:
+            return noise
+        rows = [0] * len(noise) if condition is None else condition.tolist()
+        images, level = self.drive.images(rows).to(noise), self.schedule.level(half_logsnr)
+        mixed = float(level.alpha) * images + float(level.sigma) * noise
+        return mixed / float(self.schedule.size(half_logsnr))
+
+    def predict_at(self, state: State) -> Prediction:
+        return self._predicted(
+            Place(state.x, state.half_logsnr.cpu(), state.timestep.cpu()),
+            state.condition,
+            state.predictions,
+            state.predictions + state.steps_left,
+            state.wave,
+        )
+
+    def predict(
+        self,
+        x: Tensor,
+        half_logsnr: Tensor,
+        timestep: Tensor,
+        condition: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Prediction:
+        """As the first prediction of a call of its own; ``guidance`` is without effect."""
+        rows = torch.zeros(len(x), dtype=torch.int64)
+        place = Place(x, half_logsnr.cpu(), timestep.cpu())
+        found = self._predicted(place, rows if condition is None else condition, rows, rows + PROBED, rows)
+        assert found.wave is not None
+        self.waves.drop(found.wave.tolist())
+        return found
+
+    def _predicted(self, place: Place, condition: Tensor, index: Tensor, num_steps: Tensor, wave: Tensor) -> Prediction:
+        assert place.x is not None
+        assert place.half_logsnr is not None
+        x, level = place.x, self.schedule.level(place.half_logsnr)
+        output, seen = torch.empty_like(x), torch.empty_like(x)
+        numbers = torch.zeros(len(x), dtype=torch.int64)
+        for rows, number, answer in self.waves.predict(place, condition, index, num_steps, wave):
+            output[rows], seen[rows], numbers[rows] = answer.output.to(x), answer.x.to(x), number
+            self._check(answer, rows, condition, index)
+        # What was only rounded on its way is no other sample.
+        half = x.to(self.drive.dtype).to(x)
+        seen = torch.where(seen == half, x, seen)
+        read = self.preconditioning.read(output, seen, level, self.prediction_type)
+        return replace(read, x=seen, wave=numbers)
+
+    def _check(self, answer: Answer, rows: list[int], condition: Tensor, index: Tensor) -> None:
+        finite = answer.output.isfinite()
+        if bool(finite.all()):
+            return
+        row = rows[int((~finite.flatten(1).all(dim=1)).nonzero()[0, 0])]
+        raise ValueError(
+            f"teacher {self.name!r} predicted NaN or infinity at step {int(index[row]) + 1} for "
+            f"{self.conditions.names[int(condition[row])]!r}: half precision may be too small for this network, try "
+            "bfloat16 or float32"
+        )
+
+
+class PipelineDecoder:
+    """What a pipeline shows of its latents, decoded by its own call.
+
+    Args:
+        drive: of the pipeline.
+        run_size: samples that are decoded together at most.
+    """
+
+    def __init__(self, drive: Drive, run_size: int) -> None:
+        self.drive, self.run_size = drive, run_size
+
+    @cached_property
+    def image_shape(self) -> tuple[int, ...]:
+        return tuple(self(torch.zeros(1, *self.drive.probe.sample_shape, device=self.drive.device)).shape[1:])
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        return torch.cat([self.drive.decoded(part, [0] * len(part)) for part in latents.split(self.run_size)])
 
 
 def config_of(teacher: Teacher) -> dict[str, Any]:

@@ -103,6 +103,9 @@ class WavyModel:
         eps = torch.sin(3 * x) + timestep[:, None]
         return Prediction(x0=(x - level.sigma[:, None] * eps) / level.alpha[:, None], eps=eps)
 
+    def predict_at(self, state):
+        return self.predict(state.x, state.half_logsnr, state.timestep)
+
 
 def test_ipndm_is_diffusers():
     """Nine steps of order 4 on diffusers' own grid; its model speaks v, from which it takes eps back.

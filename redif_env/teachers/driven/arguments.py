@@ -1,0 +1,130 @@
+"""The arguments of a pipeline's call for a batch of samples, from the conditions of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redif_env.teachers.conditions import Conditions
+
+Condition = str | int | Mapping[str, Any]
+"""A prompt, a class label, or arguments of the pipeline's call (prompt, image, mask, embeddings, ...).
+
+Tensors among the arguments are one row each: they have a leading dimension of 1.
+"""
+
+
+def arguments_of(condition: Condition) -> dict[str, Any]:
+    """A condition as arguments."""
+    if isinstance(condition, str):
+        return {"prompt": condition}
+    if isinstance(condition, int):
+        return {"class_labels": condition}
+    return dict(condition)
+
+
+def name_of(condition: Condition, number: int) -> str:
+    """What a condition is called, for people."""
+    if isinstance(condition, Mapping):
+        prompt = condition.get("prompt")
+        others = [key for key in condition if key != "prompt"]
+        return f"{prompt} (condition {number})" if prompt and others else str(prompt or f"condition {number}")
+    return str(condition)
+
+
+def batched(conditions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The arguments of one call for samples with these arguments.
+
+    Raises:
+        ValueError: if samples of one batch differ in what a call takes once, or in sizes.
+    """
+    names = {frozenset(condition) for condition in conditions}
+    if len(names) > 1:
+        few, many = sorted(names, key=len)[0], sorted(names, key=len)[-1]
+        raise ValueError(
+            f"conditions differ in their arguments: one has {sorted(many)}, another {sorted(few)}: give all the same"
+        )
+    return {name: _together(name, [condition[name] for condition in conditions]) for name in conditions[0]}
+
+
+def _together(name: str, values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor):
+        shapes = sorted({tuple(value.shape[1:]) for value in values})
+        if len(shapes) > 1:
+            raise ValueError(
+                f"conditions have {name} of different sizes in one batch, {shapes[0]} and {shapes[-1]}: give all the "
+                "same size"
+            )
+        return torch.cat(values)
+    if hasattr(first, "size") and hasattr(first, "mode"):  # an image
+        sizes = sorted({value.size for value in values})
+        if len(sizes) > 1:
+            raise ValueError(
+                f"conditions have {name} of different sizes in one batch, {sizes[0]} and {sizes[-1]}: resize them"
+            )
+        return values
+    if isinstance(first, str) or name == "class_labels":
+        return values
+    if isinstance(first, list | tuple):
+        if all(isinstance(part, Tensor) and len(part) == 1 and part.ndim > 3 for part in first):
+            # One for each of several networks, such as ControlNets.
+            return [_together(name, list(parts)) for parts in zip(*values, strict=True)]
+        return [part for value in values for part in value]
+    if any(value != first for value in values):
+        raise ValueError(
+            f"conditions have {name}={first!r} and others, but a pipeline takes one for all its samples: give it to "
+            "from_pipeline, or make a teacher of each"
+        )
+    return first
+
+
+def call_arguments(
+    conditions: Sequence[Condition] | Mapping[Condition, float] | None, shared: dict[str, Any]
+) -> tuple[list[dict[str, Any]], Conditions]:
+    """Arguments of the call for each condition, and the conditions as a table of names and weights.
+
+    Texts among the arguments that are ``shared`` move to each condition: pipelines want as many as there are prompts.
+
+    Raises:
+        ValueError: if there is no condition.
+    """
+    given = [{}] if conditions is None else list(conditions)
+    if not given:
+        raise ValueError("conditions are empty: give at least one prompt, class label or dict of arguments")
+    found = [arguments_of(condition) for condition in given]
+    if isinstance(conditions, Mapping):
+        weights = list(conditions.values())
+    else:
+        weights = [float(arguments.pop("weight", 1.0)) for arguments in found]
+    texts = {key: shared.pop(key) for key in list(shared) if isinstance(shared[key], str) and "prompt" in key}
+    found = [{**texts, **arguments} for arguments in found]
+    names = tuple(name_of(condition, number) for number, condition in enumerate(given))
+    equal = len(set(weights)) == 1
+    return found, Conditions(
+        names if conditions is not None else ("",), weights=None if equal else torch.tensor(weights)
+    )
+
+
+def content(value: Any) -> bytes:
+    """All that a tensor, an image or another argument holds, for a digest."""
+    if isinstance(value, Tensor):
+        if value.is_meta:
+            return repr(value.shape).encode()
+        raw = value.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
+        return raw.view(torch.uint8).numpy().tobytes()
+    if isinstance(value, list | tuple):
+        return b"".join(map(content, value))
+    if hasattr(value, "tobytes"):
+        return bytes(value.tobytes())
+    return repr(value).encode()
+
+
+def bare(value: Any) -> Any:
+    """An argument without what its tensors hold."""
+    if isinstance(value, Tensor):
+        return value.to("meta")
+    return type(value)(map(bare, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,47 @@
+"""The table of docs/pipelines.md: ``python -m tests.teachers.table`` writes it."""
+
+import warnings
+from pathlib import Path
+
+from redif_env.teachers.driven.refused import REFUSED_PIPELINES
+from tests.teachers.classes import UNTRIED_BY_NAME
+from tests.teachers.driving import teacher_of
+from tests.teachers.zoo import ZOO
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "pipelines.md"
+MARK = "<!-- from here on written by tests/teachers/table.py -->"
+HEAD = (
+    "| entry | class | its scheduler | stepped as | a sample | network calls | levels | begins from |\n"
+    + "|---" * 8
+    + "|"
+)
+
+
+def row(name, teacher):
+    """What the probe found of an entry of the zoo."""
+    probe = teacher.probe
+    levels = "common to a batch" if probe.common else "each sample's own"
+    begins = "an image and noise" if probe.from_image else "noise"
+    shape = "x".join(map(str, probe.sample_shape))
+    stock = [kind.removesuffix("Scheduler") for kind in (probe.scheduler, probe.stepped_as)]
+    return f"| {name} | {probe.pipeline} | {stock[0]} | {stock[1]} | {shape} | {probe.calls} | {levels} | {begins} |"
+
+
+def named():
+    """The classes that are refused, and those that are untried, with the reasons."""
+    lines = []
+    for title, reasons in (("Refused", REFUSED_PIPELINES), ("Not tried", UNTRIED_BY_NAME)):
+        lines += ["", f"## {title}", "", "| class | why |", "|---|---|"]
+        lines += [f"| {name} | {why} |" for name, why in sorted(reasons.items())]
+    return "\n".join(lines)
+
+
+def main():
+    warnings.simplefilter("ignore")
+    rows = [row(name, teacher_of(kind())) for name, kind in ZOO.items()]
+    text = DOCUMENT.read_text().split(MARK)[0]
+    DOCUMENT.write_text(f"{text}{MARK}\n\n## Driven\n\n{HEAD}\n" + "\n".join(rows) + f"\n{named()}\n")
+
+
+if __name__ == "__main__":
+    main()
