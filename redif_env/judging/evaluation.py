@@ -16,7 +16,8 @@ from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.judging.baselines import Baseline, all_baselines
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.settings import name_of
-from redif_env.measures.features import CLASSIFIERS, embed, judge_features, load_features
+from redif_env.measures.classifiers import SHIPPED
+from redif_env.measures.features import embed, judge_features, load_features
 from redif_env.measures.metrics import (
     coverage,
     density,
@@ -85,7 +86,7 @@ class Evaluator:
         self.condition = reference.condition.to(teacher.device)
         self.endpoints = teacher.clip(reference.endpoints).to(teacher.device)
         judge = features or judge_features(teacher.image_shape)
-        self.feature_name = f"{CLASSIFIERS[judge][0]}-64" if judge in CLASSIFIERS else judge
+        self.feature_name = f"{SHIPPED[judge].folder}-64" if judge in SHIPPED else judge
         self.features = load_features(judge, teacher.image_shape).to(teacher.device)
         self.endpoint_features = self.embed(self.endpoints)
         self.data_features: Tensor | None = None

@@ -7,62 +7,15 @@ import pickle
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redif_env.storage.files import ASSETS
+from redif_env.measures.classifiers import SHIPPED, Classifier
 
 FEATURE_BATCH = 1024
 
-CLASSIFIERS = {
-    "digits": ("digits-features", (1, 8, 8)),
-    "digits-judge": ("digits-classifier", (1, 8, 8)),
-    "mnist": ("mnist-features", (1, 28, 28)),
-    "mnist-judge": ("mnist-classifier", (1, 28, 28)),
-}
-"""Folders of the digit networks, and what they take. The two of one shape differ in their training seed alone; keeping
-them apart means that a reward cannot be good by the judge's own blind spots."""
-
-
 INCEPTION = "inception:"
 """Before the path of its weights, a name of features."""
-
-
-class DigitsClassifier(nn.Module):
-    """A small convolutional classifier of digits; its penultimate layer is the feature space of the digits tables.
-
-    ``forward`` gives class logits ``(B, 10)``; ``features`` gives ``(B, 64)``, of images ``(B, 1, side, side)`` in
-    [-1, 1]. Trained and shipped by ``python -m experiments.train_classifier``.
-
-    Args:
-        side: 8 or 28 pixels.
-    """
-
-    num_features = 64
-
-    def __init__(self, side: int = 8) -> None:
-        super().__init__()
-        # A larger image is halved once more, by the first layer, and leaves 4 x 4 places, where 8 x 8 ones leave 2 x 2.
-        stride, places = (1, 2) if side == 8 else (2, 4)
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 32, 3, stride=stride, padding=1),
-            nn.GELU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(64, 64, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Flatten(),
-            nn.Linear(64 * places**2, self.num_features),
-            nn.GELU(),
-        )
-        self.head = nn.Linear(self.num_features, 10)
-
-    def features(self, images: Tensor) -> Tensor:
-        return self.body(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
 
 
 class PixelFeatures(nn.Module):
@@ -77,9 +30,9 @@ class PixelFeatures(nn.Module):
 
 
 class PenultimateFeatures(nn.Module):
-    """:meth:`DigitsClassifier.features` as a module, the form that torchmetrics takes."""
+    """The penultimate layer of a classifier as a module, the form that torchmetrics takes."""
 
-    def __init__(self, classifier: DigitsClassifier) -> None:
+    def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
         self.num_features = classifier.num_features
@@ -190,8 +143,8 @@ def load_features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
     """A frozen feature network.
 
     Args:
-        name: ``"pixels"``: the samples themselves; ``"digits"`` or ``"mnist"``: the network for rewards on 8x8 or
-            28x28 digits; ``"digits-judge"`` or ``"mnist-judge"``: another one, trained from another seed, which the
+        name: ``"pixels"``: the samples themselves; ``"digits"``, ``"mnist"`` or ``"cifar10"``: the network for
+            rewards on those images; ``"digits-judge"`` and so on: another one, trained from another seed, which the
             tables use and rewards should not; ``"inception:PATH"``: those of FID, with the weights at that path; else
             the folder or hub id of a transformers vision model (CLIP, DINO, ...).
         sample_shape: S of what it is to take; for latents, the shape of the images.
@@ -202,13 +155,13 @@ def load_features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
     network: nn.Module
     if name == "pixels":
         network = PixelFeatures(math.prod(sample_shape))
-    elif name in CLASSIFIERS:
-        folder, shape = CLASSIFIERS[name]
-        if sample_shape != shape:
-            raise ValueError(f"features={name!r} takes samples of shape {shape}, not {sample_shape}: try 'pixels'")
-        classifier = DigitsClassifier(shape[-1])
-        classifier.load_state_dict(load_file(ASSETS / folder / "model.safetensors"))
-        network = PenultimateFeatures(classifier)
+    elif name in SHIPPED:
+        shipped = SHIPPED[name]
+        if sample_shape != shipped.sample_shape:
+            raise ValueError(
+                f"features={name!r} takes samples of shape {shipped.sample_shape}, not {sample_shape}: try 'pixels'"
+            )
+        network = PenultimateFeatures(shipped.load())
     elif len(sample_shape) == 3 and name.startswith(INCEPTION):
         network = InceptionFeatures(Path(name.removeprefix(INCEPTION)))
     elif len(sample_shape) == 3:
@@ -220,7 +173,7 @@ def load_features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
 
 def default_features(sample_shape: tuple[int, ...]) -> str:
     """The name of the features that rewards use where none is named."""
-    return next((name for name in ("digits", "mnist") if CLASSIFIERS[name][1] == sample_shape), "pixels")
+    return next((name for name, known in SHIPPED.items() if known.sample_shape == sample_shape), "pixels")
 
 
 def judge_features(sample_shape: tuple[int, ...]) -> str:

@@ -397,7 +397,7 @@ def own_teacher(teacher: Teacher, network: nn.Module, parameterization: Paramete
     )
 
 
-BUILT_IN: dict[str, int | None] = {"digits": None, "digits-classes": 10, "mnist": 10}
+BUILT_IN: dict[str, int | None] = {"digits": None, "digits-classes": 10, "mnist": 10, "cifar10": 10}
 """Teachers of images that come with the library, and the label that stands for none where they are conditional."""
 
 
