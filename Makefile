@@ -6,7 +6,7 @@ RUN := .venv/bin/python
 
 demo: .venv/ready
 	$(RUN) -m agents.ppo --teacher digits --num-steps 4 --solver linear --grid 'time^1.25@2.5' --initial-map linear --seed 0 \
-		--out runs/digits-4 --resume
+		--baselines all --out runs/digits-4 --resume
 
 test: .venv/ready
 	$(RUN) -m pytest

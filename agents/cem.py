@@ -1,4 +1,4 @@
-"""The rival without states: the same action numbers, one table for all samples, by cross-entropy search.
+"""The baseline without states: the same actions, one table for all samples, by cross-entropy search.
 
 python -m agents.cem --teacher digits --num-steps 4 --seed 0 --out runs/digits-4-cem
 """
@@ -15,47 +15,45 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from agents.command import DEFAULT_REWARD, prepare_folder, run
-from agents.evaluate import report
-from agents.runs import begin, check, settings_json
 from redif_env.envs.environments import ReDiFVectorEnv
+from redif_env.envs.task import Task
+from redif_env.judging.baselines import Which, baselines_of
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.policies import Policy
-from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.storage.checkpoints import add_state, newest_state
 from redif_env.students.student import Student
+from redif_env.training.command import DEFAULT_REWARD, run
+from redif_env.training.options import arguments_of, options_of
+from redif_env.training.report import report
+from redif_env.training.runs import begin, settings_json, unfinished
 
-PROGRAM = "agents.cem"
+PROGRAM = "cem"
+TaskOptions: Any = options_of(Task, reward=DEFAULT_REWARD)
 
 
 @dataclass(frozen=True)
-class Args:
-    """Settings; the budget is that of ``agents.ppo``."""
+class Args(TaskOptions):
+    """Settings: those of the environment, and these."""
 
-    teacher: str = "digits"
-    num_steps: int = 4
     seed: int = 0
     out: Path = Path("runs/cem")
+    """Folder for config.json, checkpoints/, student/, result.json and samples.png."""
     network_calls: int = 480_000
-    reward: tuple[tuple[str, float], ...] = DEFAULT_REWARD
-    action: str = "solver"
-    solver: str = DEFAULT_SOLVER
-    grid: str = DEFAULT_GRID
-    initial_map: str | None = None
+    """Budget: as many generations as it pays for."""
     population: int = 64
-    """Tables tried in each generation."""
+    """Tables of actions tried in each generation."""
     noises: int = 16
     """Initial noises that every table of a generation is tried on."""
     elite: int = 12
+    """Tables of a generation that the next is drawn around."""
     std_init: float = 0.3
+    """Standard deviation of the first generation's actions."""
     smoothing: float = 0.7
     """Weight of the elite's mean and deviation against the last ones."""
-    reference_size: int = 4096
-    """Noises to search on."""
-    teacher_steps: int = 100
-    """Predictions that the teacher spends on an endpoint."""
     checkpoint_every: int = 10
     """Generations between two checkpoints."""
+    baselines: Which = "quick"
+    """Training-free solvers in the report: none, the few that are best at such call counts, or all on all grids."""
     license: str | None = None
     """Of the teacher's weights, for the model card; by default that of a built-in teacher, else unknown."""
     resume: bool = False
@@ -106,15 +104,15 @@ class Search:
 
 
 def search(args: Args, env: ReDiFVectorEnv) -> Search:
-    """The search at its end, ``mean`` its result; with ``args.resume`` it goes on from what is kept."""
+    """The search at its end, ``mean`` its result; with ``args.resume`` it goes on from the newest checkpoint."""
     mean = np.zeros((args.num_steps, env.single_action_space.shape[0]))
     found = Search(mean, np.full_like(mean, args.std_init), np.random.default_rng(args.seed))
     env.reset(seed=args.seed)
     folder = args.out / "checkpoints"
-    kept = newest_state(folder) if args.resume else None
-    if kept is not None:
-        found.load_state_dict(kept["search"])
-        env.load_state_dict(kept["env"])
+    stored = newest_state(folder) if args.resume else None
+    if stored is not None:
+        found.load_state_dict(stored["search"])
+        env.load_state_dict(stored["env"])
     for _ in tqdm(range(found.generation, generations(args)), desc="generations"):
         found.step(args, env)
         if found.generation % args.checkpoint_every == 0 or found.generation == generations(args):
@@ -125,19 +123,8 @@ def search(args: Args, env: ReDiFVectorEnv) -> Search:
 
 def train(args: Args) -> tuple[Student, dict[str, Any]]:
     """The student of the table found, and what it cost."""
-    env = ReDiFVectorEnv(
-        args.population * args.noises,
-        teacher=args.teacher,
-        num_steps=args.num_steps,
-        action=args.action,
-        solver=args.solver,
-        grid=args.grid,
-        initial_map=args.initial_map,
-        reward=dict(args.reward),
-        group_size=args.population,
-        reference_size=args.reference_size,
-        teacher_steps=args.teacher_steps,
-    )
+    arguments = arguments_of(args, Task)
+    env = ReDiFVectorEnv(args.population * args.noises, group_size=args.population, **arguments)
     begin(args, PROGRAM)
     found = search(args, env)
     steps = generations(args) * env.num_envs * args.num_steps
@@ -147,10 +134,10 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
 
 
 def main(args: Args) -> None:
-    prepare_folder(args.out)
-    check(args, PROGRAM)
-    student, facts = train(args)
-    report("cem", student, settings_json(args), facts, args.out, Evaluator(student.mdp.teacher))
+    if unfinished(args, PROGRAM):
+        student, facts = train(args)
+        evaluator, baselines = Evaluator(student.mdp.teacher), baselines_of(args.baselines)
+        report("cem", student, settings_json(args), facts, args.out, evaluator, baselines)
 
 
 if __name__ == "__main__":

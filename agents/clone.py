@@ -12,67 +12,49 @@ from typing import Any
 
 from stable_baselines3.common.utils import set_random_seed
 
-from agents.command import prepare_folder, run, teacher_of, wanted
-from agents.evaluate import RESULT, report
-from agents.networks import NoiseSettings, noise_map, policy_kwargs, warm_start
-from agents.runs import begin, check, settings_json
 from redif_env.envs.spaces import action_space, observation_space
-from redif_env.judging.evaluation import Evaluator
-from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
+from redif_env.judging.baselines import Which, baselines_of
+from redif_env.judging.evaluation import TEST_SIZE, Evaluator
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.sb3 import StudentPolicy
 from redif_env.sb3.export import student_of
+from redif_env.sb3.training.networks import NoiseSettings, noise_map, policy_kwargs, warm_start
 from redif_env.students.student import Student
+from redif_env.training.command import run, teacher_of
+from redif_env.training.options import arguments_of, options_of
+from redif_env.training.report import report
+from redif_env.training.runs import begin, settings_json, unfinished
 
-PROGRAM = "agents.clone"
+PROGRAM = "clone"
+DECIDED = ("action", "observation", "min_steps", "prices", "learn_guidance", "dtype")
+"""Arguments that a clone does not leave open."""
+MDPOptions: Any = options_of(MDPSettings, without=DECIDED)
 
 
 @dataclass(frozen=True)
-class Args:
-    """Settings."""
+class Args(MDPOptions):
+    """Settings: those of the decision process, and these."""
 
-    teacher: str = "digits"
-    """A built-in name, a diffusers folder, or a hub id."""
-    conditions: tuple[str, ...] | None = None
-    """Class labels; all if not given."""
-    null_label: int | None = None
-    guidance_scale: float | None = None
-    """Of classifier-free guidance: the student makes in one call what the teacher makes in two."""
-    num_steps: int = 4
-    """Steps, and so network calls, a sample."""
-    solver: str = DEFAULT_SOLVER
-    """Base solver, on whose way the student is to know what to say."""
-    grid: str = DEFAULT_GRID
-    initial_map: str | None = None
     network: NoiseSettings = field(default_factory=NoiseSettings)
     seed: int = 0
     out: Path = Path("runs/clone")
     """Folder for config.json, student/, result.json and samples.png."""
     teacher_steps: int = 100
-    """Predictions that the teacher spends on an endpoint, to judge by."""
-    test_size: int = 2000
+    """Predictions that the teacher spends on an endpoint of the report."""
+    test_size: int = TEST_SIZE
+    """Noises of the report."""
+    baselines: Which = "quick"
+    """Training-free solvers in the report: none, the few that are best at such call counts, or all on all grids."""
     license: str | None = None
-    """Of the teacher's weights, for the model card."""
-    device: str = "cpu"
+    """Of the teacher's weights, for the model card; by default that of a built-in teacher, else unknown."""
     resume: bool = False
     """Take an unfinished run's folder; it starts again, with its settings."""
 
 
 def make(args: Args) -> tuple[Student, dict[str, Any]]:
     """The clone, and what it cost."""
-    mdp = build_mdp(
-        args.teacher,
-        args.num_steps,
-        noise_map(args.network),
-        "sample",
-        args.solver,
-        args.grid,
-        args.device,
-        "float32",
-        conditions=wanted(args.conditions),
-        null_label=args.null_label,
-        guidance_scale=args.guidance_scale,
-        initial_map=args.initial_map,
-    )
+    arguments = arguments_of(args, MDPSettings)
+    mdp = build_mdp(MDPSettings(**arguments, action=noise_map(args.network), observation="sample"))
     set_random_seed(args.seed)
     spaces = observation_space(mdp), action_space(mdp)
     policy = StudentPolicy(*spaces, lambda _: 0.0, **policy_kwargs(args.network, mdp)).to(mdp.teacher.device)
@@ -82,14 +64,11 @@ def make(args: Args) -> tuple[Student, dict[str, Any]]:
 
 
 def main(args: Args) -> None:
-    prepare_folder(args.out)
-    check(args, PROGRAM)
-    if (args.out / RESULT).exists():
-        print(f"{args.out} is finished: {args.out / RESULT} holds its table, {args.out / 'student'} its student")
-        return
-    student, facts = make(args)
-    evaluator = Evaluator(teacher_of(args), args.test_size, teacher_steps=args.teacher_steps, train_size=args.test_size)
-    report("clone", student, settings_json(args), facts, args.out, evaluator)
+    if unfinished(args, PROGRAM):
+        student, facts = make(args)
+        sizes = {"teacher_steps": args.teacher_steps, "train_size": args.test_size}
+        evaluator = Evaluator(teacher_of(args), args.test_size, **sizes)
+        report("clone", student, settings_json(args), facts, args.out, evaluator, baselines_of(args.baselines))
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from typing import Any
 from stable_baselines3 import A2C, SAC, TD3
 
 from agents import ppo
-from agents.command import run
-from agents.recipes import SOLVER
 from experiments import compare
 from experiments.rivals.field import Entry
 from experiments.rivals.off_the_shelf import off_the_shelf
 from experiments.rivals.ours import compact, cross_entropy
 from redif_env.mdp.actions import SolverMap
+from redif_env.sb3.training.recipes import SOLVER
+from redif_env.training.command import run
 
 BASE = ppo.Args(hidden=SOLVER.hidden)
 """What is changed one setting at a time: the comparison's recipe, but with the hidden layers of a stock policy."""

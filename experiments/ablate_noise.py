@@ -19,14 +19,15 @@ from rich.console import Console
 from rich.table import Table
 
 from agents import clone, ppo
-from agents.command import prepare_folder, run, teacher_of
-from agents.networks import NoiseSettings
 from experiments.stored import file_name, once, write_json
 from experiments.tasks import Task, finish_all
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.settings import shared_teacher
 from redif_env.sb3 import Reduction
+from redif_env.sb3.training.networks import NoiseSettings
 from redif_env.teachers.references import reference_paths, reference_set
+from redif_env.training.command import run, teacher_of
+from redif_env.training.runs import prepare_folder
 
 CHANGES: dict[str, dict[str, Any]] = {
     "the recipe": {},

@@ -19,10 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from agents import ppo
-from agents.command import prepare_folder, run
 from experiments.stored import write_json
 from experiments.tasks import Task, finish_all
 from redif_env.storage.files import write_file
+from redif_env.training.command import run
+from redif_env.training.runs import prepare_folder
 
 SETS: dict[str, dict[str, float]] = {
     "endpoint": {"endpoint": 1.0},

@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from agents import ppo
-from agents.command import DEFAULT_REWARD, prepare_folder, run
 from experiments.stored import write_json
 from experiments.tasks import Task, finish_all
 from redif_env.storage.files import write_file
+from redif_env.training.command import DEFAULT_REWARD, run
+from redif_env.training.runs import prepare_folder
 
 METRICS = {"fd_teacher": "Frechet distance to the teacher", "mse_teacher": "mean squared error to the endpoint"}
 

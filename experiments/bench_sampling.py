@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from agents.command import run
 from redif_env.diffusion.noise_schedulers import scheduler_config
 from redif_env.mdp.settings import parse_device
 from redif_env.students.export import ReDiFPipeline
 from redif_env.students.student import Student
+from redif_env.training.command import run
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,6 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from agents import clone
-from agents.command import prepare_folder, run
-from agents.networks import NoiseSettings
 from experiments.figures import draw_curves, draw_samples, draw_schedules
 from experiments.rivals.base import Base, bases_of
 from experiments.rivals.field import FIELD, Entry, takes_part
@@ -38,9 +36,12 @@ from redif_env.diffusion.grids import GRIDS
 from redif_env.fitted.initial_maps import fit_initial_map
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.settings import DEFAULT_GRID, shared_teacher
+from redif_env.sb3.training.networks import NoiseSettings
 from redif_env.storage.files import write_file
 from redif_env.teachers.references import TEST_SEED, VALIDATION_SEED, ReferenceSet, reference_paths, reference_set
 from redif_env.teachers.teacher import Teacher
+from redif_env.training.command import run
+from redif_env.training.runs import prepare_folder
 
 Field = Mapping[str, Entry]
 

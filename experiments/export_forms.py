@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from agents.command import prepare_folder, run
 from experiments.nfe_curve import ppo_settings, run_of, solvers_at
 from experiments.tasks import Task, finish_all
 from redif_env.diffusion.noise_schedulers import scheduler_config
@@ -30,6 +29,8 @@ from redif_env.students.export import ReDiFPipeline
 from redif_env.students.export.steps import run_steps
 from redif_env.students.student import Student
 from redif_env.teachers.references import ENDPOINT_BATCH
+from redif_env.training.command import run
+from redif_env.training.runs import prepare_folder
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from agents.command import prepare_folder, run
-from agents.evaluate import RESULT
 from redif_env.storage.checkpoints import checkpoints
 from redif_env.storage.files import sha256
+from redif_env.training.command import run
+from redif_env.training.runs import RESULT, prepare_folder
 
 RUN = (
     "--teacher", "gaussian-ring", "--num-steps", "3", "--num-envs", "16", "--group-size", "4",

@@ -19,12 +19,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from agents.command import run
 from redif_env.diffusion.grids import TimeGrid
 from redif_env.diffusion.solvers import SOLVERS, sample
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.settings import initial_map_of, look_up, shared_teacher
 from redif_env.teachers.references import VALIDATION_SEED
+from redif_env.training.command import run
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import obs_as_tensor
 
-from agents.command import prepare_folder, run
 from experiments.stored import write_json
 from redif_env.sb3 import ReDiFVecEnv, Reduction, StudentPolicy, clip_range_of, make_vec_env, student_kwargs
 from redif_env.students.network.cloning import CloningPlan, clone
+from redif_env.training.command import run
+from redif_env.training.runs import prepare_folder
 
 Make = Callable[[ReDiFVecEnv], BaseAlgorithm]
 

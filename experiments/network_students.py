@@ -25,16 +25,17 @@ from rich.console import Console
 from rich.table import Table
 
 from agents import clone, ppo
-from agents.command import prepare_folder, run
-from agents.networks import NoiseSettings
-from agents.recipes import settled
 from experiments.rivals.regression import regression
 from experiments.rivals.rival import BACKWARD_CALLS, Sampler, StudentSampler, Task
 from experiments.stored import file_name, once, write_json
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.settings import shared_teacher
+from redif_env.sb3.training.networks import NoiseSettings
+from redif_env.sb3.training.recipes import settled
 from redif_env.students.student import Student
 from redif_env.teachers.references import VALIDATION_SEED, reference_paths, reference_set
+from redif_env.training.command import run
+from redif_env.training.runs import prepare_folder
 
 WARM, PPO, EQUAL_SECONDS, EQUAL_CALLS = "warm start", "PPO", "gradient, equal seconds", "gradient, equal calls"
 METHODS = (WARM, PPO, EQUAL_SECONDS, EQUAL_CALLS)

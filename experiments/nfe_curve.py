@@ -18,13 +18,14 @@ from rich.console import Console
 from rich.table import Table
 
 from agents import cem, ppo
-from agents.command import prepare_folder, run
-from agents.recipes import settled
 from experiments.stored import once
 from experiments.tasks import Task, finish_all
 from redif_env.judging.baselines import Baseline
 from redif_env.judging.evaluation import Evaluator, Row
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, shared_teacher
+from redif_env.sb3.training.recipes import settled
+from redif_env.training.command import run
+from redif_env.training.runs import prepare_folder
 
 
 @dataclass(frozen=True)

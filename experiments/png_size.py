@@ -22,8 +22,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from torch import Tensor
 
-from agents.callbacks import AnnealedExploration, linear_to_zero
-from agents.command import prepare_folder, run
 from experiments.stored import write_json
 from redif_env.diffusion.types import Transition
 from redif_env.envs.environments import ReDiFVectorEnv
@@ -31,9 +29,12 @@ from redif_env.envs.wrappers import CallableReward, GroupRelativeReward
 from redif_env.judging.evaluation import Evaluator
 from redif_env.measures.rendering import tile, to_pixels
 from redif_env.sb3 import ReDiFVecEnv
+from redif_env.sb3.training.callbacks import AnnealedExploration, linear_to_zero
 from redif_env.storage.files import write_file
 from redif_env.students.student import Student
 from redif_env.teachers.references import VALIDATION_SEED
+from redif_env.training.command import run
+from redif_env.training.runs import prepare_folder
 
 PICTURED = 12
 

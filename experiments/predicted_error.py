@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from agents.command import run
 from redif_env.envs.environments import ReDiFVectorEnv
 from redif_env.envs.groups import relative
 from redif_env.rewards.feature import feature_distance
 from redif_env.students.student import Student
+from redif_env.training.command import run
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from agents.command import run
 from redif_env.judging.evaluation import Evaluator
 from redif_env.measures.metrics import frechet_distance, mean_squared_error, strayed
 from redif_env.students.student import Student
 from redif_env.teachers.teacher import load_teacher
+from redif_env.training.command import run
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from agents import cem, ppo
-from agents.command import teacher_of
 from experiments.stored import once
 from redif_env.judging.evaluation import Evaluator, prices_of
 from redif_env.mdp.settings import shared_teacher
+from redif_env.training.command import teacher_of
 
 ROWS = "rows.json"
 

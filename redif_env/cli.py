@@ -1,4 +1,4 @@
-"""The command ``redif``: sample from a student, look at it, judge it. Needs no RL library."""
+"""The command ``redif``: train a student, sample, look, evaluate. Only training needs an RL library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -20,6 +20,7 @@ from tyro.conf import Positional, arg
 from redif_env.diffusion.grids import next_position
 from redif_env.diffusion.solvers import record
 from redif_env.diffusion.types import Prediction, State
+from redif_env.judging.baselines import Which, baselines_of
 from redif_env.judging.evaluation import TEST_SIZE, Evaluator, judge
 from redif_env.judging.tables import print_table
 from redif_env.mdp.settings import parse_device, solver_name
@@ -30,6 +31,11 @@ from redif_env.teachers.teacher import Teacher, load_teacher
 
 WIDTH = 60
 """Characters of a drawn schedule."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a student with PPO; ``redif train --help`` lists the settings."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +97,14 @@ class Info:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Judge a student beside every training-free solver at the same number of network calls."""
+    """Evaluate a student beside training-free solvers at the same number of network calls."""
 
     student: Positional[str]
     """Folder or hub id of a student."""
     size: int = TEST_SIZE
     """Held-out noises."""
+    baselines: Which = "quick"
+    """Solvers: none, the few that are best at such call counts, or all on all grids."""
     out: Path | None = None
     """File for the rows, as JSON."""
     device: str = "cpu"
@@ -106,7 +114,7 @@ class Evaluate:
             raise ValueError(f"size must be at least 2, got {self.size}: a distance between sets needs more")
         student = load(self.student, self.device)
         evaluator = Evaluator(teacher_of(student).to(parse_device(self.device)), self.size)
-        rows = judge(evaluator, student, "student")
+        rows = judge(evaluator, student, "student", baselines_of(self.baselines))
         nfe = max(row.nfe for row in rows if row.method == "student")
         print_table(rows, f"{student.mdp.teacher.name}, {nfe:.4g} NFE, {evaluator.described}")
         if self.out is not None:
@@ -244,12 +252,33 @@ def _numbers(states: list[State]) -> list[str]:
     return [f"{'told':>17}  {told}", f"{'sigma / alpha':>17}  {ratios}"]
 
 
-def main() -> None:
-    """Parse the command line and do what it says; on bad input say a sentence and exit with code 2."""
-    diffusers_logging.disable_progress_bar()
-    command = tyro.extras.subcommand_cli_from_dict({"sample": Sample, "info": Info, "evaluate": Evaluate}, prog="redif")
+def train(arguments: list[str]) -> None:
+    """``redif train``: the program of ``python -m agents.ppo``.
+
+    Raises:
+        ValueError: if Stable-Baselines3, or what it logs with, is not installed.
+    """
     try:
-        command.run()
+        from redif_env.sb3.training import ppo
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("stable_baselines3", "tensorboard"):
+            raise
+        raise ValueError(f"redif train needs {error.name}: pip install 'redif-env[sb3]'") from error
+    from redif_env.sb3.training.recipes import settled
+    from redif_env.training.command import run
+
+    run(ppo.main, ppo.Args, settled, arguments=arguments, prog="redif train")
+
+
+def main() -> None:
+    """Parse the command line and do what it says; on bad input print a sentence and exit with code 2."""
+    diffusers_logging.disable_progress_bar()
+    commands: dict[str, Any] = {"train": Train, "sample": Sample, "info": Info, "evaluate": Evaluate}
+    try:
+        if sys.argv[1:2] == ["train"]:
+            train(sys.argv[2:])
+        else:
+            tyro.extras.subcommand_cli_from_dict(commands, prog="redif").run()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -13,8 +13,8 @@ import redif_env
 ROOT = Path(__file__).parent.parent
 PACKAGE = "redif_env"
 ROOMS = (
-    "storage", "diffusion", "measures", "teachers", "fitted", "mdp", "rewards", "envs", "students", "judging", "sb3",
-    "cli",
+    "storage", "diffusion", "measures", "teachers", "fitted", "mdp", "rewards", "envs", "students", "judging",
+    "training", "sb3", "cli",
 )  # fmt: skip
 """From the ground up: a room imports from itself and from those before it."""
 PROGRAMS = ("agents", "experiments", "tests")
@@ -22,8 +22,8 @@ ALLOWED = {
     "stable_baselines3": ("sb3",),
     "tensorboard": ("sb3",),
     "gymnasium": ("envs", "sb3"),
-    "rich": ("judging/tables.py", "sb3/training", "cli.py"),
-    "tyro": ("sb3/training", "cli.py"),
+    "rich": ("judging/tables.py", "training", "cli.py"),
+    "tyro": ("training", "cli.py"),
     # Where the classes are diffusers' own by base class; elsewhere it is imported when it is used.
     "diffusers": ("teachers/mixture_model.py", "students/export", "judging/baselines.py", "cli.py"),
     "sklearn": (),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from redif_env import Student
 from redif_env.mdp.policies import Policy, PolicyConfig
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = """
@@ -31,7 +31,7 @@ assert "gymnasium" not in sys.modules
 @pytest.mark.timeout(1800)
 def test_the_wheel_s_core_dependencies_are_enough(tmp_path):
     """Built, installed with the tested versions, used: by Python and by the command."""
-    mdp = build_mdp("digits", 4, "solver", "features", "dpm++3m", "time^1.5", "cpu", "float32")
+    mdp = build_mdp(MDPSettings(teacher="digits", num_steps=4, solver="dpm++3m", grid="time^1.5"))
     torch.manual_seed(0)
     student = Student(mdp, Policy(PolicyConfig((mdp.observation_size, 64, 64, mdp.action_size))))
     student.save_pretrained(tmp_path / "student")

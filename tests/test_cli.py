@@ -1,6 +1,7 @@
 """The command ``redif``, typed."""
 
 import json
+import re
 import sys
 from dataclasses import asdict
 
@@ -11,8 +12,9 @@ from safetensors.torch import load_file
 
 from redif_env import Student
 from redif_env.cli import base_timesteps, main
+from redif_env.judging.baselines import QUICK
 from redif_env.mdp.policies import Policy, PolicyConfig
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.students.record import Record
 
 
@@ -34,7 +36,7 @@ def type_in(monkeypatch, capsys):
 
 
 def make_student(folder, teacher="gaussian-ring", **options):
-    mdp = build_mdp(str(teacher), 3, "solver", "features", "dpm++3m", "time^1.5", "cpu", "float32", **options)
+    mdp = build_mdp(MDPSettings(teacher=str(teacher), num_steps=3, solver="dpm++3m", grid="time^1.5", **options))
     torch.manual_seed(0)
     quality = [{"method": "redif-ppo", "nfe": 3, "fd_teacher": 0.1234567}]
     record = Record({"seed": 11}, "50 held-out noises", quality, {"torch": "2.13"}, "mit")
@@ -100,7 +102,7 @@ def test_info_of_fixed_and_of_adaptive_steps(type_in, tmp_path):
 
 
 def test_evaluate(type_in, tmp_path):
-    """The table of the student beside every solver, and the same numbers as JSON."""
+    """The table of the student beside the best solvers, and the same numbers as JSON."""
     student = make_student(tmp_path / "student")
     code, said, _ = type_in("evaluate", tmp_path / "student", "--size", 40, "--out", tmp_path / "rows.json")
     assert code == 0
@@ -108,7 +110,9 @@ def test_evaluate(type_in, tmp_path):
     rows = json.loads((tmp_path / "rows.json").read_text())
     methods = [row["method"] for row in rows]
     assert methods[:3] == ["teacher", "teacher, other noises", "student"]
-    assert {"unipc3", "ipndm2", "deis2"} <= set(methods)
+    assert len(rows) == 3 + len(QUICK)
+    assert {"unipc3", "ipndm3"} <= set(methods)
+    assert type_in("evaluate", tmp_path / "student", "--size", 40, "--baselines", "none")[0] == 0
     from redif_env.judging.evaluation import Evaluator
 
     assert rows[2] == asdict(Evaluator(student.mdp.teacher, 40).student_row("student", student))
@@ -157,3 +161,54 @@ def test_a_conditional_student_is_asked_and_described(type_in, tmp_path):
     code, _, complained = type_in("sample", tmp_path / "student", "--condition", 8, "--out", out)
     assert code == 2
     assert "condition=8 is not among the 3" in complained
+
+
+def test_train_is_the_program_of_agents(type_in, tmp_path):
+    """A tiny run; ``python -m agents.ppo`` goes on with its folder, as it would with its own."""
+    from agents import ppo
+
+    out = tmp_path / "run"
+    tiny = ["--teacher", "gaussian-ring", "--num-steps", 2, "--network-calls", 64, "--num-envs", 16, "--test-size", 32]
+    small = ["--held-out-size", 32, "--reference-size", 32, "--teacher-steps", 8, "--baselines", "none", "--out", out]
+    code, said, errors = type_in("train", *tiny, *small)
+    assert code == 0, errors
+    assert said.index("student saved in") < said.index("redif-ppo")
+    assert Student.from_pretrained(out / "student").num_steps == 2
+    assert {row["method"] for row in json.loads((out / "result.json").read_text())["rows"]} == {
+        "teacher", "teacher, other noises", "redif-ppo"
+    }  # fmt: skip
+    ppo.main(ppo.Args(out=out, resume=True, **stored_settings(out)))
+
+
+def stored_settings(out):
+    """Those of a run that a test's command line named."""
+    names = ("num_steps", "network_calls", "num_envs", "test_size", "held_out_size", "reference_size", "teacher_steps")
+    settings = json.loads((out / "config.json").read_text())["settings"]
+    return {name: settings[name] for name in ("teacher", "baselines", *names)}
+
+
+def test_train_says_which_defaults_are_in_force(type_in):
+    """The recipe's of the action that is given; no option with a default of None but those that may be left out."""
+    code, said, _ = type_in("train", "--help")
+    assert code == 0
+    assert said.startswith("usage: redif train")
+    for flag, default in {"--learning-rate": "0.001", "--num-envs": "128", "--gamma": "1.0", "--epochs": "4"}.items():
+        assert re.search(rf"{flag} .*?\(default:\W+{re.escape(default)}\)", said, re.DOTALL), flag
+    _, said, _ = type_in("train", "--action", "noise", "--help")
+    assert re.search(r"--learning-rate .*?\(default:\W+0.0002\)", said, re.DOTALL)
+
+
+def test_training_without_its_library_names_the_extra(type_in, monkeypatch):
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    for name in [name for name in sys.modules if name.startswith("redif_env.sb3")]:
+        monkeypatch.delitem(sys.modules, name)
+    code, _, errors = type_in("train", "--dry-run")
+    assert code == 2
+    assert errors == "error: redif train needs stable_baselines3: pip install 'redif-env[sb3]'\n"
+
+
+def test_a_dry_run_refuses_unknown_names(type_in):
+    for option, value in (("reward", "brightness"), ("grid", "fine"), ("action", "jump")):
+        code, _, errors = type_in("train", "--dry-run", f"--{option}", value, *(["1"] if option == "reward" else []))
+        assert code == 2
+        assert f"{option}='{value}' is unknown: choose one of" in errors

@@ -17,7 +17,7 @@ from experiments.rivals.rival import Fitted, StudentSampler, Task, seen
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.students.network.refinement import straight_through
 from redif_env.students.student import Student
 
@@ -79,15 +79,15 @@ def gradient_policy(task: Task) -> Fitted:
 
 def _mdp(task: Task) -> DenoisingMDP:
     return build_mdp(
-        task.teacher,
-        task.num_steps,
-        "solver",
-        seen(task.teacher),
-        task.base.solver,
-        task.base.grid,
-        str(task.teacher.device),
-        "float32",
-        initial_map=task.base.initial_map,
+        MDPSettings(
+            teacher=task.teacher,
+            num_steps=task.num_steps,
+            observation=seen(task.teacher),
+            solver=task.base.solver,
+            grid=task.base.grid,
+            device=str(task.teacher.device),
+            initial_map=task.base.initial_map,
+        )
     )
 
 

@@ -7,12 +7,12 @@ from typing import Any
 from stable_baselines3 import A2C, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents.callbacks import linear_to_zero
-from agents.command import DEFAULT_REWARD
 from experiments.rivals.pace import environment_seconds, in_time
 from experiments.rivals.rival import Clock, Fitted, StudentSampler, Task
 from redif_env.sb3 import make_vec_env
+from redif_env.sb3.training.callbacks import linear_to_zero
 from redif_env.students.student import Student
+from redif_env.training.command import DEFAULT_REWARD
 
 NUM_ENVS = 64
 GROUP = 8

@@ -11,17 +11,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from agents import cem, ppo
-from agents.command import DEFAULT_REWARD
-from agents.networks import NoiseSettings
-from agents.plan import calls_per_second
-from agents.recipes import SOLVER, settled
 from experiments.rivals.base import Base
 from experiments.rivals.pace import environment_seconds, in_time
 from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, StudentSampler, Task, seen
 from redif_env.judging.evaluation import prices_of
 from redif_env.mdp.actions import ActionMap
 from redif_env.mdp.settings import DEFAULT_SOLVER
+from redif_env.sb3.training.networks import NoiseSettings
+from redif_env.sb3.training.recipes import SOLVER, settled
 from redif_env.students.student import Student
+from redif_env.training.command import DEFAULT_REWARD
+from redif_env.training.plan import calls_per_second
 
 MINIBATCH_SECONDS, ROLLOUT_SECONDS, SEARCH_SECONDS = 2.5e-3, 2.5e-3, 1e-5
 """On this project's machine: an update on a minibatch, a step of all sub-environments beside the environment's own

@@ -7,8 +7,8 @@ import time
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.plan import TIMED_SECONDS
 from experiments.rivals.rival import Task
+from redif_env.training.plan import TIMED_SECONDS
 
 
 def in_time(task: Task, a_step: float, batch_size: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -15,21 +14,16 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redif_env.diffusion.grids import Grid
-from redif_env.diffusion.solvers import Solver
 from redif_env.diffusion.types import State, Transition
 from redif_env.envs.draws import GroupDraws
 from redif_env.envs.spaces import action_space, observation_space
-from redif_env.fitted.initial_maps import LinearInitialMap
-from redif_env.mdp.actions import ActionMap
-from redif_env.mdp.observations import Observation, Sample
-from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, build_mdp
+from redif_env.envs.task import Task
+from redif_env.mdp.arguments import list_of, takes
+from redif_env.mdp.settings import build_mdp
 from redif_env.measures.rendering import Filmstrip
 from redif_env.rewards.names import build_terms
 from redif_env.rewards.reward import Reward, Term, load_memories, memories, restart
-from redif_env.teachers.conditions import ConditionsLike
 from redif_env.teachers.references import reference_set
-from redif_env.teachers.teacher import Teacher
 
 RENDER_MODES = ["rgb_array"]
 
@@ -47,10 +41,8 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         group_size: sub-environments in groups of this many start each episode from the same noise (those of one
             group are seeded like its first); what a group-relative baseline needs.
         autoreset_mode: ``SAME_STEP`` (default), ``NEXT_STEP`` or ``DISABLED``, as enum or as its value.
-        teacher, num_steps, action, observation, solver, grid, initial_map, reward, min_steps, prices, conditions,
-            null_label, guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, autocast,
-            render_mode: as
-            in :class:`ReDiFEnv`.
+        render_mode: None or ``"rgb_array"``.
+        task: the fields of :class:`redif_env.envs.task.Task`, which :class:`ReDiFEnv` lists.
 
     ``last_transition`` holds all that the last step did, as torch tensors, before any reset: what reward wrappers read.
     """
@@ -61,32 +53,15 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
+    @takes(Task)
     def __init__(
         self,
         num_envs: int = 1,
         *,
-        teacher: str | Path | Teacher = "digits",
-        num_steps: int = 4,
-        action: str | ActionMap = "solver",
-        observation: str | Observation | Sample = "features",
-        solver: str | Solver = DEFAULT_SOLVER,
-        grid: str | Grid = DEFAULT_GRID,
-        initial_map: str | LinearInitialMap | None = None,
-        reward: str | Reward | Mapping[str, float] = "endpoint",
-        min_steps: int | None = None,
-        prices: tuple[float, float] | None = None,
-        conditions: ConditionsLike | None = None,
-        null_label: int | None = None,
-        guidance_scale: float | None = None,
-        learn_guidance: bool = False,
-        reference_size: int = 4096,
-        teacher_steps: int = 100,
         group_size: int = 1,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
-        device: str = "cpu",
-        dtype: str = "float32",
-        autocast: bool = False,
         render_mode: str | None = None,
+        **arguments: Any,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
@@ -94,29 +69,15 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             raise ValueError(f"group_size must divide num_envs={num_envs}, got {group_size}")
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode={render_mode!r} is unknown: choose None or 'rgb_array'")
-        self.mdp = build_mdp(
-            teacher,
-            num_steps,
-            action,
-            observation,
-            solver,
-            grid,
-            device,
-            dtype,
-            min_steps=min_steps,
-            prices=prices,
-            conditions=conditions,
-            null_label=null_label,
-            guidance_scale=guidance_scale,
-            learn_guidance=learn_guidance,
-            initial_map=initial_map,
-        )
+        task = Task(**arguments)
+        self.mdp = build_mdp(task)
         self.num_envs, self.group_size, self.render_mode = num_envs, group_size, render_mode
-        self.autocast = autocast
-        if autocast and (dtype != "float32" or self.mdp.action_map.predicts):
+        self.autocast = task.autocast
+        if task.autocast and (task.dtype != "float32" or self.mdp.action_map.predicts):
             raise ValueError(
-                f"autocast=True needs dtype='float32' and a teacher that is asked, got dtype={dtype!r} and "
-                f"action={action!r}: leave it out (a student's own network has an autocast of its own)"
+                f"autocast=True needs dtype='float32' and an action map whose predictions are the teacher's, got "
+                f"dtype={task.dtype!r} and action={task.action!r}: leave it out (a student's own network has an "
+                "autocast of its own)"
             )
         self.autoreset_mode = _parse_autoreset_mode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
@@ -126,15 +87,15 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
-        reference = reference_set(self.mdp.teacher, reference_size, num_steps=teacher_steps)
-        self.reference = reference.to(self.mdp.teacher.device, getattr(torch, dtype))
-        self.terms = self._build_terms(reward)
+        reference = reference_set(self.mdp.teacher, task.reference_size, num_steps=task.teacher_steps)
+        self.reference = reference.to(self.mdp.teacher.device, getattr(torch, task.dtype))
+        self.terms = self._build_terms(task.reward)
         self.last_transition: Transition | None = None
-        self._draws = GroupDraws(num_envs, group_size, reference_size, priced=prices is not None)
+        self._draws = GroupDraws(num_envs, group_size, task.reference_size, priced=task.prices is not None)
         self._state: State | None = None
         self._pair = torch.zeros(num_envs, dtype=torch.int64, device=self.reference.noise.device)
         self._done = np.zeros(num_envs, dtype=np.bool_)
-        self._film = Filmstrip(num_envs, num_steps, self.mdp.teacher.image_shape) if render_mode else None
+        self._film = Filmstrip(num_envs, task.num_steps, self.mdp.teacher.image_shape) if render_mode else None
 
     @property  # type: ignore[override]
     def np_random(self) -> tuple[np.random.Generator, ...]:
@@ -470,33 +431,8 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
     env = gym.make("ReDiF-v0", teacher="digits", num_steps=4)
     ```
 
-    - `teacher="digits"`: a built-in name (`"digits"`, `"digits-classes"`, `"mnist"`, `"gaussian-ring"`), the path of a
-      diffusers folder, or a hub id.
-    - `conditions=None`: class labels or prompts to draw episodes' conditions from, with weights if a dict; all labels
-      if not given. `null_label=None`: the label that a `UNet2DModel` was trained with for no condition.
-    - `guidance_scale=None`: of classifier-free guidance, which makes each prediction two network calls.
-      `learn_guidance=False`: whether that scale is a decision.
-    - `num_steps=4`: steps, and so predictions, an episode.
-    - `action="solver"`, `observation="features"`: see above.
-    - `solver="ipndm"`, `grid="time^1.5@20"`: the base solver (`"ddim"`, `"dpm++2m"`, `"dpm++3m"`, `"ipndm1"` to
-      `"ipndm4"`; `"ipndm"` is of order 2 in up to 4 steps, else of order 3; `"linear"`: matrices in place of a
-      polynomial's weights, fitted to the teacher's ways, :mod:`redif_env.fitted.linear_solver`) and its grid (`"time"`,
-      `"time^1.5"`, `"time^2"`, `"logsnr"`, `"karras"`, `"ays"`; the first two also with a late start, where
-      sigma / alpha is 60, 20, 8 or 4: `"time@60"` ...; and `"time^1.25@2.5"`, for linear steps).
-    - `initial_map=None`: what a late start takes for a sample of its level: the noise itself, or with `"linear"`
-      what a linear map, fitted to the teacher's ways, makes of it without a network call
-      (:mod:`redif_env.fitted.initial_maps`). Like linear steps it is fitted once and cached; both are shipped for
-      `teacher="digits"`, `grid="time^1.25@2.5"` and 4 steps.
-    - `reward="endpoint"`: a name of :data:`redif_env.rewards.names.REWARDS`, or names with weights:
-      `{"endpoint": 1.0, "feature": 0.5}`.
-    - `min_steps=None`: network calls an episode at least; below `num_steps`, the number of calls is a decision.
-    - `prices=None`: smallest and largest price of a network call, in units of reward; the terms `"price"` and
-      `StepCost` without a cost charge it.
-    - `reference_size=4096`, `teacher_steps=100`: pairs in the reference set, and the network calls that the teacher
-      spent on each. Computed once and cached under `$REDIF_CACHE` or `~/.cache/redif`; shipped for the defaults.
-    - `device="cpu"`, `dtype="float32"`: where and in what type samples are kept.
-    - `autocast=False`: whether the network answers steps in bfloat16, for speed; endpoints stay in its own type.
-    - `render_mode=None` or `"rgb_array"`: the trajectory as a strip.
+    {arguments}
+    - `render_mode=None`: or `"rgb_array"`, the trajectory as a strip.
 
     Objects (a `Teacher`, a `Solver`, ...) may be given instead of names where the class is constructed directly.
 
@@ -507,54 +443,10 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
 
     metadata = {"render_modes": RENDER_MODES, "render_fps": 4}
 
-    def __init__(
-        self,
-        *,
-        teacher: str | Path | Teacher = "digits",
-        num_steps: int = 4,
-        action: str | ActionMap = "solver",
-        observation: str | Observation | Sample = "features",
-        solver: str | Solver = DEFAULT_SOLVER,
-        grid: str | Grid = DEFAULT_GRID,
-        initial_map: str | LinearInitialMap | None = None,
-        reward: str | Reward | Mapping[str, float] = "endpoint",
-        min_steps: int | None = None,
-        prices: tuple[float, float] | None = None,
-        conditions: ConditionsLike | None = None,
-        null_label: int | None = None,
-        guidance_scale: float | None = None,
-        learn_guidance: bool = False,
-        reference_size: int = 4096,
-        teacher_steps: int = 100,
-        device: str = "cpu",
-        dtype: str = "float32",
-        autocast: bool = False,
-        render_mode: str | None = None,
-    ) -> None:
-        self.batch = ReDiFVectorEnv(
-            1,
-            teacher=teacher,
-            num_steps=num_steps,
-            action=action,
-            observation=observation,
-            solver=solver,
-            grid=grid,
-            initial_map=initial_map,
-            reward=reward,
-            min_steps=min_steps,
-            prices=prices,
-            conditions=conditions,
-            null_label=null_label,
-            guidance_scale=guidance_scale,
-            learn_guidance=learn_guidance,
-            reference_size=reference_size,
-            teacher_steps=teacher_steps,
-            autoreset_mode=AutoresetMode.DISABLED,
-            device=device,
-            dtype=dtype,
-            autocast=autocast,
-            render_mode=render_mode,
-        )
+    @takes(Task)
+    def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
+        mode = AutoresetMode.DISABLED
+        self.batch = ReDiFVectorEnv(1, autoreset_mode=mode, render_mode=render_mode, **arguments)
         self.render_mode = render_mode
         self.action_space = self.batch.single_action_space
         self.observation_space = self.batch.single_observation_space
@@ -590,6 +482,11 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
         """The trajectory so far as one frame, if ``render_mode`` is ``"rgb_array"``."""
         frames = self.batch.render()
         return frames[0] if frames else None
+
+
+# None where docstrings are stripped (python -OO).
+if ReDiFEnv.__doc__:
+    ReDiFEnv.__doc__ = ReDiFEnv.__doc__.replace("{arguments}", list_of(Task))
 
 
 def _parse_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
@@ -171,13 +171,13 @@ class Evaluator:
             "wasserstein": wasserstein(samples.flatten(1), drawn.flatten(1)),
         }
 
-    def baselines(self, nfe: int) -> list[Row]:
-        """The training-free solvers on their grids at ``nfe`` network calls, best first.
+    def baselines(self, nfe: int, candidates: Sequence[Baseline] | None = None) -> list[Row]:
+        """Training-free solvers at ``nfe`` network calls, best first: ``candidates``, or every solver on every grid.
 
-        Of a large set of noises, those ``JUDGED`` pairs of a solver and a grid that are the nearest on ``SCREENED``.
+        Of many candidates and a large set of noises, those ``JUDGED`` that are the nearest on ``SCREENED`` noises.
         """
-        found = all_baselines()
-        if len(self.noise) > SCREENED:
+        found = all_baselines() if candidates is None else list(candidates)
+        if len(self.noise) > SCREENED and len(found) > JUDGED:
             screened = tqdm(found, desc="screening solvers")
             nearest = {baseline: self.distance(self._bound(baseline, nfe), SCREENED) for baseline in screened}
             found = sorted(found, key=lambda baseline: nearest[baseline])[:JUDGED]
@@ -201,8 +201,8 @@ class Evaluator:
         return self.row("teacher, other noises", "time", self.teacher_steps * self.teacher.calls, ends)
 
 
-def judge(evaluator: Evaluator, student: Student, method: str) -> list[Row]:
-    """The teacher, what chance makes of it, the student, and the best training-free solvers at the student's calls.
+def judge(evaluator: Evaluator, student: Student, method: str, baselines: Sequence[Baseline]) -> list[Row]:
+    """The teacher, what chance makes of it, the student, and the best of ``baselines`` at the student's calls.
 
     Where the student's base solver was fitted, that has a row too.
 
@@ -212,7 +212,7 @@ def judge(evaluator: Evaluator, student: Student, method: str) -> list[Row]:
     ours = [evaluator.student_row(method, student, price) for price in prices_of(student)]
     nfe = math.ceil(max(row.nfe for row in ours))
     fitted = fitted_rows(evaluator, student)
-    return [evaluator.teacher_row(), evaluator.floor_row(), *ours, *fitted, *evaluator.baselines(nfe)]
+    return [evaluator.teacher_row(), evaluator.floor_row(), *ours, *fitted, *evaluator.baselines(nfe, baselines)]
 
 
 def fitted_rows(evaluator: Evaluator, student: Student) -> list[Row]:

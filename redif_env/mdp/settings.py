@@ -1,8 +1,9 @@
-"""From the names that ``gym.make`` and the command line take to the objects they stand for."""
+"""The arguments of a denoising process, and from the names they may be to the objects they stand for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,11 +23,60 @@ from redif_env.teachers.teacher import Teacher, load_teacher
 T = TypeVar("T")
 
 LINEAR = "linear"
-"""The name of what is fitted to a teacher's ways: a start, the steps of a solver."""
+"""The name of what is fitted to a teacher's trajectories: an initial map, the steps of a solver."""
 
-DEFAULT_SOLVER, DEFAULT_GRID = "ipndm", "time^1.5@20"
-"""The base solver where none is named, iPNDM of order 3 (in up to 4 steps of order 2): from 6 steps on PPO brings the
-digits' samples nearer to their own endpoints from it than from DPM-Solver++ 3M, in a quarter of the calls (README)."""
+
+@dataclass(frozen=True, kw_only=True)
+class MDPSettings:
+    """The arguments that decide a denoising process: each is written here and nowhere else.
+
+    The environments' signatures and page, and the options of the training programs, are made of these fields.
+    """
+
+    teacher: str | Path | Teacher = "digits"
+    """The many-step model: a built-in name (`"digits"`, `"digits-classes"`, `"mnist"`, `"gaussian-ring"`), the path of
+    a diffusers folder, or a hub id."""
+    num_steps: int = 4
+    """Steps of an episode: as many predictions, and as many network calls, or twice as many with guidance."""
+    action: str | ActionMap = "solver"
+    """What the policy decides: `"solver"` (step size and corrections of the base solver), `"step"` (step size alone),
+    or `"noise"` (the whole noise prediction: the policy's network is the student)."""
+    observation: str | Observation | Sample = "features"
+    """What the policy sees: `"features"`, `"features+condition"`, `"steps"` (the steps left alone), or `"sample"` (for
+    action `"noise"`)."""
+    solver: str | Solver = "ipndm"
+    """The base solver, which the zero action reproduces: `"ddim"`, `"dpm++2m"`, `"dpm++3m"`, `"ipndm1"` to `"ipndm4"`,
+    `"ipndm"` (of order 2 in up to 4 steps, else of order 3), or `"linear"` (matrices fitted to the teacher's
+    trajectories, for samples of up to some hundred numbers)."""
+    grid: str | Grid = "time^1.5@20"
+    """The base solver's grid: `"time"`, `"time^1.5"`, `"time^2"`, `"logsnr"`, `"karras"` or `"ays"`; the first two also
+    with a late start, where sigma / alpha is 60, 20, 8 or 4 (`"time@60"`); and `"time^1.25@2.5"`, for linear steps."""
+    initial_map: str | LinearInitialMap | None = None
+    """How a late start maps the noise to its first sample, without a network call: not at all, or with `"linear"` by a
+    linear map fitted to the teacher's trajectories."""
+    min_steps: int | None = None
+    """Steps of an episode at least; below `num_steps`, the policy chooses their number."""
+    prices: tuple[float, float] | None = None
+    """Smallest and largest price of a network call, in units of reward, which the policy sees; the reward term
+    `"price"` charges it."""
+    conditions: ConditionsLike | None = None
+    """Class labels or prompts to draw episodes' conditions from, in Python also with weights as a dict; all labels if
+    not given."""
+    null_label: int | None = None
+    """The label that a class-conditional `UNet2DModel` was trained with for no condition."""
+    guidance_scale: float | None = None
+    """Scale of classifier-free guidance, which makes each prediction two network calls."""
+    learn_guidance: bool = False
+    """Let the policy choose the guidance scale."""
+    device: str = "cpu"
+    """Where networks run and samples are stored."""
+    dtype: str = "float32"
+    """Type of samples, `"float32"` or `"float64"`."""
+
+
+DEFAULT_SOLVER, DEFAULT_GRID = str(MDPSettings.solver), str(MDPSettings.grid)
+"""iPNDM of order 3 (in up to 4 steps of order 2): from 6 steps on PPO brings the digits' samples nearer to their own
+endpoints from it than from DPM-Solver++ 3M, in a quarter of the calls (README)."""
 
 
 def look_up(argument: str, name: str, known: Mapping[str, T]) -> T:
@@ -53,7 +103,7 @@ def name_of(value: T, known: Mapping[str, T]) -> str:
 
 
 def parse_dtype(dtype: str) -> torch.dtype:
-    """``"float32"`` or ``"float64"``, the types an environment may keep samples in."""
+    """``"float32"`` or ``"float64"``, the types of an environment's samples."""
     return look_up("dtype", dtype, {"float32": torch.float32, "float64": torch.float64})
 
 
@@ -75,7 +125,6 @@ def shared_teacher(
     name_or_path: str,
     device: torch.device,
     dtype: torch.dtype,
-    *,
     conditions: ConditionsLike | None = None,
     null_label: int | None = None,
     guidance_scale: float | None = None,
@@ -85,11 +134,11 @@ def shared_teacher(
     ``conditions``, ``null_label`` and ``guidance_scale`` as in :meth:`redif_env.Teacher.from_pretrained`.
     """
     # In a form that can be a key.
-    wanted: tuple[Any, ...] | None = None
+    key: tuple[Any, ...] | None = None
     if conditions is not None:
-        wanted = tuple(conditions.items()) if isinstance(conditions, Mapping) else tuple(conditions)
+        key = tuple(conditions.items()) if isinstance(conditions, Mapping) else tuple(conditions)
     weighted = isinstance(conditions, Mapping)
-    return _shared_teacher(name_or_path, device, dtype, wanted, weighted, null_label, guidance_scale)
+    return _shared_teacher(name_or_path, device, dtype, key, weighted, null_label, guidance_scale)
 
 
 @lru_cache(maxsize=8)
@@ -97,12 +146,12 @@ def _shared_teacher(
     name_or_path: str,
     device: torch.device,
     dtype: torch.dtype,
-    wanted: tuple[Any, ...] | None,
+    key: tuple[Any, ...] | None,
     weighted: bool,
     null_label: int | None,
     guidance_scale: float | None,
 ) -> Teacher:
-    conditions: ConditionsLike | None = dict(wanted) if wanted is not None and weighted else wanted
+    conditions: ConditionsLike | None = dict(key) if key is not None and weighted else key
     teacher = load_teacher(name_or_path, conditions=conditions, null_label=null_label, guidance_scale=guidance_scale)
     return teacher.to(device, dtype)
 
@@ -121,7 +170,7 @@ def initial_map_of(initial_map: str | LinearInitialMap | None, teacher: Teacher,
 def solver_of(
     solver: str | Solver, teacher: Teacher, grid: Grid, num_steps: int, initial_map: LinearInitialMap | None
 ) -> Solver:
-    """The solver that a name stands for; fitted to the grid, the steps and the start if it is "linear".
+    """The solver that a name stands for; fitted to the grid, the steps and the initial map if it is "linear".
 
     Raises:
         ValueError: if the name is unknown, or no linear steps can be fitted.
@@ -140,53 +189,35 @@ def solver_name(solver: Solver) -> str:
     return LINEAR if isinstance(solver, LinearSolver) else name_of(solver, SOLVERS)
 
 
-def build_mdp(
-    teacher: str | Path | Teacher,
-    num_steps: int,
-    action: str | ActionMap,
-    observation: str | Observation | Sample,
-    solver: str | Solver,
-    grid: str | Grid,
-    device: str,
-    dtype: str,
-    *,
-    min_steps: int | None = None,
-    prices: tuple[float, float] | None = None,
-    conditions: ConditionsLike | None = None,
-    null_label: int | None = None,
-    guidance_scale: float | None = None,
-    learn_guidance: bool = False,
-    initial_map: str | LinearInitialMap | None = None,
-) -> DenoisingMDP:
-    """The decision process that the arguments of ``gym.make("ReDiF-v0")`` describe."""
-    placed, floating = parse_device(device), parse_dtype(dtype)
-    if isinstance(teacher, Teacher):
-        if (conditions, null_label, guidance_scale) != (None, None, None):
-            raise ValueError(
-                "conditions, null_label and guidance_scale belong to a teacher that is named: a Teacher has its own, "
-                "give them to Teacher.from_pretrained"
-            )
-        model = teacher.to(placed)
+def build_mdp(settings: MDPSettings) -> DenoisingMDP:
+    """The decision process that ``settings`` describe.
+
+    Raises:
+        ValueError: if a setting is unknown or does not fit the others; it names the argument and the value.
+    """
+    placed, floating = parse_device(settings.device), parse_dtype(settings.dtype)
+    of_teacher = (settings.conditions, settings.null_label, settings.guidance_scale)
+    if not isinstance(settings.teacher, Teacher):
+        teacher = shared_teacher(str(settings.teacher), placed, floating, *of_teacher)
+    elif of_teacher == (None, None, None):
+        teacher = settings.teacher.to(placed)
     else:
-        model = shared_teacher(
-            str(teacher),
-            placed,
-            floating,
-            conditions=conditions,
-            null_label=null_label,
-            guidance_scale=guidance_scale,
+        raise ValueError(
+            "conditions, null_label and guidance_scale belong to a teacher that is named: a Teacher has its own, "
+            "give them to Teacher.from_pretrained"
         )
-    steps_on = look_up("grid", grid, GRIDS) if isinstance(grid, str) else grid
-    begins = initial_map_of(initial_map, model, steps_on)
+    action, observation, prices = settings.action, settings.observation, settings.prices
+    grid = look_up("grid", settings.grid, GRIDS) if isinstance(settings.grid, str) else settings.grid
+    initial_map = initial_map_of(settings.initial_map, teacher, grid)
     return DenoisingMDP(
-        teacher=model,
-        solver=solver_of(solver, model, steps_on, num_steps, begins),
-        grid=steps_on,
-        num_steps=num_steps,
+        teacher=teacher,
+        solver=solver_of(settings.solver, teacher, grid, settings.num_steps, initial_map),
+        grid=grid,
+        num_steps=settings.num_steps,
         action_map=look_up("action", action, ACTION_MAPS) if isinstance(action, str) else action,
         observation=look_up("observation", observation, OBSERVATIONS) if isinstance(observation, str) else observation,
-        min_steps=min_steps,
+        min_steps=settings.min_steps,
         prices=None if prices is None else (float(prices[0]), float(prices[1])),
-        learn_guidance=learn_guidance,
-        initial_map=begins,
+        learn_guidance=settings.learn_guidance,
+        initial_map=initial_map,
     )

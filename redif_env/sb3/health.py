@@ -15,12 +15,9 @@ from torch.distributions import Normal
 from redif_env.sb3.levels import levels_of, rows_of, steps_of_buffer
 from redif_env.sb3.student_policy import Reduction, StudentPolicy
 from redif_env.sb3.trust import divergence
+from redif_env.training.runs import UnhealthyRunError
 
 RATIO_TOLERANCE = 1e-5
-
-
-class UnhealthyRunError(Exception):
-    """A run that cannot go on; the message says what to turn."""
 
 
 class HealthCheck(BaseCallback):

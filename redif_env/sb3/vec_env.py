@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, cast
 
 import gymnasium as gym
@@ -15,14 +14,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from redif_env.envs.environments import ReDiFVectorEnv, info_of
+from redif_env.envs.task import Task
 from redif_env.envs.wrappers import GroupRelativeReward, VectorRewardTerm
-from redif_env.fitted.initial_maps import LinearInitialMap
-from redif_env.mdp.actions import ActionMap
-from redif_env.mdp.observations import Observation, Sample
-from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER
+from redif_env.mdp.arguments import takes
 from redif_env.rewards.reward import Term, load_memories, memories
-from redif_env.teachers.conditions import ConditionsLike
-from redif_env.teachers.teacher import Teacher
 
 
 class ReDiFVecEnv(VecEnv):
@@ -158,66 +153,18 @@ class ReDiFVecEnv(VecEnv):
         return row
 
 
+@takes(Task)
 def make_vec_env(
-    num_envs: int,
-    *,
-    teacher: str | Path | Teacher = "digits",
-    num_steps: int = 4,
-    action: str | ActionMap = "solver",
-    observation: str | Observation | Sample = "features",
-    solver: str = DEFAULT_SOLVER,
-    grid: str = DEFAULT_GRID,
-    initial_map: str | LinearInitialMap | None = None,
-    reward: str | Mapping[str, float] = "endpoint",
-    min_steps: int | None = None,
-    prices: tuple[float, float] | None = None,
-    conditions: ConditionsLike | None = None,
-    null_label: int | None = None,
-    guidance_scale: float | None = None,
-    learn_guidance: bool = False,
-    reference_size: int = 4096,
-    teacher_steps: int = 100,
-    group_size: int = 1,
-    device: str = "cpu",
-    dtype: str = "float32",
-    autocast: bool = False,
-    render_mode: str | None = None,
+    num_envs: int, *, group_size: int = 1, render_mode: str | None = None, **arguments: Any
 ) -> ReDiFVecEnv:
     """A batched ``ReDiF-v0`` for Stable-Baselines3.
 
     Args:
         num_envs: number of episodes that run together.
-        group_size: from 2 on, rewards are relative to their group's mean
-            (``GroupRelativeReward``); with adaptive step counts, only if the agent learns with
-            the callback :class:`~redif_env.sb3.GroupRelativeReturns`.
-        teacher, num_steps, action, observation, solver, grid, initial_map, reward, min_steps, prices, conditions,
-            null_label, guidance_scale, learn_guidance, reference_size, teacher_steps, device, dtype, autocast,
-            render_mode: as in
-            :class:`~redif_env.envs.environments.ReDiFEnv`.
+        group_size: from 2 on, rewards are relative to their group's mean (``GroupRelativeReward``); with adaptive step
+            counts, only if the agent learns with the callback :class:`~redif_env.sb3.GroupRelativeReturns`.
+        render_mode: None or ``"rgb_array"``.
+        arguments: the fields of :class:`redif_env.envs.task.Task`, which :class:`redif_env.ReDiFEnv` lists.
     """
-    env = ReDiFVectorEnv(
-        num_envs,
-        teacher=teacher,
-        num_steps=num_steps,
-        action=action,
-        observation=observation,
-        solver=solver,
-        grid=grid,
-        initial_map=initial_map,
-        reward=reward,
-        min_steps=min_steps,
-        prices=prices,
-        conditions=conditions,
-        null_label=null_label,
-        guidance_scale=guidance_scale,
-        learn_guidance=learn_guidance,
-        reference_size=reference_size,
-        teacher_steps=teacher_steps,
-        group_size=group_size,
-        device=device,
-        dtype=dtype,
-        autocast=autocast,
-        render_mode=render_mode,
-    )
-    adaptive = env.mdp.adaptive
-    return ReDiFVecEnv(GroupRelativeReward(env) if group_size > 1 and not adaptive else env)
+    env = ReDiFVectorEnv(num_envs, group_size=group_size, render_mode=render_mode, **arguments)
+    return ReDiFVecEnv(GroupRelativeReward(env) if group_size > 1 and not env.mdp.adaptive else env)

@@ -13,16 +13,17 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents import cem, command, ppo
-from agents.recipes import settled
-from agents.runs import check, read_settings
+from agents import cem, ppo
 from experiments import ablate_rewards, adaptive_curve, late_start, png_size, tasks
 from redif_env import GaussianMixtureTeacher, Student
-from redif_env.judging.baselines import Baseline, all_baselines
+from redif_env.judging.baselines import QUICK, Baseline, all_baselines
 from redif_env.judging.evaluation import JUDGED, Evaluator
 from redif_env.measures.rendering import to_pixels
+from redif_env.sb3.training.recipes import settled
 from redif_env.storage.checkpoints import checkpoints, remove_checkpoint
 from redif_env.teachers.references import TEST_SEED, draw_starts
+from redif_env.training import command
+from redif_env.training.runs import check, read_settings
 
 TRAIN = [
     "--teacher", "gaussian-ring", "--num-steps", "3", "--network-calls", "384", "--num-envs", "16", "--group-size", "4",
@@ -54,7 +55,8 @@ def test_train_export_judge(module, tmp_path):
     assert result["environment_steps"] >= 128 * 3
     assert set(result["rows"][0]) == {"method", "grid", "nfe", "fd_teacher", "fd_data", "mse_teacher"}
     rows = {(row["method"], row["grid"]): row for row in result["rows"]}
-    assert len(rows) == JUDGED + 3
+    assert len(rows) == len(QUICK) + 3
+    assert process.stdout.index("student saved in") < process.stdout.index("FD to teacher")
     assert rows["teacher", "time"]["mse_teacher"] == 0
     assert all(row["nfe"] == 3 for row in result["rows"] if not row["method"].startswith("teacher"))
 
@@ -85,7 +87,7 @@ def test_bad_arguments_are_said_in_one_line(arguments, message, tmp_path, monkey
     given = [argument.format(**place) for argument in arguments]
     monkeypatch.setattr(sys, "argv", ["ppo", *TRAIN, "--out", str(tmp_path / "run"), *given])
     with pytest.raises(SystemExit) as left:
-        command.run(ppo.main, ppo.Args)
+        command.run(ppo.main, ppo.Args, settled)
     assert left.value.code != 0
     assert message.format(**place) in capsys.readouterr().err
 
@@ -143,7 +145,7 @@ def test_what_a_run_writes_down(tmp_path):
     assert run("agents.ppo", *TRAIN, "--out", str(out)).returncode == 0
     config = json.loads((out / "config.json").read_text())
     assert set(config) == {"program", "settings", "versions", "git"}
-    assert config["program"] == "agents.ppo"
+    assert config["program"] == "ppo"
     assert set(config["settings"]) == {item.name for item in fields(ppo.Args)} - {"resume", "dry_run"}
     assert config["settings"]["num_envs"] == 16
     assert config["git"] is None or len(config["git"]["commit"]) == 40
@@ -156,9 +158,9 @@ def test_what_a_run_writes_down(tmp_path):
     config["versions"]["torch"] = "1.0"
     (out / "config.json").write_text(json.dumps(config))
     with pytest.warns(UserWarning, match="versions have changed since the run was started"):
-        check(replace(read_settings(out, ppo.Args()), out=out, resume=True), "agents.ppo")
-    with pytest.raises(ValueError, match=r"holds a run of agents\.ppo with other settings"):
-        check(replace(read_settings(out, ppo.Args()), out=out, resume=True), "agents.cem")
+        check(replace(read_settings(out, ppo.Args()), out=out, resume=True), "ppo")
+    with pytest.raises(ValueError, match=r"holds a run of ppo with other settings"):
+        check(replace(read_settings(out, ppo.Args()), out=out, resume=True), "cem")
     config["settings"]["colour"] = "blue"
     (out / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"has unknown settings \['colour'\]"):
@@ -190,7 +192,14 @@ def test_a_dry_run_says_what_a_run_costs(tmp_path):
     """Calls, seconds and memory of every part; nothing is trained, nothing written."""
     process = run("agents.ppo", *TRAIN, "--dry-run", "--out", str(tmp_path / "run"))
     assert process.returncode == 0, process.stderr
-    for said in ("network calls a second", "training", "384", "judgements of the student", "Memory: network"):
+    for said in (
+        "network calls a second",
+        "training",
+        "384",
+        "evaluations of the student",
+        "12 solvers",
+        "Memory: network",
+    ):
         assert said in process.stdout
     assert not (tmp_path / "run").exists()
 
@@ -205,7 +214,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("redif_env.students.export.pipeline.write_sealed", full)
     with pytest.raises(SystemExit) as stopped:
-        command.run(ppo.main, ppo.Args)
+        command.run(ppo.main, ppo.Args, settled)
     assert stopped.value.code == 1
     assert "error: the disk is full" in capsys.readouterr().err
     assert not (tmp_path / "run" / "student").exists()

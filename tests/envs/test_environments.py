@@ -277,7 +277,7 @@ def test_samples_that_are_no_images_are_drawn_too():
         ({"autocast": True, "dtype": "float64"}, "autocast=True needs dtype='float32'"),
         (
             {"autocast": True, "action": "noise", "observation": "sample"},
-            "autocast=True needs .* a teacher that is asked",
+            "autocast=True needs .* whose predictions are the teacher's",
         ),
     ],
 )

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from agents.recipes import settled
 from experiments import ablate, compare, figures
 from experiments.rivals import descent, off_the_shelf, ours, pace
 from experiments.rivals.amed import Intermediate, amed
@@ -40,8 +39,9 @@ from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.actions import SolverMap, StepMap
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.sampling import trajectory
-from redif_env.mdp.settings import build_mdp, shared_teacher
+from redif_env.mdp.settings import MDPSettings, build_mdp, shared_teacher
 from redif_env.measures.metrics import frechet_distance
+from redif_env.sb3.training.recipes import settled
 from redif_env.teachers.networks import call_by_name
 from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_set
 from redif_env.teachers.teacher import GaussianMixtureTeacher, Teacher, own_teacher
@@ -111,7 +111,7 @@ def test_solvers_from_a_linear_start_are_students_that_decide_nothing():
     name, grid = found.described.split()
     assert name == "ipndm2"
     assert grid in STARTED_GRIDS
-    mdp = build_mdp("gaussian-ring", 4, "solver", "features", name, grid, "cpu", "float32", initial_map="linear")
+    mdp = build_mdp(MDPSettings(teacher="gaussian-ring", num_steps=4, solver=name, grid=grid, initial_map="linear"))
     *_, last = trajectory(mdp, lambda seen: torch.zeros(len(seen), mdp.action_size), task.chooser.noise)
     torch.testing.assert_close(found.sampler(task.chooser.noise, task.chooser.condition), last.x)
 
@@ -124,7 +124,7 @@ def test_a_linear_start_is_given_to_all_who_learn_from_it(method, monkeypatch):
     task = replace(task_of(3, calls=4000), base=Base(grid="time@4", initial_map="linear"))
     student = FIELD[method].rival(task).sampler.student
     expected = build_mdp(
-        "gaussian-ring", 3, "solver", "features", task.base.solver, "time@4", "cpu", "float32", initial_map="linear"
+        MDPSettings(teacher="gaussian-ring", num_steps=3, solver=task.base.solver, grid="time@4", initial_map="linear")
     )
     assert student.mdp.initial_map.key == expected.initial_map.key
 
@@ -155,7 +155,7 @@ def test_linear_steps_are_no_base_of_large_samples():
 def test_a_base_makes_what_a_student_makes_that_decides_nothing(ring):
     task, base = task_of(), linear_base("time^1.5@4")
     mdp = build_mdp(
-        ring, 3, "solver", "features", base.solver, base.grid, "cpu", "float32", initial_map=base.initial_map
+        MDPSettings(teacher=ring, num_steps=3, solver=base.solver, grid=base.grid, initial_map=base.initial_map)
     )
     *_, last = trajectory(mdp, lambda seen: torch.zeros(len(seen), mdp.action_size), task.chooser.noise)
     made = base.sampler(ring, 3)(task.chooser.noise, task.chooser.condition)
@@ -226,7 +226,9 @@ def test_the_gradient_through_the_sampler_is_right(schedule, num_steps):
     """
     means = GaussianMixtureTeacher.ring().network.means
     teacher = GaussianMixtureTeacher(means, 0.05, schedule=schedule).to("cpu", torch.float64)
-    mdp = build_mdp(teacher, num_steps, "solver", "features", "dpm++3m", "time^1.5", "cpu", "float64")
+    mdp = build_mdp(
+        MDPSettings(teacher=teacher, num_steps=num_steps, solver="dpm++3m", grid="time^1.5", dtype="float64")
+    )
     noise, _ = draw_starts(teacher, 16, 0)
     ends = torch.zeros(16, 2, dtype=torch.float64)
     table = Table(num_steps, mdp.action_size).double()
@@ -358,7 +360,7 @@ def warm(monkeypatch):
     def warm(task):
         network = copy.deepcopy(task.teacher.network)
         own = own_teacher(task.teacher, network, action_parameterization(task.teacher.parameterization))
-        mdp = build_mdp(own, task.nfe, "step", "features", "dpm++3m", "time^1.5", "cpu", "float32")
+        mdp = build_mdp(MDPSettings(teacher=own, num_steps=task.nfe, action="step", solver="dpm++3m", grid="time^1.5"))
         return Student(mdp, Policy.from_table(torch.zeros(task.nfe, 1), mdp.observation_size))
 
     monkeypatch.setattr(Task, "warm_student", warm)
@@ -575,7 +577,7 @@ def test_what_is_ablated_is_changed(change, monkeypatch):
     monkeypatch.setattr(off_the_shelf, "in_time", lambda *_: 400)
     task = replace(task_of(3), base=Base("dpm++3m", "logsnr"))
     student = ablate.CHANGES[change].rival(task).sampler.student
-    default = build_mdp("gaussian-ring", 3, "solver", "features", "dpm++3m", "logsnr", "cpu", "float32")
+    default = build_mdp(MDPSettings(teacher="gaussian-ring", num_steps=3, solver="dpm++3m", grid="logsnr"))
     differs = {
         "step size alone": {"action_map": StepMap()},
         "no told time": {"action_map": SolverMap(max_timestep_shift=0.0)},

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from agents import clone
-from agents.networks import NoiseSettings
 from experiments import set_sizes
+from redif_env.sb3.training.networks import NoiseSettings
 
 
 def test_sets_are_disjoint():

@@ -19,7 +19,7 @@ from redif_env.fitted import initial_maps
 from redif_env.fitted.initial_maps import LinearInitialMap, fit_initial_map
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.sampling import trajectory
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.sb3 import StudentPolicy, student_kwargs
 from redif_env.sb3.export import student_of
 from redif_env.students.export import ReDiFPipeline, ReDiFScheduler
@@ -85,7 +85,7 @@ def test_it_is_fitted_once(monkeypatch, tmp_path):
 
 def test_zero_actions_are_the_base_solver_from_there():
     mdp = build_mdp(
-        "gaussian-ring", 4, "solver", "features", "ipndm2", "time@4", "cpu", "float32", initial_map="linear"
+        MDPSettings(teacher="gaussian-ring", num_steps=4, solver="ipndm2", grid="time@4", initial_map="linear")
     )
     reference = reference_set(mdp.teacher, 64, num_steps=20)
     begun = mdp.initial_sample(reference.noise, reference.condition)
@@ -160,7 +160,17 @@ def test_labels_have_offsets_of_their_own(labelled, tmp_path, monkeypatch):
 
 def test_a_network_s_student_keeps_it_too(labelled, tmp_path, monkeypatch):
     monkeypatch.setattr(initial_maps, "SIZE", 48)
-    mdp = build_mdp(labelled, 3, "noise", "sample", "ipndm2", "time@4", "cpu", "float32", initial_map="linear")
+    mdp = build_mdp(
+        MDPSettings(
+            teacher=labelled,
+            num_steps=3,
+            action="noise",
+            observation="sample",
+            solver="ipndm2",
+            grid="time@4",
+            initial_map="linear",
+        )
+    )
     policy = StudentPolicy(observation_space(mdp), action_space(mdp), lambda _: 0.0, **student_kwargs(mdp))
     student = student_of(policy, mdp)
     assert student.mdp.initial_map is mdp.initial_map

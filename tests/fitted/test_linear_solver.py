@@ -21,7 +21,7 @@ from redif_env.fitted.linear_solver import fit_solver, solver_key
 from redif_env.judging.evaluation import Evaluator, fitted_rows
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.sampling import trajectory
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.storage.cache import cached_file
 from redif_env.storage.files import ASSETS
 from redif_env.students.export import ReDiFPipeline, ReDiFScheduler
@@ -91,7 +91,7 @@ def test_samples_of_the_noises_that_were_fitted_to_vary_as_the_endpoints(clipped
 def test_rows_at_different_steps_are_stepped_each_by_its_own():
     """A batch whose rows are at different steps, as environments that were reset apart are."""
     teacher = GaussianMixtureTeacher.ring()
-    mdp = build_mdp(teacher, 3, "solver", "features", "linear", "time@4", "cpu", "float32")
+    mdp = build_mdp(MDPSettings(teacher=teacher, num_steps=3, solver="linear", grid="time@4"))
     noise = torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
     zero = torch.zeros(2, mdp.action_size)
     everyone = torch.ones(2, dtype=torch.bool)
@@ -140,7 +140,7 @@ def test_those_of_the_readme_are_shipped_and_land_near(monkeypatch):
 
 def test_zero_actions_are_the_base_solver():
     mdp = build_mdp(
-        "gaussian-ring", 4, "solver", "features", "linear", "time@4", "cpu", "float32", initial_map="linear"
+        MDPSettings(teacher="gaussian-ring", num_steps=4, solver="linear", grid="time@4", initial_map="linear")
     )
     reference = reference_set(mdp.teacher, 64, num_steps=20)
     expected = sample(mdp.teacher, mdp.solver, mdp.grid, mdp.initial_sample(reference.noise, reference.condition), 4)

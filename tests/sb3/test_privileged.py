@@ -15,7 +15,7 @@ from experiments.predicted_error import explained, foretold
 from redif_env import ReDiFVectorEnv, Student
 from redif_env.envs.groups import relative
 from redif_env.mdp.policies import Policy
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.measures.distances import root_mean_square
 from redif_env.sb3 import PrivilegedBaseline, make_vec_env
 from redif_env.teachers.teacher import GaussianMixtureTeacher
@@ -137,7 +137,7 @@ def test_what_was_decided_before_a_step_is_counted():
     first, other = np.array([1.0, -1.0, 1.0, -1.0]), np.array([1.0, 1.0, -1.0, -1.0])
     assert explained(first, 0.6 * first + 0.8 * other) == pytest.approx(0.36)
     assert relative(np.array([1.0, 3.0, 5.0, 5.0]), 2).tolist() == [-1, 1, 0, 0]
-    other_steps = build_mdp(teacher, 4, "step", "features", "dpm++3m", "time^1.5", "cpu", "float32")
+    other_steps = build_mdp(MDPSettings(teacher=teacher, num_steps=4, action="step", solver="dpm++3m", grid="time^1.5"))
     student = Student(other_steps, Policy.from_table(torch.zeros(4, 1), other_steps.observation_size))
     with pytest.raises(ValueError, match="not trained in the default environment"):
         foretold(student, 0.2, 4, 8, 0)

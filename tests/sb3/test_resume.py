@@ -11,11 +11,11 @@ from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
-from agents.callbacks import AnnealedExploration, HeldOutCallback, Stopwatch
 from redif_env import ReDiFVectorEnv
 from redif_env.envs.wrappers import DistributionAlignment, GroupRelativeReward
 from redif_env.judging.evaluation import Evaluator
 from redif_env.sb3 import Checkpointer, GroupRelativeReturns, PrivilegedBaseline, ReDiFVecEnv, make_vec_env
+from redif_env.sb3.training.callbacks import AnnealedExploration, HeldOutCallback, Stopwatch
 from redif_env.storage.checkpoints import checkpoints
 from redif_env.storage.files import CorruptFileError
 from redif_env.teachers.teacher import GaussianMixtureTeacher

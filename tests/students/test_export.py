@@ -20,7 +20,7 @@ from redif_env import Student
 from redif_env.diffusion.noise_schedulers import read_scheduler
 from redif_env.diffusion.solvers import SOLVERS, sample
 from redif_env.mdp.policies import Policy, PolicyConfig
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.students.export import PolicyModel, ReDiFPipeline, ReDiFScheduler
 from redif_env.students.export.steps import run_steps, steps_of
 from redif_env.students.record import Record
@@ -28,7 +28,9 @@ from redif_env.teachers.teacher import GaussianMixtureTeacher, load_teacher
 
 
 def make_student(teacher="gaussian-ring", seed=0, num_steps=3, solver="dpm++3m", action="solver", **options):
-    mdp = build_mdp(str(teacher), num_steps, action, "features", solver, "time^1.5", "cpu", "float32", **options)
+    mdp = build_mdp(
+        MDPSettings(teacher=str(teacher), num_steps=num_steps, action=action, solver=solver, grid="time^1.5", **options)
+    )
     torch.manual_seed(seed)
     return Student(mdp, Policy(PolicyConfig((mdp.observation_size, 16, mdp.action_size))))
 
@@ -286,7 +288,7 @@ def test_the_scheduler_begins_where_its_grid_does(scheduler, grid):
         prediction_type=parameterization.prediction_type,
         preconditioning=parameterization.preconditioning,
     )
-    mdp = build_mdp(teacher, 3, "solver", "features", "ddim", grid, "cpu", "float32")
+    mdp = build_mdp(MDPSettings(teacher=teacher, num_steps=3, solver="ddim", grid=grid))
     ours = ReDiFScheduler.of(mdp, torch.zeros(3, mdp.action_size))
     noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(noise * ours.init_noise_sigma, mdp.initial(noise).x)
@@ -354,7 +356,7 @@ def test_weights_of_a_plain_solver_are_its_own():
         assert step.x_weight == pytest.approx(0, abs=1e-12)
         assert step.x0_weights == pytest.approx((1, 0, 0))
         assert step.timestep == pytest.approx(step.level_timestep)
-    mdp = build_mdp("gaussian-ring", 20, "solver", "features", "dpm++2m", "logsnr", "cpu", "float32")
+    mdp = build_mdp(MDPSettings(teacher="gaussian-ring", num_steps=20, solver="dpm++2m", grid="logsnr"))
     steps = steps_of(mdp, torch.zeros(20, mdp.action_size))
     assert steps[1].x0_weights == pytest.approx((1.5, -0.5, 0), abs=1e-6)
     assert (steps[-1].alpha_next, steps[-1].sigma_next) == (1.0, 0.0)

@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DModel
 
 from redif_env.mdp.actions import NoiseMap
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.students.network.cloning import CloningPlan, clone
 from redif_env.students.network.pruning import WAVES, axes_of, prunable, pruned_weights
 from redif_env.teachers.networks import build_network, narrowed
@@ -123,7 +123,11 @@ def test_the_narrower_network_hears_the_same_frequencies():
 
 
 def test_a_part_of_the_teacher_is_cloned_sooner_than_chance():
-    mdp = build_mdp("digits", 2, NoiseMap(), "sample", "ddim", "time^1.25@2.5", "cpu", "float32")
+    mdp = build_mdp(
+        MDPSettings(
+            teacher="digits", num_steps=2, action=NoiseMap(), observation="sample", solver="ddim", grid="time^1.25@2.5"
+        )
+    )
     config = narrowed(config_of_teacher(mdp.teacher), 0.62)
     last = {}
     for begun in (True, False):

@@ -9,7 +9,7 @@ import torch
 
 from redif_env import ReDiFEnv, Student, Teacher
 from redif_env.mdp.policies import Policy, PolicyConfig
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from tests.models import CELLS, MODELS, Cell
 
 
@@ -91,6 +91,6 @@ def test_the_guided_mdp_counts_two_calls(templates, tmp_path):
     cell = next(cell for cell in CELLS if cell.model.conditioning == "class labels, guided")
     cell.write(templates, tmp_path / "teacher")
     teacher = Teacher.from_pretrained(tmp_path / "teacher", **cell.model.options)
-    mdp = build_mdp(teacher, 3, "solver", "features", "ddim", "time", "cpu", "float32")
+    mdp = build_mdp(MDPSettings(teacher=teacher, num_steps=3, solver="ddim", grid="time"))
     state = mdp.predict(mdp.initial(torch.randn(2, *teacher.sample_shape)), torch.ones(2, dtype=torch.bool))
     assert (state.nfe.tolist(), state.predictions.tolist()) == ([2, 2], [1, 1])

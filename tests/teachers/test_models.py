@@ -11,14 +11,14 @@ import pytest
 import torch
 import tyro
 
-from agents import evaluate, ppo
+from agents import ppo
 from redif_env import ReDiFVectorEnv, Student, Teacher
-from redif_env.judging import evaluation
 from redif_env.judging.baselines import Baseline
 from redif_env.mdp.policies import Policy, PolicyConfig
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.measures.distances import structural_dissimilarity
 from redif_env.rewards.endpoint import EndpointAlignment, of_images
+from redif_env.sb3.training import ppo as program
 from redif_env.students.export import ReDiFPipeline
 from tests.models import MODELS, PROMPTS, Model, dit, save_dit, save_stable_diffusion, save_stable_diffusion_3, unet
 
@@ -39,7 +39,7 @@ def saved(tmp_path_factory):
 
 
 def student_of(teacher, **options):
-    mdp = build_mdp(teacher, 2, "solver", "features", "ddim", "time", "cpu", "float32", **options)
+    mdp = build_mdp(MDPSettings(teacher=teacher, num_steps=2, solver="ddim", grid="time", **options))
     torch.manual_seed(1)
     return Student(mdp, Policy(PolicyConfig((mdp.observation_size, mdp.action_size))))
 
@@ -346,8 +346,7 @@ def test_ppo_trains_on_every_class(model: Model, saved, tmp_path, monkeypatch):
     if "null_label" in options:
         arguments += ["--null-label", str(options["null_label"])]
     few = [Baseline("ddim", "time"), Baseline("unipc2", "time^2")]
-    for module in (evaluate, evaluation):  # the rest are no different, and forty-eight
-        monkeypatch.setattr(module, "all_baselines", lambda: few)
+    monkeypatch.setattr(program, "baselines_of", lambda which: few)
     ppo.main(tyro.cli(ppo.Args, args=arguments))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     calls = 2 if "guidance_scale" in options else 1

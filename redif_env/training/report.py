@@ -1,4 +1,4 @@
-"""What a training run leaves: the student, its table, a picture and the numbers as JSON."""
+"""What a training run leaves: the student, its table, a picture, and the numbers as JSON."""
 
 from __future__ import annotations
 
@@ -20,40 +20,36 @@ from redif_env.storage.files import write_file
 from redif_env.students.record import Record, installed_versions
 from redif_env.students.student import Student
 from redif_env.teachers.teacher import BUILT_IN
+from redif_env.training.runs import RESULT
 
 PICTURED = 12
 BEST = 3
 """Solvers that a student's own table names."""
-RESULT = "result.json"
-
-
-def save_samples(path: Path, student: Student, rows: Sequence[Row], evaluator: Evaluator) -> None:
-    """Picture of the same noises down the rows: best solver, student (at its smallest price), teacher."""
-    best = min((row for row in rows if (row.method, row.grid) in _names()), key=lambda row: row.fd_teacher)
-    baseline = Baseline(best.method, best.grid)
-    teacher, noise, condition = evaluator.teacher, evaluator.noise[:PICTURED], evaluator.condition[:PICTURED]
-    lines = [
-        baseline(teacher, noise, int(best.nfe) // teacher.calls, condition),
-        student.trajectory(noise, condition=condition)[-1].x,
-        evaluator.endpoints[:PICTURED],
-    ]
-    samples = torch.stack([teacher.images(line) for line in lines])
-    if samples.ndim != 5:
-        samples = samples.reshape(*samples.shape[:2], 1, 1, -1)
-    with write_file(path) as temporary:
-        Image.fromarray(tile(to_pixels(samples))).save(temporary, format="PNG")
 
 
 def report(
-    method: str, student: Student, settings: dict[str, Any], facts: dict[str, Any], out: Path, evaluator: Evaluator
+    method: str,
+    student: Student,
+    settings: dict[str, Any],
+    facts: dict[str, Any],
+    out: Path,
+    evaluator: Evaluator,
+    baselines: Sequence[Baseline],
 ) -> None:
-    """Export a student, judge it beside the training-free solvers at the same NFE, and write down all of it.
+    """Export a student, evaluate it beside training-free solvers at the same NFE, and write all of it to ``out``.
 
-    ``settings`` are those of the run, JSON values; ``facts`` what it cost.
+    Args:
+        method: the student's name in the table.
+        student: which is saved before it is evaluated, so that nothing that happens meanwhile can lose it.
+        settings: of the run, JSON values.
+        facts: what it cost: ``train_seconds``, ``environment_steps``, ...
+        out: the run's folder.
+        evaluator: with the test noises.
+        baselines: the solvers.
     """
-    # Exported before it is judged: whatever happens meanwhile, the student is safe.
     student.save_pretrained(out / "student")
-    rows = judge(evaluator, student, method)
+    print(f"student saved in {out / 'student'}; now it is evaluated beside {len(baselines)} solvers", flush=True)
+    rows = judge(evaluator, student, method, baselines)
     nfe = math.ceil(max(row.nfe for row in rows if row.method == method))
     title = f"{student.mdp.teacher.name}, {nfe} NFE, {evaluator.described}"
     recorded(student, method, settings, rows, title).save_pretrained(out / "student")
@@ -66,10 +62,24 @@ def report(
     print(f"Trained in {facts['train_seconds']} s, {facts['environment_steps']} environment steps. Results: {out}")
 
 
+def save_samples(path: Path, student: Student, rows: Sequence[Row], evaluator: Evaluator) -> None:
+    """Picture of the same noises down the rows: best solver, if any, student (at its smallest price), teacher."""
+    teacher, noise, condition = evaluator.teacher, evaluator.noise[:PICTURED], evaluator.condition[:PICTURED]
+    lines = [student.trajectory(noise, condition=condition)[-1].x, evaluator.endpoints[:PICTURED]]
+    best = min(solvers_of(rows), key=lambda row: row.fd_teacher, default=None)
+    if best is not None:
+        baseline = Baseline(best.method, best.grid)
+        lines.insert(0, baseline(teacher, noise, int(best.nfe) // teacher.calls, condition))
+    samples = torch.stack([teacher.images(line) for line in lines])
+    if samples.ndim != 5:
+        samples = samples.reshape(*samples.shape[:2], 1, 1, -1)
+    with write_file(path) as temporary:
+        Image.fromarray(tile(to_pixels(samples))).save(temporary, format="PNG")
+
+
 def recorded(student: Student, method: str, settings: dict[str, Any], rows: Sequence[Row], judged: str) -> Student:
     """``student`` with its record: how it was trained, and its table, with the best of the solvers alone."""
-    solvers = [row for row in rows if (row.method, row.grid) in _names()][:BEST]
-    shown = [row for row in rows if row.method == method] + solvers
+    shown = [row for row in rows if row.method == method] + solvers_of(rows)[:BEST]
     shown += [row for row in rows if row not in shown and row.method.startswith("teacher")]
     training = {key: value for key, value in settings.items() if key not in ("out", "license")}
     license = settings.get("license") or ("mit" if settings["teacher"] in (*BUILT_IN, "gaussian-ring") else "unknown")
@@ -77,5 +87,7 @@ def recorded(student: Student, method: str, settings: dict[str, Any], rows: Sequ
     return Student(student.mdp, student.policy, record)
 
 
-def _names() -> set[tuple[str, str]]:
-    return {(baseline.method, baseline.grid) for baseline in all_baselines()}
+def solvers_of(rows: Sequence[Row]) -> list[Row]:
+    """The rows of training-free solvers, in their order."""
+    names = {(baseline.method, baseline.grid) for baseline in all_baselines()}
+    return [row for row in rows if (row.method, row.grid) in names]

@@ -1,4 +1,4 @@
-"""What happens beside training: judging on held-out noise, keeping the best, TensorBoard."""
+"""What happens beside training: evaluation on held-out noise, the best student so far, TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.evaluate import PICTURED
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.rendering import tile, to_pixels
 from redif_env.sb3.export import student_of
 from redif_env.students.student import Student
+from redif_env.training.report import PICTURED
 
 
 class HeldOutCallback(BaseCallback):
-    """Every ``every`` rollouts: judge the deterministic student on held-out noise, log it, and keep the best.
+    """Every ``every`` rollouts: evaluate the deterministic student on held-out noise, log it, and store the best.
 
-    The student's policy is the moving average of the agent's over rollouts (weight ``1 - decay`` for the newest): what
-    the last few updates did by chance averages out, and the agent trains on as it would. ``best`` is the student with
-    the smallest ``fd_teacher`` so far, ``best_fd`` that distance; with adaptive step counts, where that would be the
-    dearest, it is the last one. A student that knows prices is judged at their geometric mean. Prints a line a
-    judgement; logs each reward term, the network calls, and the mean timesteps that the student steps to. Training's
-    own random state is not touched.
+    The student's policy is the moving average of the agent's over rollouts (weight ``1 - decay`` for the newest), which
+    averages out the noise of the last few updates; the agent itself is not changed. ``best`` is the student with the
+    smallest ``fd_teacher`` so far, ``best_fd`` that distance; with adaptive step counts, where that would be the one
+    with the most calls, it is the last one. A student that knows prices is evaluated at their geometric mean. Prints a
+    line an evaluation; logs each reward term, the network calls, and the mean timesteps that the student steps to.
+    Training's own random state is not touched.
 
     Args:
-        evaluator: with the noises to judge on.
+        evaluator: with the held-out noises.
         mdp: that the agent is trained in.
         policy: the agent's, before training.
-        every: rollouts between two judgements.
+        every: rollouts between two evaluations.
         decay: of the moving average.
     """
 
@@ -56,7 +56,7 @@ class HeldOutCallback(BaseCallback):
 
     @property
     def best(self) -> Student | None:
-        """The student with the smallest distance so far; None before the first judgement."""
+        """The student with the smallest distance so far; None before the first evaluation."""
         if self._best is None:
             return None
         policy = copy.deepcopy(self._average.module)
@@ -86,17 +86,17 @@ class HeldOutCallback(BaseCallback):
         self._terms.clear()
         self._rollouts += 1
         if self._rollouts % self.every == 1 or self.every == 1:
-            self.judge()
+            self.evaluate()
 
     def _on_rollout_start(self) -> None:
         self._average.update_parameters(self.model.policy)
 
     def _on_training_end(self) -> None:
         self._average.update_parameters(self.model.policy)
-        self.judge()
+        self.evaluate()
 
-    def judge(self) -> None:
-        """Judge the student as it stands."""
+    def evaluate(self) -> None:
+        """Evaluate the student as it stands."""
         student = student_of(self._average.module, self.mdp)
         prices = student.mdp.prices
         price = math.sqrt(prices[0] * prices[1]) if prices else None
@@ -156,10 +156,10 @@ class Stopwatch(BaseCallback):
 
 
 class AnnealedExploration(BaseCallback):
-    """Take a Gaussian policy's standard deviation geometrically from ``start`` to ``end`` over training.
+    """Lower a Gaussian policy's standard deviation geometrically from ``start`` to ``end`` over training.
 
-    Left to the gradient it falls early, and with it how far PPO's clipped updates can move the mean. Both are numbers,
-    or tensors of the shape of the policy's ``log_std`` (:func:`redif_env.sb3.student_exploration`).
+    Trained by the gradient it falls early, and then PPO's clipped updates hardly move the mean. Both are numbers, or
+    tensors of the shape of the policy's ``log_std`` (:func:`redif_env.sb3.student_exploration`).
     """
 
     def __init__(self, start: float | Tensor, end: float | Tensor) -> None:

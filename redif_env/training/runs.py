@@ -1,4 +1,4 @@
-"""A run's folder: what it was started with, written once, and held against what it is resumed with."""
+"""A run's folder: the settings it was started with, written once, and compared with those it is resumed with."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from typing import Any, TypeVar
 from redif_env.storage.files import remove_debris, write_file
 from redif_env.students.record import installed_versions
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, RESULT = "config.json", "result.json"
 NOT_STORED = ("resume", "dry_run")
 """Settings that say what to do with a run, not what it is."""
 
 Settings = TypeVar("Settings")
 
 
+class UnhealthyRunError(Exception):
+    """A run that cannot go on; the message says what to change."""
+
+
 class RunStoppedError(Exception):
-    """A run was asked to stop, and has left a checkpoint."""
+    """A run was stopped by a signal, and has left a checkpoint."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -34,10 +38,39 @@ def settings_json(settings: Any) -> dict[str, Any]:
     return json.loads(json.dumps(stored, default=_plain))
 
 
-def begin(settings: Any, program: str) -> None:
-    """Write ``config.json``, unless the run was begun before; :func:`check` first.
+def unfinished(settings: Any, program: str) -> bool:
+    """Whether there is something left to do in ``settings.out``, which is made; if not, say so. See :func:`check`.
 
-    Called once everything else has accepted the settings, so that no folder is taken by a run that never was.
+    Raises:
+        ValueError: if the folder cannot be written, or holds another run.
+    """
+    prepare_folder(settings.out)
+    check(settings, program)
+    if not (settings.out / RESULT).exists():
+        return True
+    print(f"{settings.out} is finished: {RESULT} has its table, student/ its student")
+    return False
+
+
+def prepare_folder(out: Path) -> None:
+    """Make the output folder, and find out before any work whether it can be written.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"out='{out}' cannot be written ({error.strerror}): choose another folder") from error
+
+
+def begin(settings: Any, program: str) -> None:
+    """Write ``config.json``, unless the run was started before; :func:`check` first.
+
+    Called once everything else has accepted the settings, so that refused settings take no folder.
     """
     check(settings, program)
     path = settings.out / CONFIG_FILE
@@ -50,11 +83,11 @@ def begin(settings: Any, program: str) -> None:
 
 
 def check(settings: Any, program: str) -> None:
-    """Hold the run in ``settings.out``, if there is one, against ``settings``; other versions are a warning.
+    """Compare the run in ``settings.out``, if there is one, with ``settings``; other versions are a warning.
 
     Args:
         settings: dataclass with ``out`` and ``resume``.
-        program: module that is run.
+        program: name of the algorithm.
 
     Raises:
         ValueError: if there is a run and ``resume`` is false, or it was started with other settings.
@@ -68,9 +101,10 @@ def check(settings: Any, program: str) -> None:
     then, now = read_config(settings.out), settings_json(settings)
     changed = [key for key, value in then["settings"].items() if key != "out" and now.get(key) != value]
     if changed or then["program"] != program:
-        told = ", ".join(f"{key}={now.get(key)!r} (was {then['settings'][key]!r})" for key in changed)
+        differences = ", ".join(f"{key}={now.get(key)!r} (was {then['settings'][key]!r})" for key in changed)
         raise ValueError(
-            f"out='{settings.out}' holds a run of {then['program']} with other settings{': ' + told if told else ''}: "
+            f"out='{settings.out}' holds a run of {then['program']} with other settings"
+            f"{': ' + differences if differences else ''}: "
             "choose another folder, or leave the settings out"
         )
     for name, value in surroundings().items():

@@ -1,8 +1,9 @@
-"""Students that are networks: which, from what steps, and how they are warmed up."""
+"""Students that are networks: their architecture, the steps they start from, and their warm start."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,14 +19,16 @@ from redif_env.diffusion.noise_schedulers import action_parameterization
 from redif_env.diffusion.types import PredictionType
 from redif_env.mdp.actions import NoiseMap, SolverMap
 from redif_env.mdp.process import DenoisingMDP
-from redif_env.mdp.settings import build_mdp, solver_name
-from redif_env.sb3 import Reduction, StudentPolicy, student_kwargs
+from redif_env.mdp.settings import MDPSettings, build_mdp, solver_name
+from redif_env.sb3.student_policy import Reduction, StudentPolicy, student_kwargs
 from redif_env.students.network.cloning import CloningPlan, clone
 from redif_env.students.network.pruning import prunable, pruned_weights
-from redif_env.students.network.refinement import RefinementPlan, refine
+from redif_env.students.network.refinement import ROLLOUTS, RefinementPlan, refine
+from redif_env.students.network.sensitivities import sensitivity_calls
 from redif_env.students.student import Student
 from redif_env.teachers.networks import narrowed
 from redif_env.teachers.teacher import Teacher, config_of
+from redif_env.training.plan import Item
 
 
 @dataclass(frozen=True)
@@ -33,58 +36,56 @@ class NoiseSettings:
     """Settings of action "noise"."""
 
     base_student: str | None = None
-    """Student (folder or hub id, of --action solver) whose mean steps the network begins from."""
+    """Student (folder or hub id, of --action solver) whose mean steps are the network's first steps."""
     init: str | None = None
-    """Student (folder or hub id, of agents.clone, or of an earlier run) whose network it begins as. No cloning then,
-    but for that of clone_updates, if given."""
+    """Student (folder or hub id, of agents.clone, or of an earlier run) whose network is the initial one. It is cloned
+    further only if clone_updates is given."""
     copy: bool = False
-    """Begin as a copy of the teacher, which predicts in its form: exactly as the base solver, or as
-    base_student. No cloning then. Where the noise is predicted, choose a grid that begins late: an error of the first step
-    counts sigma / alpha times."""
+    """Start as a copy of the teacher, in its prediction type: exactly the base solver, or base_student; without
+    cloning. Where the noise is predicted, choose a grid with a late start: an error of the first step counts
+    sigma / alpha times."""
     config: str | None = None
     """JSON file with the network's diffusers config; the teacher's if not given."""
     width: float = 1.0
-    """Channels of the network, as a multiple of the config's (UNet2DModel)."""
+    """Channels of the network, as a multiple of the config's (UNet2DModel). A narrower one starts with those of the
+    teacher's channels that have the largest weights."""
     time_embedding_dim: int | None = None
-    """Channels of its time embedding (UNet2DModel): a student is asked at few times. The config's if not given."""
-    prune: bool = True
-    """Begin the cloning of a narrower network with the teacher's channels that have the largest weights (UNet2DModel),
-    not with chance."""
+    """Channels of its time embedding (UNet2DModel); the config's if not given. A student is evaluated at few timesteps,
+    so it needs few."""
     lora_rank: int = 0
-    """Train low-rank adapters of this rank on a copy of the teacher, not all weights."""
+    """Train low-rank adapters of this rank on a copy of the teacher; 0 trains all weights."""
     clone_updates: int | None = None
-    """Minibatches of behaviour cloning before training; 0 for none. 1,000 if not given, none after init or copy."""
+    """Minibatches of behaviour cloning before training; 1,000 if not given, none after init or copy."""
     clone_batch_size: int = 128
     """States in each; their rollouts are four times as many."""
     clone_rate: float = 1e-3
     """Learning rate of cloning."""
     clone_by_sensitivity: bool = False
-    """Weigh the errors of each step by how far they move the finished sample: of a network that cannot but err."""
+    """Weight the errors of each step by how far they move the finished sample, for a network that is too small to have
+    none."""
     refine_updates: int = 0
-    """Minibatches of refinement after that, or of init: by the gradient through the steps, until samples are
-    distributed as the teacher's. 0 for none."""
+    """Minibatches of refinement after cloning or init: gradient descent through the steps, until samples are
+    distributed as the teacher's."""
     refine_rate: float = 1e-4
     """Learning rate of refinement."""
     refine_num_steps: int = 8
-    """Steps of the base solver that lead to the endpoints there, by the teacher's predictions. Eight are near enough to
-    the teacher's own for linear steps; other solvers want more."""
+    """Steps of the base solver that make the endpoints of refinement. Eight are near enough to the teacher's for linear
+    steps; other solvers need more."""
     refine_grid: str | None = None
     """Their grid; that of the student's steps if not given."""
     reduction: Reduction = Reduction.MEAN
     """Of the log-probabilities of an action's numbers."""
     step_exploration: float = 0.1
-    """Standard deviation of the step size's shift, in logits, as a multiple of where steps land."""
-    target_kl: float | None = None
-    """Nats that one update may move the policy on average; no limit if not given."""
+    """Standard deviation of the step size's shift, in logits, as a multiple of the exploration of targets."""
     autocast: bool = False
     """Run the network in bfloat16."""
 
 
 def noise_map(settings: NoiseSettings) -> NoiseMap:
-    """The action map, with the steps that it begins from.
+    """The action map, with its initial steps.
 
     Raises:
-        ValueError: if those are of a student that has no fixed number of steps, or whose map is another.
+        ValueError: if those are of a student with an adaptive number of steps, or with another action map.
     """
     if settings.base_student is None:
         return NoiseMap()
@@ -129,7 +130,7 @@ def policy_kwargs(settings: NoiseSettings, mdp: DenoisingMDP) -> dict[str, Any]:
     """Of the :class:`~redif_env.sb3.StudentPolicy`."""
     return {
         **student_kwargs(mdp, network_config(settings, mdp.teacher)),
-        "predicts_noise": begun_form(settings, mdp)
+        "predicts_noise": initial_prediction_type(settings, mdp)
         != action_parameterization(mdp.teacher.parameterization).prediction_type,
         "reduction": settings.reduction,
         "lora_rank": settings.lora_rank,
@@ -137,11 +138,11 @@ def policy_kwargs(settings: NoiseSettings, mdp: DenoisingMDP) -> dict[str, Any]:
     }
 
 
-def begun_form(settings: NoiseSettings, mdp: DenoisingMDP) -> PredictionType:
-    """In what form the network answers that is begun with.
+def initial_prediction_type(settings: NoiseSettings, mdp: DenoisingMDP) -> PredictionType:
+    """The prediction type of the initial network.
 
     Raises:
-        ValueError: if there are two of them.
+        ValueError: if two initial networks are given.
     """
     if settings.init is not None and settings.copy:
         raise ValueError(f"network.copy and network.init='{settings.init}' exclude each other: leave one of them out")
@@ -155,7 +156,7 @@ def begun_form(settings: NoiseSettings, mdp: DenoisingMDP) -> PredictionType:
 
 
 def warm_start(settings: NoiseSettings, mdp: DenoisingMDP, policy: StudentPolicy, seed: int) -> dict[str, Any]:
-    """Begin as ``settings`` say, in place: a student's network, a copy of the teacher, or a clone. What it cost."""
+    """Initialise ``policy`` in place: a student's network, a copy of the teacher, or a clone. Returns what it cost."""
     start = time.monotonic()
     if settings.init is not None:
         load_plain(
@@ -164,7 +165,7 @@ def warm_start(settings: NoiseSettings, mdp: DenoisingMDP, policy: StudentPolicy
     elif settings.copy:
         load_plain(policy.unet, mdp.teacher.network.state_dict(), "the teacher")
     else:
-        begin_as_teacher(settings, mdp.teacher, policy.unet)
+        copy_teacher(settings, mdp.teacher, policy.unet)
     if cloning_plan(settings, seed).updates:
         clone_teacher(settings, mdp, policy.unet, seed)
     if settings.refine_updates:
@@ -172,51 +173,52 @@ def warm_start(settings: NoiseSettings, mdp: DenoisingMDP, policy: StudentPolicy
     return {"clone_seconds": round(time.monotonic() - start, 1)}
 
 
-def begin_as_teacher(settings: NoiseSettings, teacher: Teacher, network: nn.Module) -> None:
-    """Begin as a copy of the teacher where the two are alike, or as a part of it where that can be."""
+def copy_teacher(settings: NoiseSettings, teacher: Teacher, network: nn.Module) -> None:
+    """Copy the teacher's weights where the two networks are alike, or a part of them where that can be."""
     own, config = config_of(teacher), network_config(settings, teacher)
     if config == own:
         load_plain(network, teacher.network.state_dict(), "the teacher")
-    elif settings.prune and prunable(own, config):
+    elif prunable(own, config):
         load_plain(network, pruned_weights(teacher.network, config), "the teacher's part")
 
 
 def clone_teacher(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module, seed: int) -> None:
     """Clone the teacher into ``network``."""
-    check_form(settings, mdp)
+    check_clone(settings, mdp)
     plan = cloning_plan(settings, seed)
     with updates_shown(plan.updates, "cloning the teacher") as progress:
         clone(mdp, network, plan, progress)
 
 
-def check_form(settings: NoiseSettings, mdp: DenoisingMDP) -> None:
-    """Whether the network that is begun with answers as clones do.
+def check_clone(settings: NoiseSettings, mdp: DenoisingMDP) -> None:
+    """Refuse an initial network whose prediction type is not that of clones.
 
     Raises:
-        ValueError: if it answers in the teacher's form.
+        ValueError: if it is the teacher's.
     """
-    if begun_form(settings, mdp) != action_parameterization(mdp.teacher.parameterization).prediction_type:
+    if initial_prediction_type(settings, mdp) != action_parameterization(mdp.teacher.parameterization).prediction_type:
         raise ValueError(
             f"network.clone_updates={settings.clone_updates} and network.refine_updates={settings.refine_updates} are "
-            "for clones, and a copy of the teacher answers in another form: leave both or network.copy out, or begin "
-            "with network.init from agents.clone"
+            "for clones, and a copy of the teacher has another prediction type: leave both or network.copy out, or "
+            "start with network.init from agents.clone"
         )
 
 
 def refine_clone(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module, seed: int) -> None:
     """Refine ``network``, a clone, by the gradient through its steps."""
-    check_form(settings, mdp)
+    check_clone(settings, mdp)
     plan = refinement_plan(settings, seed)
     finer = build_mdp(
-        mdp.teacher,
-        settings.refine_num_steps,
-        NoiseMap(),
-        "sample",
-        solver_name(mdp.solver),
-        settings.refine_grid or mdp.grid,
-        str(mdp.teacher.device),
-        "float32",
-        initial_map=None if mdp.initial_map is None else "linear",
+        MDPSettings(
+            teacher=mdp.teacher,
+            num_steps=settings.refine_num_steps,
+            action=NoiseMap(),
+            observation="sample",
+            solver=solver_name(mdp.solver),
+            grid=settings.refine_grid or mdp.grid,
+            device=str(mdp.teacher.device),
+            initial_map=None if mdp.initial_map is None else "linear",
+        )
     )
     with updates_shown(plan.updates, "refining the clone") as progress:
         refine(mdp, network, plan, finer, progress)
@@ -235,7 +237,7 @@ def updates_shown(updates: int, name: str) -> Iterator[Callable[[float], None]]:
 
 
 def cloning_plan(settings: NoiseSettings, seed: int) -> CloningPlan:
-    """How the teacher is cloned; in no updates, where the network begins otherwise and no others are asked for."""
+    """How the teacher is cloned: by default not at all where the initial network is another."""
     updates = 0 if settings.init or settings.copy else CloningPlan.updates
     return CloningPlan(
         updates=updates if settings.clone_updates is None else settings.clone_updates,
@@ -255,6 +257,27 @@ def refinement_plan(settings: NoiseSettings, seed: int) -> RefinementPlan:
         by_sensitivity=settings.clone_by_sensitivity,
         seed=seed,
     )
+
+
+def network_items(args: Any) -> list[Item]:
+    """Further parts of a run with settings ``args`` whose student is a network, each call of which counts as one of the
+    teacher's, and a backward pass as two."""
+    cloning = cloning_plan(args.network, args.seed)
+    visits = math.ceil(cloning.updates / cloning.refresh) * cloning.rollouts * args.num_steps * 2
+    visits += sensitivity_calls(args.num_steps) if cloning.updates and cloning.by_sensitivity else 0
+    items = [
+        Item("cloning the teacher", visits + 3 * cloning.updates * cloning.batch_size),
+        Item("updates of the network, forward and back", 3 * args.network_calls * args.epochs),
+    ]
+    refining = refinement_plan(args.network, args.seed)
+    if refining.updates:
+        visits = math.ceil(refining.updates / refining.refresh) * ROLLOUTS * refining.batch_size * args.num_steps * 2
+        visits += sensitivity_calls(args.num_steps) if refining.by_sensitivity else 0
+        each = 3 * (args.num_steps + 1) + args.network.refine_num_steps
+        items.append(Item("refining the clone", visits + refining.updates * refining.batch_size * each))
+    if "path" in dict(args.reward):
+        items.append(Item("the teacher's trajectories, for the path reward", args.reference_size * args.teacher_steps))
+    return items
 
 
 def load_plain(network: nn.Module, weights: Mapping[str, torch.Tensor], name: str) -> None:

@@ -1,31 +1,48 @@
-"""What training takes where no setting says otherwise: one recipe for compact actions, one for networks."""
+"""The settings of training where none are given: one recipe for compact actions, one for networks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
-from agents.command import DEFAULT_REWARD
+from redif_env.training.command import DEFAULT_REWARD
 
 Settings = TypeVar("Settings")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Defaults of the settings of the same names."""
+    """Settings whose best values depend on the action map."""
 
     observation: str
+    """Of the environment."""
     reward: tuple[tuple[str, float], ...]
+    """Of the environment."""
     network_calls: int
+    """Budget: as many episodes as it pays for."""
     hidden: tuple[int, ...]
+    """Sizes of the policy's hidden layers; with none, its actions are linear in the observation. Action "noise" has a
+    network instead."""
     num_envs: int
+    """Episodes that run together."""
     batches: int
+    """Minibatches a rollout, which is one episode of every sub-environment: many small updates go further than few."""
     epochs: int
+    """Passes of an update over its rollout."""
     learning_rate: float
+    """Falls linearly to zero."""
     gamma: float
+    """Discount."""
     clip_range: float
+    """PPO's, for the ratio of whole actions; scaled where log-probabilities are means."""
+    exploration: tuple[float, float]
+    """Standard deviation of the actions at the start and at the end, divided by the number of steps: with more steps
+    the base solver is nearer to the teacher, and corrections are smaller. With action "noise": of a step's target, not
+    divided."""
     level_advantages: bool
+    """Normalise advantages at each step of the episode separately (action "noise")."""
     average: float
+    """Decay of the policy's moving average over rollouts, which is what is evaluated and exported."""
 
 
 SOLVER = Recipe(
@@ -40,6 +57,7 @@ SOLVER = Recipe(
     # One number at the end of a few steps: no bootstrapping, the return itself is the target.
     gamma=1.0,
     clip_range=0.2,
+    exploration=(0.8, 0.25),
     level_advantages=False,
     average=0.98,
 )
@@ -54,9 +72,10 @@ NOISE = Recipe(
     batches=4,
     epochs=1,
     learning_rate=2e-4,
-    # Each step is paid for by itself: what the others do by chance is no part of its return.
+    # Each step has its own reward: the chance of other steps' exploration is no part of its return.
     gamma=0.0,
     clip_range=0.2,
+    exploration=(0.15, 0.05),
     level_advantages=True,
     average=0.9,
 )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from dataclasses import dataclass
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from redif_env.judging.baselines import all_baselines
 from redif_env.judging.evaluation import JUDGED, SCREENED
 from redif_env.storage.cache import cached_file
 from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_key
@@ -38,8 +36,10 @@ class Item:
     calls: int
 
 
-def plan(teacher: Teacher, num_steps: int, network_calls: int, judgements: int, sizes: Sizes) -> list[Item]:
-    """The parts of a training run, in the order in which they come."""
+def plan(
+    teacher: Teacher, num_steps: int, network_calls: int, judgements: int, sizes: Sizes, solvers: int
+) -> list[Item]:
+    """The parts of a training run, in the order in which they come; its report compares with so many solvers."""
     references = (
         ("reference set", sizes.reference, TRAIN_SEED),
         ("held-out endpoints, to choose the best student", sizes.held_out, VALIDATION_SEED),
@@ -47,16 +47,15 @@ def plan(teacher: Teacher, num_steps: int, network_calls: int, judgements: int, 
     )
     nfe = num_steps * teacher.calls
     sets = [Item(name, _reference_calls(teacher, size, seed, sizes.teacher_steps)) for name, size, seed in references]
-    rivals = len(all_baselines())
-    judged = rivals * sizes.test
-    if sizes.test > SCREENED:
-        judged = rivals * SCREENED + JUDGED * sizes.test
+    judged = solvers * sizes.test
+    if sizes.test > SCREENED and solvers > JUDGED:
+        judged = solvers * SCREENED + JUDGED * sizes.test
     return [
         *sets[:2],
         Item("training", network_calls),
-        Item(f"{judgements} judgements of the student", judgements * sizes.held_out * nfe),
+        Item(f"{judgements} evaluations of the student", judgements * sizes.held_out * nfe),
         sets[2],
-        Item(f"report: student and {rivals} rivals", nfe * (sizes.test + judged)),
+        Item(f"report: student and {solvers} solvers", nfe * (sizes.test + judged)),
     ]
 
 
@@ -89,8 +88,7 @@ def print_plan(items: list[Item], teacher: Teacher, batch_size: int, sizes: Size
     Console(width=100).print(table)
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in teacher.network.parameters())
     pairs = 2 * (sizes.reference + sizes.held_out + sizes.test) * torch.Size(teacher.sample_shape).numel() * 4
-    # Linux counts in kilobytes, macOS in bytes.
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    used = psutil.Process().memory_info().rss
     print(
         f"Memory: network {_megabytes(parameters)}, noises and endpoints {_megabytes(pairs)}; "
         f"this process, with one batch through the network, {_megabytes(used)}. Nothing was trained or written."

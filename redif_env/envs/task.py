@@ -1,0 +1,29 @@
+"""What a task is: all arguments of the environments, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from redif_env.mdp.settings import MDPSettings
+from redif_env.rewards.reward import Reward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(MDPSettings):
+    """A denoising process, and what an agent learns it for and from.
+
+    ``gym.make("ReDiF-v0")``, ``gym.make_vec``, the environments' classes, ``make_vec_env`` and the training programs
+    take these fields as arguments: add one here and all of them have it, with its docs.
+    """
+
+    reward: str | Reward | Mapping[str, float] = "endpoint"
+    """A name of `redif_env.rewards.names.REWARDS`, or names with weights: `{"endpoint": 1.0, "feature": 0.5}`, at the
+    command line `endpoint 1 feature 0.5`; in Python also a `Reward`."""
+    reference_size: int = 4096
+    """Pairs (initial noise, the teacher's endpoint of it) that episodes are drawn from. Computed once and cached under
+    `$REDIF_CACHE` or `~/.cache/redif`; shipped for the defaults."""
+    teacher_steps: int = 100
+    """Predictions that the teacher spends on each endpoint."""
+    autocast: bool = False
+    """Run the teacher in bfloat16 in steps, for speed; endpoints are made in its own type."""

@@ -1,0 +1,223 @@
+"""Train a few-step student with stock Stable-Baselines3 PPO, evaluate it, export it: ``redif train``.
+
+:func:`main` is the whole program, :func:`train` its training; read them first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+
+from redif_env.diffusion.grids import GRIDS
+from redif_env.envs.task import Task
+from redif_env.judging.baselines import Which, baselines_of
+from redif_env.judging.evaluation import TEST_SIZE, Evaluator
+from redif_env.mdp.actions import ACTION_MAPS, ActionMap
+from redif_env.mdp.observations import OBSERVATIONS
+from redif_env.mdp.process import DenoisingMDP
+from redif_env.mdp.settings import look_up
+from redif_env.rewards.names import REWARDS
+from redif_env.sb3.checkpoints import Checkpointer
+from redif_env.sb3.exploration import student_exploration
+from redif_env.sb3.groups import GroupRelativeReturns
+from redif_env.sb3.health import HealthCheck
+from redif_env.sb3.levels import LevelNormalisedAdvantages
+from redif_env.sb3.student_policy import StudentPolicy, clip_range_of
+from redif_env.sb3.training.callbacks import (
+    AnnealedExploration,
+    HeldOutCallback,
+    Stopwatch,
+    linear_to_zero,
+    tensorboard_logger,
+)
+from redif_env.sb3.training.networks import NoiseSettings, network_items, noise_map, policy_kwargs, warm_start
+from redif_env.sb3.training.recipes import Recipe, settled
+from redif_env.sb3.vec_env import make_vec_env
+from redif_env.students.student import Student
+from redif_env.teachers.references import VALIDATION_SEED
+from redif_env.training.command import teacher_of
+from redif_env.training.options import arguments_of, options_of
+from redif_env.training.plan import Sizes, plan, print_plan
+from redif_env.training.report import report
+from redif_env.training.runs import RunStoppedError, UnhealthyRunError, begin, settings_json, unfinished
+
+PROGRAM = "ppo"
+VALUE = (64, 64)
+"""Hidden layers of the value function, whatever the policy."""
+TaskOptions: Any = options_of(Task, observation=None, reward=None)
+RecipeOptions: Any = options_of(Recipe, without=("observation", "reward"))
+
+
+@dataclass(frozen=True)
+class Args(RecipeOptions, TaskOptions):
+    """Settings of the environment, of the recipe, whose defaults depend on ``--action``, and of the run."""
+
+    seed: int = 0
+    """Of the agent, and of all that is drawn."""
+    out: Path = Path("runs/ppo")
+    """Folder for config.json, checkpoints/, student/, result.json, samples.png and TensorBoard logs."""
+    group_size: int = 8
+    """Sub-environments that share their initial noise; 1 turns the group-relative reward off."""
+    network: NoiseSettings = field(default_factory=NoiseSettings)
+    """Of action "noise" alone."""
+    test_size: int = TEST_SIZE
+    """Noises of the report."""
+    held_out_size: int = 512
+    """Noises by which the best student is chosen."""
+    held_out_every: int = 50
+    """Rollouts between two evaluations on them."""
+    baselines: Which = "quick"
+    """Training-free solvers in the report: none, the few that are best at such call counts, or all on all grids."""
+    checkpoint_every: int = 50_000
+    """Environment steps between two checkpoints; SIGINT and SIGTERM leave one too."""
+    license: str | None = None
+    """Of the teacher's weights, for the model card; by default that of a built-in teacher, else unknown."""
+    resume: bool = False
+    """Go on with the run in out, with its settings; start it if there is none."""
+    dry_run: bool = False
+    """Print what the run would cost, and stop."""
+
+
+def main(args: Args) -> None:
+    """Train, export, evaluate."""
+    args = settled(args)
+    if args.dry_run:
+        print_cost(args)
+    elif unfinished(args, PROGRAM):
+        student, facts = train(args)
+        sizes = {"teacher_steps": args.teacher_steps, "train_size": args.reference_size}
+        evaluator = Evaluator(teacher_of(args), args.test_size, **sizes)
+        baselines = baselines_of(args.baselines)
+        report("redif-ppo", student, settings_json(args), facts, args.out, evaluator, baselines)
+
+
+def train(args: Args, action: ActionMap | None = None) -> tuple[Student, dict[str, Any]]:
+    """The best student on held-out noise, and what it cost; ``args.resume`` goes on from the newest checkpoint.
+
+    ``action`` is an action map of one's own, in the place of the one that ``args`` name.
+
+    Raises:
+        RunStoppedError: if the run was stopped by a signal; it has left a checkpoint.
+        UnhealthyRunError: if it cannot go on; the last good student is in ``args.out``.
+    """
+    args = settled(args)
+    agent = build(args, action)
+    begin(args, PROGRAM)
+    mdp = agent.get_env().unwrapped.mdp
+    steps = args.network_calls // mdp.calls
+    components = components_of(args, agent)
+    held_out = components["held_out"]
+    checkpointer = Checkpointer(args.out / "checkpoints", args.checkpoint_every, components)
+    resumed = args.resume and checkpointer.resume(agent)
+    facts: dict[str, Any] = {}
+    if args.action == "noise" and not resumed:
+        facts = warm_start(args.network, mdp, agent.policy, args.seed)
+    if agent.num_timesteps < steps:
+        agent.set_logger(tensorboard_logger(args.out / "tensorboard", agent.num_timesteps))
+        try:
+            with checkpointer.stopping_on_signals():
+                agent.learn(
+                    steps - agent.num_timesteps,
+                    callback=[*callbacks_of(args, agent), checkpointer, *components.values()],
+                    reset_num_timesteps=agent.num_timesteps == 0,
+                    progress_bar=True,
+                )
+        except UnhealthyRunError as error:
+            raise UnhealthyRunError(f"{error}. {rescued(held_out.best, args.out)}") from error
+        if checkpointer.stopped_by is not None and agent.num_timesteps < steps:
+            raise RunStoppedError(
+                f"stopped after {agent.num_timesteps:,} of {steps:,} steps: go on with --resume --out {args.out}",
+                checkpointer.stopped_by,
+            )
+        checkpointer.save()
+    seconds = round(components["stopwatch"].seconds, 1)
+    return held_out.best, {"train_seconds": seconds, "environment_steps": agent.num_timesteps, **facts}
+
+
+def build(args: Args, action: ActionMap | None = None) -> PPO:
+    """The agent with its environment; ``action`` in the place of the action map that ``args`` name."""
+    args = settled(args)
+    network = args.action == "noise"
+    arguments = arguments_of(args, Task)
+    if action is not None or network:
+        arguments["action"] = action or noise_map(args.network)
+    env = make_vec_env(args.num_envs, group_size=args.group_size, **arguments)
+    mdp = env.unwrapped.mdp
+    clip_range = clip_range_of(args.clip_range, mdp.action_size, args.network.reduction) if network else args.clip_range
+    return PPO(
+        StudentPolicy if network else "MlpPolicy",
+        env,
+        n_steps=args.num_steps,
+        batch_size=max(2, args.num_envs * args.num_steps // args.batches),
+        n_epochs=args.epochs,
+        learning_rate=linear_to_zero(args.learning_rate),
+        gamma=args.gamma,
+        gae_lambda=1.0,
+        clip_range=clip_range,
+        normalize_advantage=not args.level_advantages,
+        policy_kwargs=policy_kwargs(args.network, mdp) if network else {"net_arch": {"pi": args.hidden, "vf": VALUE}},
+        seed=args.seed,
+        device=args.device if network else "cpu",
+    )
+
+
+def components_of(args: Args, agent: PPO) -> dict[str, Any]:
+    """The callbacks whose state goes into checkpoints, beside the agent's."""
+    mdp = agent.get_env().unwrapped.mdp
+    evaluator = held_out_evaluator(args, mdp)
+    components: dict[str, Any] = {
+        "held_out": HeldOutCallback(evaluator, mdp, agent.policy, args.held_out_every, args.average),
+        "stopwatch": Stopwatch(),
+    }
+    if mdp.adaptive and args.group_size > 1:
+        components["groups"] = GroupRelativeReturns()
+    return components
+
+
+def held_out_evaluator(args: Args, mdp: DenoisingMDP) -> Evaluator:
+    """The evaluator by which the best student is chosen."""
+    return Evaluator(mdp.teacher, args.held_out_size, VALIDATION_SEED, args.teacher_steps)
+
+
+def callbacks_of(args: Args, agent: PPO) -> list[BaseCallback]:
+    """The callbacks without a state."""
+    if args.action != "noise":
+        return [AnnealedExploration(*(std / args.num_steps for std in args.exploration))]
+    mdp = agent.get_env().unwrapped.mdp
+    shift = args.network.step_exploration
+    stds = [student_exploration(mdp, target, target * shift) for target in args.exploration]
+    callbacks: list[BaseCallback] = [HealthCheck(args.held_out_every), AnnealedExploration(*stds)]
+    return [*callbacks, LevelNormalisedAdvantages()] if args.level_advantages else callbacks
+
+
+def rescued(student: Student | None, out: Path) -> str:
+    """Save the last good student, if there is one, and say so."""
+    if student is None:
+        return "It was never evaluated, so there is no student"
+    student.save_pretrained(out / "student")
+    return f"The last good student is in {out / 'student'}"
+
+
+def print_cost(args: Args) -> None:
+    """Print what a run with these settings would cost."""
+    names: dict[str, Mapping[str, Any]] = {"action": ACTION_MAPS, "observation": OBSERVATIONS, "grid": GRIDS}
+    for argument, known in names.items():
+        look_up(argument, getattr(args, argument), known)
+    for name, _ in args.reward:
+        look_up("reward", name, REWARDS)
+    teacher = teacher_of(args)
+    calls = 1 if args.action == "noise" else teacher.calls
+    rollouts = math.ceil(args.network_calls / (args.num_envs * args.num_steps * calls))
+    evaluations = math.ceil(rollouts / args.held_out_every) + 1
+    sizes = Sizes(args.reference_size, args.held_out_size, args.test_size, args.teacher_steps)
+    solvers = len(baselines_of(args.baselines))
+    items = plan(teacher, args.num_steps, args.network_calls, evaluations, sizes, solvers)
+    if args.action == "noise":
+        items += network_items(args)
+    print_plan(items, teacher, args.num_envs, sizes)

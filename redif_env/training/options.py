@@ -1,0 +1,68 @@
+"""Command-line options made of the dataclasses that hold an environment's arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, field, fields, make_dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from redif_env.mdp.arguments import docs_of
+
+Weights = tuple[tuple[str, float], ...]
+"""Names and weights, as in ``--reward endpoint 1 feature 0.5``."""
+
+
+def options_of(arguments: type[Any], *, without: Sequence[str] = (), **defaults: Any) -> Any:
+    """A dataclass of the fields of ``arguments`` as the command line gives them: names in place of objects.
+
+    Args:
+        arguments: a dataclass, such as :class:`redif_env.envs.task.Task`; its fields' docstrings are the help.
+        without: fields that are left out.
+        defaults: of fields whose default is another than that of ``arguments``; None where there is none.
+    """
+    docs, hints = docs_of(arguments), get_type_hints(arguments)
+    options = []
+    for item in fields(arguments):
+        if item.name in without:
+            continue
+        kind = option_type(hints[item.name])
+        default = defaults.get(item.name, None if item.default is MISSING else item.default)
+        if default is None:
+            kind = kind | None
+        elif kind == Weights and isinstance(default, str):
+            default = ((default, 1.0),)
+        help_text = tyro.conf.arg(help=docs[item.name])
+        options.append((item.name, Annotated[kind, help_text], field(default=default)))
+    return make_dataclass(f"{arguments.__name__}Options", options, frozen=True)
+
+
+def option_type(hint: Any) -> Any:
+    """The type of an option whose value may be an object of type ``hint`` in Python."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    origins = {get_origin(kind) for kind in kinds}
+    if Mapping in origins and str in kinds:
+        return Weights
+    if str in kinds:
+        return str | None if NoneType in kinds else str
+    if Sequence in origins:
+        return tuple[str, ...]
+    return hint
+
+
+def arguments_of(options: Any, arguments: type[Any]) -> dict[str, Any]:
+    """The keywords for ``arguments`` that ``options`` hold, of those fields that they have."""
+    keywords = {item.name: getattr(options, item.name) for item in fields(arguments) if hasattr(options, item.name)}
+    if "reward" in keywords:
+        keywords["reward"] = dict(keywords["reward"])
+    return {**keywords, "conditions": conditions_of(options.conditions)}
+
+
+def conditions_of(words: Sequence[str] | None) -> list[int] | list[str] | None:
+    """Conditions as the command line gives them: class labels if all are whole numbers, else prompts."""
+    if words is None:
+        return None
+    labels = [int(word) for word in words if word.isdigit()]
+    return labels if len(labels) == len(words) else list(words)
