@@ -17,7 +17,8 @@ from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.judging.baselines import Baseline, all_baselines
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.settings import name_of
-from redif_env.measures.features import CLASSIFIERS, embed, evaluation_features, load_features
+from redif_env.measures.classifiers import SHIPPED
+from redif_env.measures.features import embed, evaluation_features, load_features
 from redif_env.measures.metrics import (
     coverage,
     density,
@@ -86,7 +87,7 @@ class Evaluator:
         self.condition = reference.condition
         self.endpoints = teacher.clip(reference.endpoints).to(teacher.device)
         name = features or evaluation_features(teacher.image_shape)
-        self.feature_name = f"{CLASSIFIERS[name][0]}-64" if name in CLASSIFIERS else name
+        self.feature_name = f"{SHIPPED[name].folder}-64" if name in SHIPPED else name
         self.features = load_features(name, teacher.image_shape).to(teacher.device)
         self.endpoint_features = self.embed(self.endpoints)
         self.data_features: Tensor | None = None

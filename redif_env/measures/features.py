@@ -7,62 +7,16 @@ import pickle
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redif_env.diffusion.placement import stock_defaults
-from redif_env.storage.files import ASSETS
+from redif_env.measures.classifiers import SHIPPED, Classifier
 
 FEATURE_BATCH = 1024
 
-CLASSIFIERS = {
-    "digits": ("digits-features", (1, 8, 8)),
-    "digits-evaluation": ("digits-classifier", (1, 8, 8)),
-    "mnist": ("mnist-features", (1, 28, 28)),
-    "mnist-evaluation": ("mnist-classifier", (1, 28, 28)),
-}
-"""Asset folder and sample shape of each digits classifier. Rewards and evaluation use classifiers trained from
-different seeds, so that a student cannot exploit the evaluation network through the reward."""
-
 INCEPTION = "inception:"
 """Prefix of a feature name; the path of the Inception weights follows."""
-
-
-class DigitsClassifier(nn.Module):
-    """Small convolutional classifier of digits; the digits tables use the features of its penultimate layer.
-
-    Images ``(B, 1, side, side)`` are in [-1, 1]. ``forward`` returns class logits ``(B, 10)``, ``features`` returns
-    ``(B, 64)``. Trained by ``python -m experiments.train_classifier``.
-
-    Args:
-        side: 8 or 28 pixels.
-    """
-
-    num_features = 64
-
-    def __init__(self, side: int = 8) -> None:
-        super().__init__()
-        # For 28 x 28 images the first layer halves too; the last feature map has cells x cells positions.
-        stride, cells = (1, 2) if side == 8 else (2, 4)
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 32, 3, stride=stride, padding=1),
-            nn.GELU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(64, 64, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Flatten(),
-            nn.Linear(64 * cells**2, self.num_features),
-            nn.GELU(),
-        )
-        self.head = nn.Linear(self.num_features, 10)
-
-    def features(self, images: Tensor) -> Tensor:
-        return self.body(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
 
 
 class PixelFeatures(nn.Module):
@@ -77,9 +31,9 @@ class PixelFeatures(nn.Module):
 
 
 class PenultimateFeatures(nn.Module):
-    """:meth:`DigitsClassifier.features` as a module."""
+    """The penultimate layer of a classifier as a module, the form that torchmetrics takes."""
 
-    def __init__(self, classifier: DigitsClassifier) -> None:
+    def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
         self.num_features = classifier.num_features
@@ -193,9 +147,9 @@ def load_features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
         name: one of
 
             - ``"pixels"``: the flattened samples;
-            - ``"digits"``, ``"mnist"``: the classifier for rewards on 8x8 or 28x28 digits;
-            - ``"digits-evaluation"``, ``"mnist-evaluation"``: the classifier for evaluation, trained from another seed;
-              do not use it in rewards;
+            - ``"digits"``, ``"mnist"``, ``"cifar10"``: the classifier for rewards on such images;
+            - ``"digits-evaluation"`` and so on: the classifier for evaluation, trained from another seed; do not use
+              it in rewards;
             - ``"inception:PATH"``: the features of FID, with the weights at PATH;
             - the folder or hub id of a transformers vision model (CLIP, DINO, ...).
         sample_shape: shape S of one sample; for latents, of the decoded image.
@@ -211,13 +165,13 @@ def _features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
     network: nn.Module
     if name == "pixels":
         network = PixelFeatures(math.prod(sample_shape))
-    elif name in CLASSIFIERS:
-        folder, shape = CLASSIFIERS[name]
-        if sample_shape != shape:
-            raise ValueError(f"features={name!r} takes samples of shape {shape}, not {sample_shape}: try 'pixels'")
-        classifier = DigitsClassifier(shape[-1])
-        classifier.load_state_dict(load_file(ASSETS / folder / "model.safetensors"))
-        network = PenultimateFeatures(classifier)
+    elif name in SHIPPED:
+        shipped = SHIPPED[name]
+        if sample_shape != shipped.sample_shape:
+            raise ValueError(
+                f"features={name!r} takes samples of shape {shipped.sample_shape}, not {sample_shape}: try 'pixels'"
+            )
+        network = PenultimateFeatures(shipped.load())
     elif len(sample_shape) == 3 and name.startswith(INCEPTION):
         network = InceptionFeatures(Path(name.removeprefix(INCEPTION)))
     elif len(sample_shape) == 3:
@@ -229,7 +183,7 @@ def _features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
 
 def default_features(sample_shape: tuple[int, ...]) -> str:
     """The name of the features that rewards use by default."""
-    return next((name for name in ("digits", "mnist") if CLASSIFIERS[name][1] == sample_shape), "pixels")
+    return next((name for name, known in SHIPPED.items() if known.sample_shape == sample_shape), "pixels")
 
 
 def evaluation_features(sample_shape: tuple[int, ...]) -> str:

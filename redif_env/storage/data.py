@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 import zipfile
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +14,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+CIFAR_VALUES = 3 * 32 * 32
+"""Bytes of one image of CIFAR."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,9 @@ def load_images(name_or_path: str, split: str = "train", size: int | None = None
     Args:
         name_or_path: ``"digits"``; a ``.npz`` file with ``x_train`` ``(N, H, W)`` or ``(N, H, W, C)`` uint8 and
             ``y_train`` (Keras's ``mnist.npz`` is one), or with JPEG bytes (``jpeg_train``, of which image i is
-            ``offset_train[i]`` to ``offset_train[i + 1]``, and ``y_train``); a folder of images, whose subfolders, if
-            any, are the labels; or the hub id of an image data set.
+            ``offset_train[i]`` to ``offset_train[i + 1]``, and ``y_train``); CIFAR's own archive in its binary version
+            (``cifar-10-binary.tar.gz`` or ``cifar-100-binary.tar.gz``; the python version is pickled, which could run
+            code); a folder of images, whose subfolders, if any, are the labels; or the hub id of an image data set.
         split: ``"train"`` or ``"test"``, or what the hub's data set calls its splits; folders have ``"train"`` alone
             unless their first level names splits, digits have one.
         size: side in pixels to which images of a folder or of the hub are cropped (middle) and resized; needed where
@@ -68,6 +73,8 @@ def load_images(name_or_path: str, split: str = "train", size: int | None = None
     path = Path(name_or_path)
     if path.suffix == ".npz":
         return _read_npz(path, split)
+    if path.name.endswith((".tar.gz", ".tgz")):
+        return _read_cifar(path, split)
     return _read_dataset(name_or_path, split, size)
 
 
@@ -85,6 +92,33 @@ def _read_npz(path: Path, split: str) -> ImageSet:
     if pixels.dtype != np.uint8:
         raise ValueError(f"data={str(path)!r} holds {pixels.dtype} images: only uint8 ones can be used")
     return _image_set(pixels, labels)
+
+
+def _read_cifar(path: Path, split: str) -> ImageSet:
+    """CIFAR's binary version: rows of label bytes, of which the last is the class, and 3 x 32 x 32 values."""
+    names = {"train": ("data_batch_", "train.bin"), "test": ("test_batch.bin", "test.bin")}
+    if split not in names:
+        raise ValueError(f"split={split!r} is unknown: data={str(path)!r} has 'train' and 'test'")
+    try:
+        with tarfile.open(path) as archive:
+            members = sorted((item for item in archive if item.isfile()), key=lambda item: item.name)
+            chosen = [item for item in members if Path(item.name).name.startswith(names[split])]
+            files = [archive.extractfile(item) for item in chosen if item.name.endswith(".bin")]
+            parts = [file.read() for file in files if file is not None]
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise ValueError(f"data={str(path)!r} cannot be read ({error}): download it again") from error
+    if not parts:
+        raise ValueError(
+            f"data={str(path)!r} holds no binary CIFAR batches: give cifar-10-binary.tar.gz (the python version is "
+            "pickled, and could run code)"
+        )
+    content = np.frombuffer(bytearray(b"".join(parts)), np.uint8)
+    row = CIFAR_VALUES + (2 if any(Path(item.name).name == f"{split}.bin" for item in chosen) else 1)
+    if len(content) % row:
+        raise ValueError(f"data={str(path)!r} holds {len(content)} bytes, no multiple of {row}: download it again")
+    rows = content.reshape(-1, row)
+    pixels = rows[:, -CIFAR_VALUES:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return _image_set(pixels, rows[:, -CIFAR_VALUES - 1])
 
 
 def _read_dataset(name_or_path: str, split: str, size: int | None) -> ImageSet:

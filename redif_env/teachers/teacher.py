@@ -605,7 +605,7 @@ def check_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | No
     return None if (low, high) == (-math.inf, math.inf) else (low, high)
 
 
-BUILT_IN: dict[str, int | None] = {"digits": None, "digits-classes": 10, "mnist": 10}
+BUILT_IN: dict[str, int | None] = {"digits": None, "digits-classes": 10, "mnist": 10, "cifar10": 10}
 """Teachers of images that come with the library, and the label for no condition where they are conditional."""
 
 

@@ -4,7 +4,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from redif_env.measures.features import DigitsClassifier, VisionFeatures, default_features, embed, load_features
+from redif_env.measures.classifiers import NUM_FEATURES
+from redif_env.measures.features import VisionFeatures, default_features, embed, load_features
 from redif_env.measures.metrics import frechet_distance
 from redif_env.storage.data import load_digits
 
@@ -25,7 +26,7 @@ def test_shipped_networks_are_trained(name):
 def test_evaluation_features_differ_from_reward_features():
     images = load_digits()[0][:20]
     first, second = (embed(load_features(name, (1, 8, 8)), images) for name in ("digits", "digits-evaluation"))
-    assert first.shape == second.shape == (20, DigitsClassifier.num_features)
+    assert first.shape == second.shape == (20, NUM_FEATURES)
     assert (first - second).abs().mean() > 0.1
 
 

@@ -1,18 +1,14 @@
-"""Images from files of every kind that is read, and teachers trained on them."""
+"""Images from files of every kind that is read."""
 
 import io
-import json
-from itertools import pairwise
-from pathlib import Path
+import tarfile
 
 import numpy as np
 import pytest
 import torch
-import tyro
 from PIL import Image
 
-from experiments import train_teacher
-from redif_env import ReDiFEnv, Teacher
+from redif_env import ReDiFEnv
 from redif_env.storage.data import load_images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
@@ -82,47 +78,45 @@ def test_bad_data_are_refused(tmp_path, npz):
         load_images(str(tmp_path / "floats.npz"))
 
 
-@pytest.mark.parametrize("kind", list(train_teacher.Kind))
-def test_a_teacher_is_trained_and_noted(npz, tmp_path, kind, monkeypatch):
-    """A few steps of each kind: the folder is a teacher of that kind, conditional, guided, with note and curve."""
-    typed = ["--data", str(npz), "--kind", kind.value, "--conditional", "--channels", "16", "16", "--batch-size", "4",
-             "--steps", "3", "--out", str(tmp_path / "teacher")]  # fmt: skip
-    monkeypatch.setattr("sys.argv", ["train_teacher", *typed])
-    train_teacher.main(tyro.cli(train_teacher.Args, args=typed))
-    teacher = Teacher.from_pretrained(tmp_path / "teacher", null_label=3, guidance_scale=2.0)
-    expected = {"epsilon": "epsilon", "v": "v_prediction", "flow": "flow_prediction"}[kind.value]
-    assert teacher.prediction_type.value == expected
-    assert teacher.conditions.names == ("0", "1", "2")
-    facts = json.loads((tmp_path / "teacher" / "training.json").read_text())
-    assert len(facts["curve"]) == 3
-    note = (tmp_path / "teacher" / "README.md").read_text()
-    assert f"--kind {kind.value}" in note
-    assert str(Path(npz).parent) not in note
-    assert "Frechet distance (features digits-evaluation)" in note
+def archive(path, files):
+    """A tar.gz archive of files by name."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return str(path)
 
 
-def test_training_learns():
-    """Two shades of flat 8x8 images: loss falls, and samples of each label have its shade."""
-    images = torch.tensor([-0.6, 0.6]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8)
-    data = train_teacher.ImageSet(images, torch.tensor([0, 1]))
-    args = train_teacher.Args(
-        kind=train_teacher.Kind.FLOW, conditional=True, channels=(16, 16), batch_size=32, steps=120
+def test_cifar_s_own_archives_are_read(tmp_path):
+    """Rows of one label and 3 x 32 x 32 values, colours apart; CIFAR-100 has a coarse label before the fine one."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
+    rows = [bytes([label]) + image.tobytes() for label, image in zip((7, 2, 5), pixels, strict=True)]
+    ten = archive(
+        tmp_path / "cifar-10-binary.tar.gz",
+        {
+            "cifar-10-batches-bin/data_batch_2.bin": rows[1],
+            "cifar-10-batches-bin/data_batch_1.bin": rows[0],
+            "cifar-10-batches-bin/test_batch.bin": rows[2],
+            "cifar-10-batches-bin/readme.html": b"",
+        },
     )
-    torch.manual_seed(0)
-    network = train_teacher.build_network(args, data)
-    objective, _ = train_teacher.objective_of(args.kind)
-    curve = train_teacher.train(args, network, objective, data)
-    assert curve[-1] < 0.5 * curve[0]
-    network.eval()
-    generator = torch.Generator().manual_seed(0)
-    x, sigmas = torch.randn(16, 1, 8, 8, generator=generator), torch.linspace(1, 0, 9)
-    labels = torch.arange(2).repeat(8)
-    with torch.no_grad():
-        for sigma, following in pairwise(sigmas):
-            x = x + (following - sigma) * network(x, sigma.expand(16) * 1000, class_labels=labels).sample
-    means = x.mean(dim=(1, 2, 3))
-    assert means[labels == 0].mean() < -0.2
-    assert means[labels == 1].mean() > 0.2
+    data = load_images(ten)
+    assert data.labels.tolist() == [7, 2]
+    assert torch.equal(((data.images + 1) * 127.5).round().to(torch.uint8), torch.from_numpy(pixels[:2]))
+    assert load_images(ten, "test").labels.tolist() == [5]
+    hundred = archive(tmp_path / "cifar-100-binary.tar.gz", {"cifar-100-binary/test.bin": bytes([3]) + rows[0]})
+    assert load_images(hundred, "test").labels.tolist() == [7]
+
+
+def test_other_archives_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="the python version is pickled"):
+        load_images(archive(tmp_path / "cifar-10-python.tar.gz", {"cifar-10-batches-py/data_batch_1": b"x"}))
+    with pytest.raises(ValueError, match="no multiple of 3073"):
+        load_images(archive(tmp_path / "torn.tar.gz", {"data_batch_1.bin": b"x"}))
+    (tmp_path / "no.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_images(str(tmp_path / "no.tar.gz"))
 
 
 @pytest.mark.parametrize("name", ["mnist", "digits-classes"])
