@@ -22,12 +22,13 @@ from redif_env.diffusion.grids import next_position
 from redif_env.diffusion.solvers import record
 from redif_env.diffusion.types import Prediction, State
 from redif_env.judging.baselines import Which, baselines_of
-from redif_env.judging.evaluation import TEST_SIZE, Evaluator, evaluate
+from redif_env.judging.evaluation import Evaluator, evaluate
 from redif_env.judging.tables import print_table
 from redif_env.mdp.settings import parse_device, solver_name
 from redif_env.measures.rendering import tile, to_pixels
 from redif_env.storage.files import write_file
 from redif_env.students.student import Student
+from redif_env.teachers.references import sizes_of
 from redif_env.teachers.teacher import Teacher, load_teacher
 
 WIDTH = 60
@@ -103,7 +104,7 @@ class Evaluate:
 
     student: Positional[str]
     """Folder or hub id of a student."""
-    size: int = TEST_SIZE
+    size: int | None = None
     """Held-out noises."""
     baselines: Which = "quick"
     """Solvers: none, the few that are best at such call counts, or all on all grids."""
@@ -112,10 +113,14 @@ class Evaluate:
     device: str = "cpu"
 
     def run(self) -> None:
-        if self.size < 2:
+        if self.size is not None and self.size < 2:
             raise ValueError(f"size must be at least 2, got {self.size}: a distance between sets needs more")
         student = load(self.student, self.device)
-        evaluator = Evaluator(teacher_of(student).to(parse_device(self.device)), self.size)
+        teacher = teacher_of(student).to(parse_device(self.device))
+        sizes = sizes_of(teacher)
+        evaluator = Evaluator(
+            teacher, self.size or sizes.test_size, teacher_steps=sizes.teacher_steps, train_size=sizes.reference_size
+        )
         rows = evaluate(evaluator, student, "student", baselines_of(self.baselines))
         nfe = max(row.nfe for row in rows if row.method == "student")
         print_table(rows, f"{student.mdp.teacher.name}, {nfe:.4g} NFE, {evaluator.description}")

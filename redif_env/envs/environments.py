@@ -96,11 +96,11 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
-        reference = reference_set(self.mdp.teacher, task.reference_size, num_steps=task.teacher_steps)
+        reference = reference_set(self.mdp.teacher, task.sizes.reference_size, num_steps=task.sizes.teacher_steps)
         self.reference = reference.to(self.mdp.teacher.device, getattr(torch, task.dtype))
         self.terms = self._build_terms(task.reward)
         self.last_transition: Transition | None = None
-        self._draws = GroupDraws(num_envs, group_size, task.reference_size, priced=task.prices is not None)
+        self._draws = GroupDraws(num_envs, group_size, len(reference), priced=task.prices is not None)
         self._state: State | None = None
         self._pair = torch.zeros(num_envs, dtype=torch.int64, device=HOST)
         self._endpoint = torch.zeros_like(self.reference.endpoints[:1]).expand(num_envs, *self.mdp.teacher.sample_shape)

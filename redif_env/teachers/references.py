@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -27,6 +28,30 @@ PATH_LEVELS = 25
 
 QUIET_BELOW = 50_000
 """A reference set that costs fewer network calls than this shows no progress bar."""
+
+
+@dataclass(frozen=True)
+class SetSizes:
+    """Sizes of a teacher's reference sets where none are given, and the predictions it spends on each endpoint."""
+
+    reference_size: int = 4096
+    """Pairs to train on."""
+    held_out_size: int = 512
+    """Noises by which the best student is chosen; 512 if not given, 256 of "cifar10"."""
+    test_size: int = 2000
+    """Noises of the report; 2,000 if not given, 512 of "cifar10"."""
+    teacher_steps: int = 100
+    """Predictions per endpoint."""
+
+
+SHIPPED_SIZES = {"cifar10": SetSizes(1024, 256, 512, 40)}
+"""Of teachers that are slow on a CPU: the sets that come with the package (``experiments.ship_references``)."""
+
+
+def sizes_of(teacher: str | Path | Teacher) -> SetSizes:
+    """The default sizes for a teacher, or for one of this name."""
+    name = teacher.name if isinstance(teacher, Teacher) else str(teacher)
+    return SHIPPED_SIZES.get(name, SetSizes())
 
 
 class InitialMap(Protocol):
@@ -85,7 +110,10 @@ def reference_set(teacher: Teacher, size: int, seed: int = TRAIN_SEED, num_steps
         with tqdm(total=size, desc="teacher endpoints", disable=size * num_steps < QUIET_BELOW) as bar:
             return teacher.endpoint(noise, num_steps, condition, progress=bar.update).cpu()
 
-    return ReferenceSet(noise, condition, cached(key, compute), key, num_steps)
+    endpoints = cached(key, compute)
+    if endpoints.dtype == torch.uint8:  # shipped as pictures of 8 bits
+        endpoints = endpoints.float() / 127.5 - 1
+    return ReferenceSet(noise, condition, endpoints, key, num_steps)
 
 
 def reference_key(teacher: Teacher, noise: Tensor, condition: Tensor, num_steps: int) -> str:

@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from redif_env.diffusion.grids import GRIDS
 from redif_env.envs.task import Task
 from redif_env.judging.baselines import Which, baselines_of
-from redif_env.judging.evaluation import TEST_SIZE, Evaluator
+from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.actions import ACTION_MAPS, ActionMap
 from redif_env.mdp.observations import OBSERVATIONS
 from redif_env.mdp.process import DenoisingMDP
@@ -40,7 +40,7 @@ from redif_env.sb3.training.networks import NoiseSettings, network_items, noise_
 from redif_env.sb3.training.recipes import Recipe, settled
 from redif_env.sb3.vec_env import make_vec_env
 from redif_env.students.student import Student
-from redif_env.teachers.references import VALIDATION_SEED
+from redif_env.teachers.references import VALIDATION_SEED, SetSizes
 from redif_env.training.command import teacher_of
 from redif_env.training.options import arguments_of, options_of
 from redif_env.training.plan import Sizes, plan, print_plan
@@ -51,11 +51,12 @@ PROGRAM = "ppo"
 VALUE = (64, 64)
 """Hidden layers of the value function, whatever the policy."""
 TaskOptions: Any = options_of(Task, observation=None, reward=None)
+SizeOptions: Any = options_of(SetSizes, without=("reference_size", "teacher_steps"), held_out_size=None, test_size=None)
 RecipeOptions: Any = options_of(Recipe, without=("observation", "reward"))
 
 
 @dataclass(frozen=True)
-class Args(RecipeOptions, TaskOptions):
+class Args(RecipeOptions, SizeOptions, TaskOptions):
     """Settings of the environment, of the recipe, whose defaults depend on ``--action``, and of the run."""
 
     seed: int = 0
@@ -66,10 +67,6 @@ class Args(RecipeOptions, TaskOptions):
     """Sub-environments that share their initial noise; 1 turns the group-relative reward off."""
     network: NoiseSettings = field(default_factory=NoiseSettings)
     """Of action "noise" alone."""
-    test_size: int = TEST_SIZE
-    """Noises of the report."""
-    held_out_size: int = 512
-    """Noises by which the best student is chosen."""
     held_out_every: int = 50
     """Rollouts between two evaluations on them."""
     baselines: Which = "quick"
