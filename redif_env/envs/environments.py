@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
@@ -22,8 +24,10 @@ from redif_env.envs.task import Task
 from redif_env.mdp.arguments import list_of, takes
 from redif_env.mdp.settings import build_mdp
 from redif_env.measures.rendering import Filmstrip
+from redif_env.rewards.custom import CallableReward
 from redif_env.rewards.names import build_terms
-from redif_env.rewards.reward import Reward, Term, load_reward_states, pay, reset_reward, reward_states
+from redif_env.rewards.reward import Term, load_reward_states, pay, reset_reward, reward_states
+from redif_env.storage.checks import check_argument
 from redif_env.teachers.references import reference_set
 
 RENDER_MODES = ["rgb_array"]
@@ -54,6 +58,8 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
+    _spec: EnvSpec | None = None
+
     @takes(Task)
     def __init__(
         self,
@@ -64,6 +70,8 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         render_mode: str | None = None,
         **arguments: Any,
     ) -> None:
+        check_argument("num_envs", num_envs, int)
+        check_argument("group_size", group_size, int)
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         if group_size < 1 or num_envs % group_size:
@@ -109,6 +117,24 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         if len(value) != self.num_envs:
             raise ValueError(f"np_random must be {self.num_envs} generators, one a sub-environment, got {len(value)}")
         self._draws.generators = list(value[:: self.group_size])
+        self._draws.seeds = [-1] * len(self._draws.generators)
+
+    @property  # type: ignore[override]
+    def np_random_seed(self) -> Any:
+        """The seeds of :attr:`np_random`; -1 of generators that were given."""
+        return tuple(seed for seed in self._draws.seeds for _ in range(self.group_size))
+
+    @property  # type: ignore[override]
+    def spec(self) -> EnvSpec | None:
+        """As Gymnasium sets it; an autoreset mode by its value, so that it can be written as JSON."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        mode = None if spec is None else spec.kwargs.get("autoreset_mode")
+        if spec is not None and isinstance(mode, AutoresetMode):
+            spec.kwargs["autoreset_mode"] = mode.value
+        self._spec = spec
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -190,6 +216,17 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         """
         return self._film.frames() if self._film else None
 
+    @property
+    def state(self) -> State:
+        """Where every episode stands.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset.
+        """
+        if self._state is None:
+            raise gym.error.ResetNeeded("state was read before reset(): call reset() first")
+        return self._state
+
     # The step, in the order in which things happen.
 
     def _step(self, action: Tensor) -> tuple[Any, ...]:
@@ -263,7 +300,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
 
     def _predicted(self, state: State, rows: Tensor) -> State:
         """``state`` with the teacher's predictions on the given rows."""
-        with torch.autocast(state.x.device.type, torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(state.x.device.type, torch.bfloat16) if self.autocast else nullcontext():
             return self.mdp.predict(state, rows)
 
     # The border: numpy in and out, checks, pictures.
@@ -346,16 +383,14 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             raise gym.error.ResetNeeded("the first reset() must reset every sub-environment: leave reset_mask out")
         return mask.copy()
 
-    def _build_terms(self, reward: str | Reward | Mapping[str, float]) -> list[Term]:
+    def _build_terms(self, reward: Any) -> list[Term]:
         if isinstance(reward, str):
             reward = {reward: 1.0}
         if isinstance(reward, Mapping):
             return build_terms(reward, self.mdp, self.reference)
-        if not isinstance(getattr(reward, "name", None), str):
-            raise ValueError(
-                f"reward={reward!r} has no name: wrap the function in CallableReward(function, 'name') of "
-                "redif_env.rewards.custom, or choose a name of redif_env.rewards.names.REWARDS"
-            )
+        if not hasattr(reward, "name"):  # a plain function
+            name = getattr(reward, "__name__", "custom")
+            reward = CallableReward(reward, "custom" if name == "<lambda>" else name)
         return [Term(reward)]
 
     def _record_initial(self, rows: Tensor, state: State) -> None:
