@@ -39,8 +39,6 @@ from redif_env.teachers.pipelines import read_pipeline, write_pipeline
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-ENDPOINT_BATCH = 512
-"""Rows of one network call in a teacher's many-step sampling."""
 DECODED_BATCH = 16
 """Latents of one call of the decoder."""
 
@@ -434,6 +432,7 @@ class PipelineTeacher(Teacher):
         self.sample_shape, self.network, self.source = drive.probe.sample_shape, drive.network, drive.pipe
         self.guidance_scale, self.own_network = None, False
         self.decoder = PipelineDecoder(drive, run_size) if drive.decodes else None
+        self.bounds = None if drive.decodes else (-1.0, 1.0)
         self.waves = Waves(drive, run_size)
         self.common_levels = bool(drive.probe.common)
         weakref.finalize(self, self.waves.close)

@@ -167,7 +167,7 @@ def test_text_is_written_in_one_encoding(tmp_path):
         "from redif_env.mdp.settings import MDPSettings, build_mdp\n"
         "mdp = build_mdp(MDPSettings(teacher='gaussian-ring', num_steps=2))\n"
         "policy = Policy.from_table(torch.zeros(2, mdp.action_size), mdp.observation_size)\n"
-        "student = Student(mdp, policy, Record({'out': 'f\\xfcr \\u7af9'}, judged='\\u2192'))\n"
+        "student = Student(mdp, policy, Record({'out': 'f\\xfcr \\u7af9'}, evaluated_on='\\u2192'))\n"
         f"student.save_pretrained({str(tmp_path / 'student')!r})\n"
         f"assert Student.from_pretrained({str(tmp_path / 'student')!r}).record == student.record\n"
     )

@@ -225,3 +225,18 @@ def test_a_prediction_that_is_not_finite_names_the_step_and_the_prompt():
     with pytest.raises(ValueError, match="predicted NaN or infinity at step 2 for 'two dogs'"):
         predict(teacher, dataclasses.replace(state, x=overflowing))
     teacher.close()
+
+
+def test_each_prompt_is_encoded_once():
+    made = ZOO["stable_diffusion"]()
+    evaluated = []
+    handle = made.pipe.text_encoder.register_forward_pre_hook(lambda *_: evaluated.append(1))
+    teacher = Teacher.from_pipeline(made.pipe, ["a cat", "two dogs", "x"], guidance_scale=6.0)
+    for rows in ([0, 1], [1, 2], [2, 0], [0, 0]):
+        state = initial_state(
+            torch.zeros(2, *teacher.sample_shape), teacher.schedule, TimeGrid(), 3, 1, torch.tensor(rows)
+        )
+        predict(teacher, state)
+    assert len(evaluated) == 2 * 3  # each with its negative prompt
+    handle.remove()
+    teacher.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,3 +130,45 @@ def bare(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.to("meta")
     return type(value)(map(bare, value)) if isinstance(value, list | tuple) else value
+
+
+def read_conditions(path: Path) -> list[dict[str, Any]]:
+    """Conditions from a file: one prompt a line, or one JSON object of the call's arguments a line (JSON lines).
+
+    An object may have a ``"weight"``: how often it is drawn. Pictures are given as paths, relative to the file, under
+    names that end with ``image``.
+
+    Raises:
+        ValueError: naming the line, if one is empty or is not what the others are.
+    """
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            raise ValueError(f"{path}, line {number} is empty: give one prompt or one JSON object a line")
+        found.append(_parsed(line, f"{path}, line {number}", path.parent))
+    if not found:
+        raise ValueError(f"{path} is empty: give one prompt or one JSON object a line")
+    return found
+
+
+def _parsed(line: str, where: str, folder: Path) -> dict[str, Any]:
+    if not line.lstrip().startswith("{"):
+        return {"prompt": line.strip()}
+    try:
+        arguments = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is no JSON object ({error}): give one a line") from error
+    for name, value in arguments.items():
+        if name.endswith("image") and isinstance(value, str):
+            arguments[name] = _picture(folder / value, f"{where}, {name}")
+    return dict(arguments)
+
+
+def _picture(path: Path, where: str) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("L" if "mask" in where.rsplit(",", 1)[1] else "RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"{where} names {path}, which cannot be opened as a picture ({error})") from error

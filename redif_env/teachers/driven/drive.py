@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from redif_env.diffusion.noise_schedulers import Parameterization
 from redif_env.diffusion.schedules import FlowSchedule, Schedule
 from redif_env.teachers.driven.arguments import bare, batched, content
+from redif_env.teachers.driven.encoding import StoredEncodings
 from redif_env.teachers.driven.injection import Injection, origin
 from redif_env.teachers.driven.networks import RUNNING, Blank, shared_copy
 from redif_env.teachers.driven.refused import REFUSED_PIPELINES
@@ -122,6 +123,7 @@ class Drive:
         self.injection = NONE
         self.blanks: dict[CallKey, Blank] = {}
         self._images: dict[int, Tensor] = {}
+        self._encodings = StoredEncodings()
         self._starts: dict[int, Start] = {}
         self._probing = Start(PROBED)
         apart = "attn_processor(" in inspect.getsource(type(pipe))
@@ -281,6 +283,8 @@ class Drive:
         pipe.__class__ = _drawing(type(self.pipe))  # type: ignore[arg-type]
         pipe.__dict__.update(self.networks)
         pipe.__dict__["_progress_bar_config"] = {"disable": True}
+        if hasattr(pipe, "encode_prompt"):
+            pipe.__dict__["encode_prompt"] = self._encodings.around(pipe.encode_prompt)
         return pipe
 
     def _check_arguments(self) -> None:
