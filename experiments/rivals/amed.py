@@ -2,8 +2,8 @@
 
 For each step a small network learns the level of the second call, between the step's ends, and a gain on its
 prediction; the rest is :mod:`experiments.rivals.two_calls`. As in the paper the network sees the first call's
-prediction, here as the features that our policies see, and it is trained an interval at a time (Algorithm 1): each interval is
-to end at the teacher's sample there, and no gradient goes through more than one interval.
+prediction, here as the features that our policies see. It is trained an interval at a time (Algorithm 1): each interval
+is to end at the teacher's sample there, and no gradient goes through more than one interval.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from redif_env.judging.evaluation import Evaluator, Sampler
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, initial_map_of, solver_of
 from redif_env.teachers.teacher import Teacher
 
+AUTO = "auto"
+"""The name at the command line of the base that validation noises prefer."""
 LINEAR_GRIDS = ("time^1.25@2.5", "time^1.5@4", "time^1.5@8")
 """Grids that linear steps are tried on."""
 POLYNOMIALS = ("ipndm2", "ipndm3")

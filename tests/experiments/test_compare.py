@@ -62,8 +62,9 @@ def test_the_cheapest_path_is_the_cheapest():
         found = min(((0, *path) for path in inner), key=lambda path: total(costs, path))
         assert cheapest_path(costs, steps) == found
     inner = [(0, *path) for path in itertools.combinations(range(1, 6), 2)]
-    dearer = min(inner, key=lambda path: total(costs, path, 3.0))
-    assert cheapest_path(costs, 3, 3.0) == dearer != cheapest_path(costs, 3)
+    weighed = {at: min(inner, key=lambda path: total(costs, path, at)) for at in (0.1, 1.0, 10.0)}
+    assert {at: cheapest_path(costs, 3, at) for at in weighed} == weighed
+    assert len(set(weighed.values())) > 1
 
 
 def total(costs, path, coefficient=1.0):
