@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import product
+from math import inf
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -21,12 +22,12 @@ import torch
 from agents import clone
 from experiments.figures import draw_curves
 from experiments.parallel import in_parallel
-from experiments.rivals.base import Base, bases_of
 from experiments.rivals.field import FIELD, Entry, takes_part
-from experiments.rivals.rival import Clock, Sampler, StudentSampler, Task
-from experiments.rivals.shortlist import nearest
+from experiments.rivals.rival import Sampler, StudentSampler, Task
+from experiments.rivals.sigma_space import pool_of
 from experiments.stored import file_name, once, same_settings, write_json
 from experiments.tables import print_table
+from redif_env.judging.bases import Base, bases_of, nearest_base
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.settings import DEFAULT_GRID, shared_teacher
 from redif_env.sb3.training.networks import NoiseSettings
@@ -35,6 +36,7 @@ from redif_env.teachers.teacher import Teacher
 from redif_env.training.command import run
 from redif_env.training.runs import prepare_folder
 
+SECONDS = 20.0
 WARM, FLOOR = "warm start", "teacher, other noises"
 MEASURES = dict.fromkeys(
     ("fd_data", "mse_teacher", "kd", "swd", "precision", "recall", "density", "coverage", "nll", "wasserstein"), 3
@@ -51,8 +53,12 @@ class Args:
     trained_nfe: tuple[int, ...] = (4, 6, 8)
     """Of these, where rivals that are trained take part; training-free ones do everywhere."""
     seeds: int = 3
-    seconds: float = 20.0
-    """Time that each fit may take, on its share of the cores; endpoints to train on and the warm start are given."""
+    seconds: float | None = None
+    """Time that each fit may take, on its share of the cores: 20 if not given, unbounded with network_calls alone.
+    Endpoints and trajectories to train on and the warm start are given."""
+    network_calls: int | None = None
+    """Network calls that each fit may make, for comparisons that do not depend on the machine's speed; with seconds
+    too, whichever is spent first ends the fit."""
     methods: tuple[str, ...] = tuple(FIELD)
     solver: str | None = None
     """Base solver of our actions, of rivals that learn the same, and of cloned networks. If not given, of linear steps
@@ -97,6 +103,13 @@ class Cell:
         return file_name(f"{self.teacher}-{self.method}-{self.nfe}-{self.seed}")
 
 
+def seconds_of(args: Args) -> float:
+    """Time that a fit may take; without a bound if network calls alone are bounded."""
+    if args.seconds is not None:
+        return args.seconds
+    return SECONDS if args.network_calls is None else inf
+
+
 def cells_of(args: Args, field: Mapping[str, Entry]) -> list[Cell]:
     """All fits, those of trained rivals first; those without chance once."""
     found = []
@@ -127,10 +140,8 @@ def base_of(args: Args, teacher: str, nfe: int) -> Base:
         return bases_of(placed(teacher))[0]
 
     def choose() -> dict[str, str]:
-        bases = {" ".join(map(str, asdict(base).values())): base for base in bases_of(placed(teacher))}
-        task = Task(*given(args, teacher, args.choosing_size), nfe // placed(teacher).calls, 0, args.seconds)
-        samplers = {name: base.sampler(task.teacher, task.num_steps) for name, base in bases.items()}
-        return asdict(bases[nearest(task, samplers, Clock(args.seconds))])
+        judge, steps = given(args, teacher, args.choosing_size)[2], nfe // placed(teacher).calls
+        return asdict(nearest_base(judge, bases_of(placed(teacher), steps), steps))
 
     return Base(**once(args.out / "bases" / f"{file_name(f'{teacher}-{nfe}')}.json", choose))
 
@@ -173,7 +184,8 @@ def fit(args: Args, cell: Cell, entry: Entry) -> dict[str, Any]:
     warm = warm_folder(args, cell.teacher, cell.nfe) / "student" if entry.network else None
     base = base_of(args, cell.teacher, cell.nfe) if entry.needs_base else Base()
     teacher, *rest = given(args, cell.teacher, size)
-    fitted = entry.rival(Task(teacher, *rest, cell.nfe // teacher.calls, cell.seed, args.seconds, warm=warm, base=base))
+    budget = (seconds_of(args), args.network_calls)
+    fitted = entry.rival(Task(teacher, *rest, cell.nfe // teacher.calls, cell.seed, *budget, warm=warm, base=base))
     costs = {"train_seconds": round(fitted.seconds, 1), "network_calls": fitted.network_calls}
     return evaluated(args, cell, fitted.sampler, {**costs, "described": fitted.described})
 
@@ -211,6 +223,8 @@ def prepare(args: Args, cells: Sequence[Cell], field: Mapping[str, Entry]) -> No
         own = [cell for cell in cells if cell.teacher == name]
         if any(cell.method == "redif-ppo, network" for cell in own):
             reference_paths(placed(name), reference)
+        if any(field[cell.method].paths for cell in own):
+            pool_of(placed(name), reference)
         for nfe in sorted({cell.nfe for cell in own if field[cell.method].needs_base}):
             base_of(args, name, nfe).sampler(placed(name), nfe // placed(name).calls)
 
@@ -260,6 +274,10 @@ def check(args: Args, field: Mapping[str, Entry]) -> None:
     unknown = sorted(set(args.methods) - set(field))
     if unknown:
         raise ValueError(f"methods={unknown} are unknown: choose among {', '.join(map(repr, field))}")
+    if seconds_of(args) <= 0 or (args.network_calls is not None and args.network_calls < 1):
+        raise ValueError(
+            f"seconds={args.seconds} and network_calls={args.network_calls} must be above 0: a fit needs some"
+        )
     if args.solver is None and (args.grid, args.initial_map) != (Args.grid, Args.initial_map):
         raise ValueError(
             f"grid={args.grid!r} and initial_map={args.initial_map!r} belong to a solver that is named: "
@@ -281,8 +299,10 @@ def quick(args: Args, field: Mapping[str, Entry]) -> Args:
     """What ``--quick`` stands for."""
     networks = {name for name, entry in field.items() if entry.network}
     alone = tuple(name for name in args.methods if name not in networks)
-    sizes = {"choosing_size": min(args.choosing_size, args.held_out_size), "seconds": min(args.seconds, 20.0)}
-    return replace(args, nfe=args.nfe[:1], seeds=1, methods=alone, out=args.out / "quick", **sizes)
+    seconds = min(seconds_of(args), SECONDS)
+    size = min(args.choosing_size, args.held_out_size)
+    out = args.out / "quick"
+    return replace(args, nfe=args.nfe[:1], seeds=1, methods=alone, out=out, choosing_size=size, seconds=seconds)
 
 
 def compare(args: Args, field: Mapping[str, Entry]) -> None:

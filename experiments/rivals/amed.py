@@ -1,32 +1,37 @@
-"""AMED: a learned intermediate step (Zhou et al. 2024), the gradient's rival of two calls a step.
+"""AMED-Solver: a learned intermediate step (Zhou et al. 2024, Sec. 4), the gradient's rival of two calls a step.
 
 For each step a small network learns the level of the second call, between the step's ends, and a gain on its
 prediction; the rest is :mod:`experiments.rivals.two_calls`. As in the paper the network sees the first call's
-prediction, here as the features that our policies see. Unlike there it learns through the whole sampler, to the
-endpoint, as all gradient rivals here do, not step by step.
+prediction, here as the features that our policies see. It is trained an interval at a time (Algorithm 1): each interval
+is to end at the teacher's sample there, and no gradient goes through more than one interval.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from experiments.rivals.descent import descend, through_sampler
-from experiments.rivals.rival import Clock, Fitted, Sampler, Task
-from experiments.rivals.shortlist import nearest
-from experiments.rivals.two_calls import Middle, TwoCallSampler, midpoint, sample_twice
-from redif_env.diffusion.grids import GRIDS
+from experiments.rivals.descent import Batch, Descent, descend
+from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, Sampler, Task
+from experiments.rivals.sigma_space import Pool, pool_of
+from experiments.rivals.two_calls import Middle, TwoCallSampler, midpoint, two_call_states
+from redif_env.diffusion.grids import GRIDS, Grid
 from redif_env.diffusion.schedules import Schedule
 from redif_env.diffusion.types import State
 from redif_env.judging.baselines import SOLVER_GRIDS
+from redif_env.judging.bases import SCREEN_SIZE
 from redif_env.mdp.observations import Features
 
 RATE = 1e-2
-EMA = 0.98
-MAX_GAIN = 0.5
+EMA = 0.9
+MAX_GAIN = 0.1
 """How far the direction's gain may be from 1."""
+TRIED = 3
+"""Grids that are trained on: the best of the untrained sampler need not be the best of the trained one."""
 
 
 class Intermediate(nn.Module):
@@ -48,29 +53,85 @@ class Intermediate(nn.Module):
 
 
 def amed(task: Task) -> Fitted:
-    """On the best grid of DPM-Solver-2, which the untrained sampler is.
+    """The best after training of the ``TRIED`` grids that are best before, when it is DPM-Solver-2.
 
     Raises:
         ValueError: if the number of predictions is odd.
     """
+    check_even(task)
+    return best_of_grids(task, "amed", partial(TwoCallSampler, choose=midpoint), fit)
+
+
+def check_even(task: Task) -> None:
+    """Refuse an odd number of predictions."""
     if task.num_steps % 2:
         raise ValueError(f"nfe={task.nfe} is no multiple of two predictions, which an AMED step makes")
-    clock = Clock(task.seconds)
-    untrained = {name: TwoCallSampler(task.teacher, GRIDS[name], task.num_steps, midpoint) for name in SOLVER_GRIDS}
-    chosen = nearest(task, untrained, clock)
-    torch.manual_seed(task.seed)
-    schedule = task.teacher.schedule
-    module = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule)
 
-    def make(noise: Tensor, condition: Tensor) -> Tensor:
-        return sample_twice(task.teacher, GRIDS[chosen], noise, condition, task.num_steps, module)
+
+def best_of_grids(
+    task: Task, name: str, untrained: Callable[[object, Grid, int], Sampler], fit: Callable[[Task, Grid], Fitted]
+) -> Fitted:
+    """``fit`` on the grids where the untrained sampler is best, with equal shares of the budget; the best of all."""
+    clock = Clock(task.seconds, task.calls)
+    size = min(SCREEN_SIZE, len(task.chooser.noise))
+    samplers = {grid: untrained(task.teacher, GRIDS[grid], task.num_steps) for grid in SOLVER_GRIDS}
+    distances = {grid: task.chooser.distance(sampler, size) for grid, sampler in samplers.items()}
+    clock.network_calls += len(samplers) * size * task.nfe
+    found = {}
+    for left, grid in enumerate(sorted(distances, key=distances.__getitem__)[:TRIED]):
+        shares = TRIED - left
+        calls = None if task.calls is None else max(1, (task.calls - clock.network_calls) // shares)
+        part = replace(task, seconds=max(0.01, task.seconds - clock.spent) / shares, calls=calls)
+        found[grid] = fit(part, GRIDS[grid])
+        clock.network_calls += found[grid].network_calls
+    best = min(found, key=lambda grid: task.chooser.distance(found[grid].sampler))
+    return Fitted(found[best].sampler, clock.spent, clock.network_calls, f"{name} {best}")
+
+
+def fit(task: Task, grid: Grid) -> Fitted:
+    """AMED's network on one grid."""
+    torch.manual_seed(task.seed)
+    teacher, pool = task.teacher, pool_of(task.teacher, task.reference)
+    steps = task.num_steps // 2
+    module = Intermediate(teacher.sample_shape, steps, teacher.schedule)
+
+    def ends(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        states = two_call_states(teacher, grid, batch.noise, batch.condition, task.num_steps, module, cut=True)
+        return ((state.x, state.half_logsnr) for state in states)
 
     def sampler_of(averaged: nn.Module) -> Sampler:
-        stored = Intermediate(task.teacher.sample_shape, task.num_steps // 2, schedule)
+        stored = Intermediate(teacher.sample_shape, steps, teacher.schedule)
         stored.load_state_dict(averaged.state_dict())
-        return TwoCallSampler(task.teacher, GRIDS[chosen], task.num_steps, stored)
+        return TwoCallSampler(teacher, grid, task.num_steps, stored)
 
-    rest = replace(task, seconds=task.seconds - clock.spent)
-    found = descend(rest, module, through_sampler(task, make, RATE, EMA), sampler_of)
-    calls = clock.network_calls + found.network_calls
-    return replace(found, seconds=clock.spent, network_calls=calls, described=f"amed {chosen}")
+    return descend_by_intervals(task, pool, module, ends, sampler_of)
+
+
+def descend_by_intervals(
+    task: Task,
+    pool: Pool,
+    module: nn.Module,
+    ends: Callable[[Batch], Iterator[tuple[Tensor, Tensor]]],
+    sampler_of: Callable[[nn.Module], Sampler],
+) -> Fitted:
+    """Descend on the squared errors of the ends of all intervals, each in units of itself: early ones are larger.
+
+    ``ends`` gives the samples ``(B, *S)`` at the end of each interval and their levels ``(B,)``.
+    """
+    teacher = task.teacher
+
+    def loss(batch: Batch) -> Tensor:
+        total = torch.zeros((), device=teacher.device)
+        for x, half_logsnr in ends(batch):
+            target = batch.endpoints
+            if not half_logsnr.isinf().all():
+                passed = pool.paths.at(batch.rows, half_logsnr.detach()).to(x)
+                target = teacher.schedule.scaled(passed, half_logsnr.detach())
+            error = (x - target).square().mean()
+            total = total + error / error.detach().clamp(min=1e-12)
+        return total
+
+    # The first call of an interval needs no gradient.
+    calls = task.nfe + task.num_steps // 2 * BACKWARD_CALLS * teacher.calls
+    part = replace(task.reference, noise=pool.noise, condition=pool.condition, endpoints=pool.endpoints)
+    return descend(replace(task, reference=part), module, Descent(loss, calls, RATE, EMA), sampler_of, untrained=True)

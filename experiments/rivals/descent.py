@@ -21,11 +21,12 @@ JUDGEMENTS = 6
 
 @dataclass(frozen=True)
 class Batch:
-    """Some pairs of the reference set: noise and endpoints ``(B, *S)``, conditions ``(B,)``."""
+    """Some pairs of the reference set: noise and endpoints ``(B, *S)``, conditions and row numbers ``(B,)``."""
 
     noise: Tensor
     condition: Tensor
     endpoints: Tensor
+    rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -133,4 +134,4 @@ def _batch(task: Task, generator: torch.Generator) -> Batch:
     chosen = torch.randint(len(task.reference), (BATCH,), generator=generator)
     reference = task.reference
     noise, endpoints = (part[chosen].to(task.teacher.device) for part in (reference.noise, reference.endpoints))
-    return Batch(noise, reference.condition[chosen], endpoints)
+    return Batch(noise, reference.condition[chosen], endpoints, chosen)

@@ -8,6 +8,7 @@ to the teacher's endpoints is added.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ def matching(task: Task) -> Fitted:
 
     def loss(batch: Batch) -> Tensor:
         samples = make(batch.noise, batch.condition)
-        made = Batch(batch.noise, batch.condition, samples.detach())
+        made = replace(batch, endpoints=samples.detach())
         seen, eps = _noise_added(task, made, generator)
         direction = score_difference(task.teacher, fake.model, seen, made.endpoints)
         fake.learn(seen, eps)

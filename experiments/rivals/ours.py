@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,10 +56,11 @@ def redif_network(task: Task) -> Fitted:
         )
     )
     speed = calls_per_second(task.teacher, settings.num_envs) / NETWORK_CALLS
-    steps = max(int(task.seconds * speed), 2 * settings.num_envs * task.nfe)
+    a_step = 1 + 1 / task.nfe + settings.epochs * (1 + BACKWARD_CALLS)
+    affordable = min(task.seconds * speed, (task.calls or inf) / a_step)
+    steps = max(int(affordable), 2 * settings.num_envs * task.nfe)
     found = _train(task, replace(settings, network_calls=steps), ppo.train)
-    calls = steps + steps // task.nfe + steps * settings.epochs * (1 + BACKWARD_CALLS)
-    return replace(found, network_calls=calls)
+    return replace(found, network_calls=int(steps * a_step))
 
 
 def cross_entropy(task: Task) -> Fitted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import inf
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
@@ -12,9 +13,10 @@ from redif_env.training.plan import TIMED_SECONDS
 
 
 def in_time(task: Task, a_step: float, batch_size: int) -> int:
-    """Network calls that fit into the budget if a step of one sample takes ``a_step`` seconds; at least four batches
-    of whole samples."""
-    return max(int(task.seconds / a_step) * task.teacher.calls, 4 * batch_size * task.nfe)
+    """Network calls that fit into the budget if a step of one sample takes ``a_step`` seconds, at most those that the
+    task allows; at least four batches of whole samples."""
+    affordable = min(task.seconds / a_step * task.teacher.calls, task.calls or inf)
+    return max(int(affordable), 4 * batch_size * task.nfe)
 
 
 def environment_seconds(env: VecEnv, num_steps: int) -> float:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from experiments.rivals.base import Base
+from redif_env.judging.bases import Base
 from redif_env.judging.evaluation import Evaluator, Sampler
 from redif_env.students.student import Student
 from redif_env.teachers.references import ReferenceSet
@@ -93,6 +93,12 @@ class Clock:
         """Of the budget that is spent, at most 1; of whichever bound is nearer."""
         called = self.network_calls / self.calls if self.calls else 0.0
         return min(1.0, max(self.spent / self.seconds, called))
+
+
+def remaining(task: Task, clock: Clock) -> Task:
+    """The task with what is left of its budget."""
+    calls = None if task.calls is None else max(1, task.calls - clock.network_calls)
+    return replace(task, seconds=max(0.01, task.seconds - clock.spent), calls=calls)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from experiments.rivals.base import LINEAR_GRIDS, linear_base
 from experiments.rivals.rival import Clock, Fitted, Rival, Sampler, Task
 from experiments.rivals.shortlist import nearest
 from experiments.rivals.two_calls import Choice, TwoCallSampler, heun, midpoint
 from redif_env.diffusion.grids import GRIDS
 from redif_env.judging.baselines import SOLVER_GRIDS, Baseline
+from redif_env.judging.bases import LINEAR_GRIDS, linear_base
 from redif_env.mdp.settings import LINEAR
 
 

@@ -6,7 +6,8 @@ first level is taken with the noise predictions of both calls. Steps share no hi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -66,31 +67,41 @@ def two_call_step(model: Teacher, state: State, end: Tensor, choose: Choice, cle
     schedule = model.schedule
     here = predict(model, state)
     middle = choose(here, end)
-    between = predict(model, _moved(here, here.x0_history[:, 0], middle.half_logsnr, schedule))
+    between = predict(model, moved(here, here.x0_history[:, 0], middle.half_logsnr, schedule))
     newer, older = between.eps_history[:, 0], here.eps_history[:, 0]
     share, gain = (place(values, newer) for values in (middle.share, middle.gain))
     x0 = clean_estimate(here.x, gain * torch.lerp(older, newer, share), schedule.level(here.half_logsnr))
     target = torch.full_like(end, torch.inf) if clean else end
-    moved = _moved(replace(between, x=here.x, half_logsnr=here.half_logsnr), x0, target, schedule)
-    return replace(moved, steps_left=state.steps_left - 1)
+    there = moved(replace(between, x=here.x, half_logsnr=here.half_logsnr), x0, target, schedule)
+    return replace(there, steps_left=state.steps_left - 1)
 
 
-def sample_twice(model: Teacher, grid: Grid, noise: Tensor, condition: Tensor, nfe: int, choose: Choice) -> Tensor:
-    """Samples ``(B, *S)`` of ``nfe`` predictions.
+def two_call_states(
+    model: Teacher, grid: Grid, noise: Tensor, condition: Tensor, nfe: int, choose: Choice, cut: bool = False
+) -> Iterator[State]:
+    """The states at the ends of the steps of ``nfe`` predictions; no gradient goes through a state if ``cut``.
 
     An odd number leaves one for a last DDIM step to clean data, as in Heun's method; an even one ends with two calls.
     """
     schedule, steps = model.schedule, (nfe + 1) // 2
     levels = nodes(grid, schedule, steps)
     state = initial_state(noise, schedule, grid, steps, HISTORY, condition, model.guidance_scale or 1.0)
-    state = _at(state, levels[0].expand(len(noise)), schedule)
+    state = at_level(state, levels[0].expand(len(noise)), schedule)
     for index, end in enumerate(levels[1:], start=1):
         if index == steps and nfe % 2:
             here = predict(model, state)
-            state = _moved(here, here.x0_history[:, 0], torch.full_like(here.half_logsnr, torch.inf), schedule)
+            state = moved(here, here.x0_history[:, 0], torch.full_like(here.half_logsnr, torch.inf), schedule)
         else:
             state = two_call_step(model, state, end.expand(len(noise)), choose, clean=index == steps)
-    return state.x
+        yield state
+        if cut:
+            state = replace(state, x=state.x.detach(), history=state.history.detach())
+
+
+def sample_twice(model: Teacher, grid: Grid, noise: Tensor, condition: Tensor, nfe: int, choose: Choice) -> Tensor:
+    """Samples ``(B, *S)`` of ``nfe`` predictions: the end of :func:`two_call_states`."""
+    (last,) = deque(two_call_states(model, grid, noise, condition, nfe, choose), maxlen=1)
+    return last.x
 
 
 @dataclass(frozen=True)
@@ -108,10 +119,12 @@ class TwoCallSampler:
         return torch.cat([sample_twice(self.model, self.grid, *part, self.nfe, self.choose) for part in parts])
 
 
-def _moved(state: State, x0: Tensor, half_logsnr: Tensor, schedule: Schedule) -> State:
+def moved(state: State, x0: Tensor, half_logsnr: Tensor, schedule: Schedule) -> State:
+    """Where a DDIM step with the clean estimate ``x0`` leads, at the level ``half_logsnr`` ``(B,)``."""
     x = ddim_step(state.x, x0, schedule.level(state.half_logsnr), schedule.level(half_logsnr))
-    return _at(replace(state, x=x), half_logsnr, schedule)
+    return at_level(replace(state, x=x), half_logsnr, schedule)
 
 
-def _at(state: State, half_logsnr: Tensor, schedule: Schedule) -> State:
+def at_level(state: State, half_logsnr: Tensor, schedule: Schedule) -> State:
+    """The state as one of the level ``half_logsnr`` ``(B,)``."""
     return replace(state, half_logsnr=half_logsnr, timestep=schedule.timestep(half_logsnr))

@@ -14,7 +14,6 @@ import torch
 from experiments import compare
 from experiments.rivals import descent, ours, pace
 from experiments.rivals.amed import Intermediate, amed
-from experiments.rivals.base import Base, bases_of, linear_base
 from experiments.rivals.consistency import consistency, heun_step
 from experiments.rivals.descent import Batch, loss_of
 from experiments.rivals.field import FIELD, Entry, takes_part
@@ -24,7 +23,7 @@ from experiments.rivals.matching import FakeScore, matching, score_difference
 from experiments.rivals.progressive import progressive
 from experiments.rivals.regression import regression
 from experiments.rivals.rival import Clock, StudentSampler, Task
-from experiments.rivals.shortlist import SCREEN_SIZE, SHORTLIST, nearest
+from experiments.rivals.shortlist import nearest
 from experiments.rivals.targets import Noised, clean_target, grid_levels, noised, target_loss
 from experiments.rivals.training_free import TRAINING_FREE, ddim
 from experiments.rivals.two_calls import TwoCallSampler, heun, midpoint
@@ -35,6 +34,7 @@ from redif_env.diffusion.schedules import FlowSchedule, VariancePreservingSchedu
 from redif_env.diffusion.solvers import SOLVERS, ddim_step, sample
 from redif_env.diffusion.types import PredictionType
 from redif_env.judging.baselines import SOLVER_GRIDS
+from redif_env.judging.bases import SCREEN_SIZE, SHORTLIST, Base, bases_of, linear_base
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.sampling import trajectory
@@ -54,27 +54,32 @@ def task_of(num_steps=3, calls=20_000):
 
 
 def test_the_cheapest_path_is_the_cheapest():
-    """Against all paths, one by one."""
+    """Against all paths, one by one; a coefficient above 1 makes late steps dearer, and changes the path."""
     costs = torch.rand(7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     costs = torch.where(torch.ones(7, 7).triu(1).bool(), costs, torch.inf)
     for steps in (1, 3, 6):
         inner = itertools.combinations(range(1, 6), steps - 1)
         found = min(((0, *path) for path in inner), key=lambda path: total(costs, path))
         assert cheapest_path(costs, steps) == found
+    inner = [(0, *path) for path in itertools.combinations(range(1, 6), 2)]
+    weighed = {at: min(inner, key=lambda path: total(costs, path, at)) for at in (0.1, 1.0, 10.0)}
+    assert {at: cheapest_path(costs, 3, at) for at in weighed} == weighed
+    assert len(set(weighed.values())) > 1
 
 
-def total(costs, path):
-    return sum(costs[a, b].item() for a, b in itertools.pairwise((*path, 6)))
+def total(costs, path, coefficient=1.0):
+    steps = enumerate(itertools.pairwise((*path, 6)))
+    return sum(coefficient**index * costs[pair].item() for index, pair in steps)
 
 
 def test_gits_costs_are_nothing_for_the_next_level_and_grow():
-    """A fine step lands nearly on the trajectory, a coarse one does not; nothing leads backwards."""
+    """A fine step ends nearly on the trajectory, a coarse one does not; nothing leads backwards."""
     task = task_of()
-    costs = step_costs(task, GRIDS["karras"], Clock(1.0))
-    assert bool(costs.tril().isinf()[torch.ones(FINE + 1, FINE + 1).tril().bool()].all())
-    neighbours = costs.diagonal(1)
-    assert neighbours.max() < 0.1
-    assert costs[0, -1] > 5 * neighbours.max()
+    for costs in step_costs(task, GRIDS["karras"], Clock(1.0)).values():
+        assert bool(costs.tril().isinf()[torch.ones(FINE + 1, FINE + 1).tril().bool()].all())
+        neighbours = costs.diagonal(1)
+        assert neighbours.abs().max() < 1
+        assert costs[0, -1] > 5 * neighbours.abs().max() or costs[0, FINE // 2] > 5 * neighbours.abs().max()
 
 
 def test_gits_is_ahead_of_ddim():
@@ -386,7 +391,7 @@ def test_a_clean_target_is_where_the_step_lands():
 def test_landing_where_the_network_lands_costs_nothing():
     task = tiny_task()
     student, schedule = task.teacher, task.teacher.schedule
-    batch = Batch(task.reference.noise[:8], task.reference.condition[:8], task.reference.endpoints[:8])
+    batch = Batch(task.reference.noise[:8], task.reference.condition[:8], task.reference.endpoints[:8], torch.arange(8))
     index = torch.tensor([0, 1, 2, 3] * 2)
     # Half way and further: where there is no signal, no noise can be added to an endpoint.
     start, end = (grid_levels(GRIDS["time"], schedule, index + part, 5) for part in (1, 2))

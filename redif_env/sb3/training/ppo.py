@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from redif_env.diffusion.grids import GRIDS
 from redif_env.envs.task import Task
 from redif_env.judging.baselines import Which, baselines_of
+from redif_env.judging.bases import AUTO, Base, bases_of, evaluated_samples, nearest_base
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.actions import ACTION_MAPS, ActionMap
 from redif_env.mdp.observations import OBSERVATIONS
 from redif_env.mdp.process import DenoisingMDP
-from redif_env.mdp.settings import look_up
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, look_up
 from redif_env.rewards.names import REWARDS
 from redif_env.sb3.checkpoints import Checkpointer
 from redif_env.sb3.exploration import student_exploration
@@ -41,11 +42,20 @@ from redif_env.sb3.training.recipes import Recipe, settled
 from redif_env.sb3.vec_env import make_vec_env
 from redif_env.students.student import Student
 from redif_env.teachers.references import VALIDATION_SEED, SetSizes
+from redif_env.teachers.teacher import Teacher
 from redif_env.training.command import teacher_of
 from redif_env.training.options import arguments_of, options_of
-from redif_env.training.plan import Sizes, plan, print_plan
+from redif_env.training.plan import Item, Sizes, plan, print_plan
 from redif_env.training.report import report
-from redif_env.training.runs import RunStoppedError, UnhealthyRunError, begin, settings_json, unfinished
+from redif_env.training.runs import (
+    CONFIG_FILE,
+    RunStoppedError,
+    UnhealthyRunError,
+    begin,
+    read_settings,
+    settings_json,
+    unfinished,
+)
 
 PROGRAM = "ppo"
 VALUE = (64, 64)
@@ -59,6 +69,10 @@ RecipeOptions: Any = options_of(Recipe, without=("observation", "reward"))
 class Args(RecipeOptions, SizeOptions, TaskOptions):
     """Settings of the environment, of the recipe, whose defaults depend on ``--action``, and of the run."""
 
+    solver: str = DEFAULT_SOLVER
+    """The base solver, which the zero action reproduces: "ddim", "dpm++2m", "dpm++3m", "ipndm1" to "ipndm4", "ipndm",
+    "linear"; or "auto": solver, grid and initial map are those that validation noises prefer at the start of the run,
+    among linear steps or, for samples above 256 numbers, iPNDM of order 2 and 3 on all grids."""
     seed: int = 0
     """Of the agent, and of all that is drawn."""
     out: Path = Path("runs/ppo")
@@ -86,7 +100,9 @@ def main(args: Args) -> None:
     args = settled(args)
     if args.dry_run:
         print_cost(args)
-    elif unfinished(args, PROGRAM):
+        return
+    args = with_base(args)
+    if unfinished(args, PROGRAM):
         student, facts = train(args)
         sizes = {"teacher_steps": args.teacher_steps, "train_size": args.reference_size}
         evaluator = Evaluator(teacher_of(args), args.test_size, **sizes)
@@ -103,7 +119,7 @@ def train(args: Args, action: ActionMap | None = None) -> tuple[Student, dict[st
         RunStoppedError: if the run was stopped by a signal; it has left a checkpoint.
         UnhealthyRunError: if it cannot go on; the last good student is in ``args.out``.
     """
-    args = settled(args)
+    args = with_base(settled(args))
     agent = build(args, action)
     begin(args, PROGRAM)
     mdp = agent.get_env().unwrapped.mdp
@@ -135,6 +151,36 @@ def train(args: Args, action: ActionMap | None = None) -> tuple[Student, dict[st
         checkpointer.save()
     seconds = round(components["stopwatch"].seconds, 1)
     return held_out.best, {"train_seconds": seconds, "environment_steps": agent.num_timesteps, **facts}
+
+
+def with_base(args: Args) -> Args:
+    """``args`` with the base solver that they name; of ``solver="auto"`` the one that validation noises prefer.
+
+    A run that is resumed has the base that it was started with.
+
+    Raises:
+        ValueError: if ``solver="auto"`` comes with a grid or an initial map.
+    """
+    if args.solver != AUTO:
+        return args
+    if (args.out / CONFIG_FILE).exists():  # chosen when the run was started, or to be refused for the run that is there
+        stored = asdict(read_settings(args.out, args))
+        return replace(args, **{name: stored[name] for name in ("solver", "grid", "initial_map")})
+    bases = candidates(args)
+    evaluator = Evaluator(teacher_of(args), args.held_out_size, VALIDATION_SEED, args.teacher_steps)
+    base = nearest_base(evaluator, bases, args.num_steps)
+    print(f"base solver, the nearest of {len(bases)} on {args.held_out_size} validation noises: {base}", flush=True)
+    return replace(args, **asdict(base))
+
+
+def candidates(args: Args) -> list[Base]:
+    """The base solvers that ``solver="auto"`` chooses among."""
+    if (args.grid, args.initial_map) != (DEFAULT_GRID, None):
+        raise ValueError(
+            f"grid={args.grid!r} and initial_map={args.initial_map!r} belong to a solver that is named, and "
+            f"solver={AUTO!r} chooses all three: leave them out"
+        )
+    return bases_of(teacher_of(args), args.num_steps, adaptive=args.min_steps is not None)
 
 
 def build(args: Args, action: ActionMap | None = None) -> PPO:
@@ -215,6 +261,15 @@ def print_cost(args: Args) -> None:
     sizes = Sizes(args.reference_size, args.held_out_size, args.test_size, args.teacher_steps)
     solvers = len(baselines_of(args.baselines))
     items = plan(teacher, args.num_steps, args.network_calls, evaluations, sizes, solvers)
+    if args.solver == AUTO:
+        items.insert(0, choice_item(args, teacher))
     if args.action == "noise":
         items += network_items(args)
     print_plan(items, teacher, args.num_envs, sizes)
+
+
+def choice_item(args: Args, teacher: Teacher) -> Item:
+    """The choice of the base solver; fits to the teacher's trajectories, if linear steps are tried, come before it."""
+    bases = candidates(args)
+    calls = evaluated_samples(len(bases), args.held_out_size) * args.num_steps * teacher.calls
+    return Item(f"choice among {len(bases)} base solvers, without their fits", calls)
