@@ -190,6 +190,17 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         """
         return self._film.frames() if self._film else None
 
+    @property
+    def state(self) -> State:
+        """Where every episode stands.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset.
+        """
+        if self._state is None:
+            raise gym.error.ResetNeeded("state was read before reset(): call reset() first")
+        return self._state
+
     # The step, in the order in which things happen.
 
     def _step(self, action: Tensor) -> tuple[Any, ...]:

@@ -25,12 +25,14 @@ class PolicyConfig:
     """Shape of a :class:`Policy`.
 
     ``sizes``: observation, hidden layers, action; ``activation``: a name of ``ACTIVATIONS``; ``squash``: the output
-    goes through tanh if true (SAC, TD3), else it is clipped (PPO, A2C).
+    goes through tanh if true (SAC, TD3), else it is clipped (PPO, A2C); ``input_clip``: observations are normalised
+    first, and clipped to ``+-input_clip``; not if None.
     """
 
     sizes: tuple[int, ...]
     activation: str = "tanh"
     squash: bool = False
+    input_clip: float | None = None
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -44,6 +46,9 @@ class PolicyConfig:
 class Policy(nn.Module):
     """Deterministic multilayer perceptron: observations ``(B, F)`` to actions ``(B, A)`` in [-1, 1]."""
 
+    input_mean: Tensor
+    input_scale: Tensor
+
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
@@ -51,17 +56,36 @@ class Policy(nn.Module):
         for inputs, outputs in zip(config.sizes[:-1], config.sizes[1:], strict=True):
             layers += [nn.Linear(inputs, outputs, dtype=torch.float32, device=HOST), ACTIVATIONS[config.activation]()]
         self.layers = nn.Sequential(*layers[:-1])
+        if config.input_clip is not None:
+            self.register_buffer("input_mean", torch.zeros(config.sizes[0]))
+            self.register_buffer("input_scale", torch.ones(config.sizes[0]))
 
     def forward(self, observations: Tensor) -> Tensor:
+        if self.config.input_clip is not None:
+            clip = self.config.input_clip
+            observations = ((observations - self.input_mean) * self.input_scale).clamp(-clip, clip)
         output: Tensor = self.layers(observations.to(self.linears[0].weight.dtype)).float()
         return output.tanh() if self.config.squash else output.clamp(-1, 1)
 
     @classmethod
-    def from_linears(cls, linears: Sequence[nn.Linear], activation: str, squash: bool) -> Policy:
-        """A policy with copies of the given layers."""
+    def from_linears(
+        cls,
+        linears: Sequence[nn.Linear],
+        activation: str,
+        squash: bool,
+        normaliser: tuple[Tensor, Tensor, float | None] | None = None,
+    ) -> Policy:
+        """A policy with copies of the given layers.
+
+        ``normaliser``, if given, are a mean ``(F,)``, a scale ``(F,)`` and a clip: the first layer is given
+        ``(observation - mean) * scale``, clipped.
+        """
         sizes = (linears[0].in_features, *(linear.out_features for linear in linears))
-        policy = cls(PolicyConfig(sizes, activation, squash))
+        policy = cls(PolicyConfig(sizes, activation, squash, None if normaliser is None else normaliser[2]))
         with torch.no_grad():
+            if normaliser is not None:
+                policy.input_mean.copy_(normaliser[0])
+                policy.input_scale.copy_(normaliser[1])
             for own, given in zip(policy.linears, linears, strict=True):
                 own.load_state_dict(given.state_dict())
         return policy
@@ -85,7 +109,8 @@ class Policy(nn.Module):
     def table(self, num_steps: int) -> Tensor | None:
         """The actions ``(num_steps, A)`` of a policy that looks at nothing but the steps left; None for any other."""
         (first, *others) = self.linears
-        if others or self.config.squash or bool(first.weight[:, num_steps:].any()):
+        normalised = self.config.input_clip is not None
+        if others or normalised or self.config.squash or bool(first.weight[:, num_steps:].any()):
             return None
         return (first.weight[:, :num_steps].T.flip(0) + first.bias).clamp(-1, 1).detach()
 

@@ -15,13 +15,19 @@ class PolicyModel(ModelMixin, ConfigMixin):
     """:class:`~redif_env.mdp.policies.Policy` with diffusers' saving and loading.
 
     Args:
-        sizes, activation, squash: as in :class:`~redif_env.mdp.policies.PolicyConfig`.
+        sizes, activation, squash, input_clip: as in :class:`~redif_env.mdp.policies.PolicyConfig`.
     """
 
     @register_to_config
-    def __init__(self, sizes: Sequence[int], activation: str = "tanh", squash: bool = False) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: str = "tanh",
+        squash: bool = False,
+        input_clip: float | None = None,
+    ) -> None:
         super().__init__()
-        self.policy = Policy(PolicyConfig(tuple(sizes), activation, squash))
+        self.policy = Policy(PolicyConfig(tuple(sizes), activation, squash, input_clip))
 
     def forward(self, observations: Tensor) -> Tensor:
         """Actions ``(B, A)`` for observations ``(B, F)``."""
