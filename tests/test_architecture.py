@@ -11,7 +11,7 @@ import pytest
 import redif_env
 from redif_env import Student
 from redif_env.mdp.policies import Policy, PolicyConfig
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import MDPSettings, build_mdp
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "redif_env"
@@ -187,7 +187,7 @@ def test_importing_the_package_is_light():
 
 def test_a_student_needs_no_rl_library(tmp_path):
     """To be loaded, to make samples, to be exported; nor does the command."""
-    mdp = build_mdp("gaussian-ring", 3, "solver", "features", "dpm++3m", "time^1.5", "cpu", "float32")
+    mdp = build_mdp(MDPSettings(teacher="gaussian-ring", num_steps=3))
     Student(mdp, Policy(PolicyConfig((mdp.observation_size, 16, mdp.action_size)))).save_pretrained(tmp_path / "s")
     sampling = f"assert Student.from_pretrained({str(tmp_path / 's')!r})(num_samples=2).shape == (2, 2)"
     statement = f"import redif_env.students.export, redif_env.cli\nfrom redif_env import Student\n{sampling}"
