@@ -124,7 +124,8 @@ def search(args: Args, env: ReDiFVectorEnv) -> Search:
 def train(args: Args) -> tuple[Student, dict[str, Any]]:
     """The student of the table found, and what it cost."""
     arguments = arguments_of(args, Task)
-    env = ReDiFVectorEnv(args.population * args.noises, group_size=args.population, **arguments)
+    count, mode = args.population * args.noises, "SameStep"
+    env = ReDiFVectorEnv(count, group_size=args.population, autoreset_mode=mode, **arguments)
     begin(args, PROGRAM)
     found = search(args, env)
     steps = generations(args) * env.num_envs * args.num_steps

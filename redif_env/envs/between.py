@@ -64,6 +64,24 @@ class Between:
         return self.clip == other.clip and all(np.array_equal(a, b) for a, b in (*pairs, (self.offset, other.offset)))
 
 
+def as_gymnasium(env: Any) -> Any:
+    """``env`` itself, if it is Gymnasium's; the same task of a TorchRL environment.
+
+    Raises:
+        ValueError: if TorchRL transforms change observations or actions.
+    """
+    transform = getattr(env, "transform", None)
+    for layer in [] if transform is None else list(transform) if hasattr(transform, "__iter__") else [transform]:
+        keys = [*layer.in_keys, *layer.in_keys_inv, *layer.out_keys, *layer.out_keys_inv]
+        if "observation" in keys or "action" in keys:
+            raise ValueError(
+                f"env has the transform {type(layer).__name__}, which cannot be read: give the environment below it "
+                "(env.base_env), with observation= and action= for what the transform does"
+            )
+    env = getattr(env, "base_env", env)
+    return env.gymnasium() if hasattr(env, "gymnasium") else env
+
+
 def between(env: Any) -> Between:
     """What stands between the ReDiF environment below a Gymnasium one, single or batched, and its policy.
 

@@ -235,7 +235,8 @@ class Student:
             policy: a torch module of linear layers with one kind of activation, from observations to actions (means
                 first, if it gives deviations too); a list of its linear layers; or a callable from observations to
                 actions with a method ``export()`` that returns one of these.
-            env: the Gymnasium environment, single or batched, that it was trained in, with its wrappers.
+            env: the environment that it was trained in, Gymnasium's, single or batched, with its wrappers, or
+                :class:`redif_env.torchrl.ReDiFEnv`.
             activation: of a list of layers: ``"tanh"``, ``"relu"``, ``"silu"``, ``"gelu"`` or ``"elu"``.
             squash: whether tanh is applied to the output; by default, whether the module ends in ``Tanh``.
             decide: the policy's own deterministic decisions, from observations ``(B, F)`` as ``env`` gives them to
@@ -249,8 +250,10 @@ class Student:
             ValueError: if ``env`` is not a ReDiF environment, the policy or a wrapper is of a kind that a student
                 cannot carry, or the student's decisions are not the policy's.
         """
+        from redif_env.envs.between import as_gymnasium
         from redif_env.students.faithful import check_decisions, policy_in, process_of
 
+        env = as_gymnasium(env)
         own, decide = policy_in(policy, env, activation, squash, decide, observation, action)
         student = cls(process_of(env), own)
         check_decisions(student, env, decide)
