@@ -1,22 +1,29 @@
-"""How much the environment costs beside the network: ratios measured in one run.
+"""How much the environment costs beside the network: ratios measured in one run, or counts of what a device has to do.
 
 python -m experiments.bench_env
+python -m experiments.bench_env --counts
 """
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 import torch
+from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from experiments.pretended_device import NAME, PretendedDevice
 from experiments.tables import print_table, spread
+from redif_env import Student
 from redif_env.envs.environments import ReDiFEnv, ReDiFVectorEnv
 from redif_env.envs.wrappers import EndpointAlignment, TrajectoryAlignment
+from redif_env.sb3 import make_vec_env
+from redif_env.teachers.teacher import load_teacher
 from redif_env.training.command import run
 
 BARE, VECTOR, SINGLE = "bare forward passes", "vector environment", "single environments in DummyVecEnv"
@@ -35,6 +42,10 @@ class Args:
     single_envs: int = 64
     rounds: int = 9
     steps: int = 12
+    counts: bool = False
+    """Print what an accelerator would launch, be sent and be waited for outside the network, and the lines that cause
+    it: of an environment step, of a PPO iteration, and of the exported pipeline."""
+    counted_envs: int = 8
 
 
 def per_second(action: Callable[[], object], count: int, steps: int) -> float:
@@ -45,7 +56,59 @@ def per_second(action: Callable[[], object], count: int, steps: int) -> float:
     return count * steps / (time.perf_counter() - start)
 
 
+def counted(args: Args) -> dict[str, tuple[PretendedDevice, int]]:
+    """What a device is asked outside the network, by legs, each with the number of steps that it took.
+
+    The environment starts and ends whole episodes; the PPO iteration is one rollout and one update on whole batches.
+    """
+    legs = {}
+    for name in ("environment", "PPO iteration", "pipeline"):
+        with PretendedDevice() as device:
+            teacher = load_teacher(args.teacher)
+            settings = {"teacher": teacher, "num_steps": args.num_steps, "reference_size": 64, "teacher_steps": 10}
+            env = make_vec_env(args.counted_envs, device=NAME, **settings)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "You are trying to run PPO on the GPU")
+                agent = PPO(
+                    "MlpPolicy", env, n_steps=args.num_steps, batch_size=args.counted_envs, n_epochs=1, device=NAME
+                )
+            act, steps = _leg(name, agent, args.num_steps)
+            with device.not_counting(teacher.network):
+                act()
+                device.forget()
+                act()
+        legs[name] = (device, steps)
+    return legs
+
+
+def _leg(name: str, agent: PPO, num_steps: int) -> tuple[Callable[[], object], int]:
+    """What is counted of a leg, and the steps that it takes."""
+    if name == "pipeline":
+        pipeline = Student.from_agent(agent).pipeline()
+        pipeline.set_progress_bar_config(disable=True)
+        return lambda: pipeline(agent.n_envs, output_type="latent"), num_steps
+    if name == "PPO iteration":
+        return lambda: agent.learn(agent.n_steps * agent.n_envs, reset_num_timesteps=False), num_steps
+    env = agent.get_env()
+    env.seed(0)
+    env.reset()
+    zero = np.zeros((env.num_envs, *env.action_space.shape), np.float32)
+    return lambda: [env.step(zero) for _ in range(num_steps)], num_steps
+
+
+def print_counts(legs: dict[str, tuple[PretendedDevice, int]]) -> None:
+    for name, (device, steps) in legs.items():
+        operations, sends, waits = (total / steps for total in device.totals)
+        print(f"\n{name}: {operations:.1f} operations, {sends:.1f} copies to the device and {waits:.2f} waits a step")
+        for kind in ("operations", "sends", "waits"):
+            for place, count in getattr(device, kind).most_common():
+                print(f"  {count / steps:6.2f} {kind:<10} {place}")
+
+
 def main(args: Args) -> None:
+    if args.counts:
+        print_counts(counted(args))
+        return
     task = {"teacher": args.teacher, "num_steps": args.num_steps}
     mode = {"autoreset_mode": "SameStep"}  # so that every step of every row is one
     vector, rounded = (ReDiFVectorEnv(args.num_envs, **task, **mode, autocast=autocast) for autocast in (False, True))

@@ -41,6 +41,17 @@ SEARCHES = {aten.nonzero.default, aten.masked_select.default, aten.unique_dim.de
 
 
 class _Backend(_DummyBackendModule):
+    """The device's module: it is there as long as a :class:`PretendedDevice` is."""
+
+    def is_available(self) -> bool:
+        return PretendedDevice.current is not None
+
+    def get_rng_state(self) -> Tensor:  # random numbers are drawn on the host
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
+
+    def set_rng_state(self, state: Tensor) -> None:
+        pass
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 

@@ -47,7 +47,7 @@ class Sample:
     """Folder or hub id of a student."""
     num_samples: Annotated[int, arg(aliases=["-n"])] = 16
     out: Path = Path("samples.png")
-    """The picture (.png), or the samples themselves as a tensor in [-1, 1] (.safetensors)."""
+    """The picture (.png), or the samples themselves as a tensor (.safetensors)."""
     seed: int = 0
     price: float | None = None
     """Of a network call, for a student trained at many prices."""
@@ -61,9 +61,10 @@ class Sample:
         if self.out.suffix not in (".png", ".safetensors"):
             raise ValueError(f"out='{self.out}' must end in .png or .safetensors")
         student = load(self.student, self.device)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         generator = torch.Generator().manual_seed(self.seed)
-        condition = None if self.condition is None else as_condition(self.condition)
-        samples = student(self.num_samples, generator=generator, price=self.price, condition=condition)
+        samples = student(self.num_samples, generator=generator, price=self.price, condition=self.condition)
         save_samples(samples.cpu(), self.out)
         nfe = student.num_steps * student.mdp.teacher.calls
         print(f"{self.num_samples} samples of {nfe} network calls each, seed {self.seed}: {self.out}")
@@ -121,11 +122,6 @@ class Evaluate:
         if self.out is not None:
             with write_file(self.out) as temporary:
                 temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
-
-
-def as_condition(word: str) -> int | str:
-    """A class label if it is a whole number, else a prompt."""
-    return int(word) if word.isdigit() else word
 
 
 def load(student: str, device: str) -> Student:
@@ -186,7 +182,8 @@ def facts_table(student: Student) -> Table:
         table.add_row("network", f"its own, {network}")
     else:
         table.add_row("teacher", f"{mdp.teacher.name}, {network}")
-    decoded = f", decoded to {mdp.teacher.image_shape}" if mdp.teacher.decoder is not None else " in [-1, 1]"
+    bounds = "" if mdp.teacher.bounds is None else f" in {list(mdp.teacher.bounds)}"
+    decoded = bounds if mdp.teacher.decoder is None else f", decoded to {mdp.teacher.image_shape}"
     table.add_row("samples", f"{mdp.teacher.sample_shape}{decoded}")
     if mdp.teacher.conditions.inputs:
         table.add_row("conditions", ", ".join(mdp.teacher.conditions.names))

@@ -190,7 +190,7 @@ def test_importing_the_package_is_light():
 
 def test_a_student_needs_no_rl_library(tmp_path):
     """To be loaded, to make samples, to be exported; nor does the command."""
-    mdp = build_mdp(MDPSettings(teacher="gaussian-ring", num_steps=3))
+    mdp = build_mdp(MDPSettings(teacher="gaussian-ring", num_steps=3, solver="dpm++3m", grid="time^1.5"))
     Student(mdp, Policy(PolicyConfig((mdp.observation_size, 16, mdp.action_size)))).save_pretrained(tmp_path / "s")
     sampling = f"assert Student.from_pretrained({str(tmp_path / 's')!r})(num_samples=2).shape == (2, 2)"
     statement = f"import redif_env.students.export, redif_env.cli\nfrom redif_env import Student\n{sampling}"

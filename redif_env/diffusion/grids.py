@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from redif_env.diffusion.placement import HOST
-from redif_env.diffusion.schedules import Schedule
+from redif_env.diffusion.schedules import Schedule, late_time
 
 
 class Grid(ABC):
@@ -54,7 +54,7 @@ class TimeGrid(Grid):
     def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
         time = (1 - position) ** self.power
         if self.sigma_max is not None:
-            time = time * schedule.time(torch.tensor(-math.log(self.sigma_max), dtype=torch.float64, device=HOST))
+            time = time * late_time(schedule, self.sigma_max)
         return schedule.half_logsnr_at(time)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +23,32 @@ from redif_env.diffusion.schedules import (
 from redif_env.diffusion.types import PredictionType
 
 _BETA_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
+_BETAS = (
+    "CogVideoXDDIMScheduler",
+    "CogVideoXDPMScheduler",
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "RePaintScheduler",
+    "SASolverScheduler",
+    "UnCLIPScheduler",
+    "UniPCMultistepScheduler",
+)
+"""Schedulers whose schedule is a table of betas."""
 _EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 _FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 _DISCRETE = (
@@ -38,6 +65,31 @@ _CONSISTENCY = (
     "SCMScheduler",
     "FlowMatchLCMScheduler",
 )
+
+
+_READ = frozenset(
+    (
+        *_BETA_KEYS,
+        *("trained_betas", "rescale_betas_zero_snr", "snr_shift_scale", "prediction_type", "timestep_type"),
+        *("sigma_min", "sigma_max", "sigma_data", "rho"),
+        *("shift", "flow_shift", "use_flow_sigmas", "invert_sigmas", "use_dynamic_shifting", "time_shift_type"),
+        *("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"),
+    )
+)
+"""Settings of schedulers that decide what level a timestep is, or what a network predicts there."""
+
+_OF_SAMPLING = frozenset(
+    (
+        *("algorithm_type", "corrector_order", "disable_corrector", "eta", "euler_at_final", "final_sigmas_type"),
+        *("interpolation_type", "lambda_min_clipped", "lower_order_final", "noise_sampler_seed", "order", "predict_x0"),
+        *("predictor_order", "sampling_eps", "sigma_schedule", "skip_prk_steps", "snr", "solver_order", "solver_p"),
+        *("solver_type", "stochastic_sampling", "shift_terminal", "tau_func", "variance_type", "correct_steps"),
+        *("clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value"),
+        *("set_alpha_to_one", "set_alpha_to_zero", "steps_offset", "timestep_spacing"),
+        *("use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas"),
+    )
+)
+"""Settings that decide which levels are stepped to, and how; not what they are."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +120,10 @@ def action_parameterization(parameterization: Parameterization) -> Parameterizat
 def read_scheduler(config: Mapping[str, Any], name: str, tokens: int | None = None) -> Parameterization:
     """Schedule, prediction type and preconditioning that a diffusers scheduler's config describes.
 
+    Settings that the config lacks have the defaults of its class, as in diffusers.
+
     Args:
-        config: of the scheduler, with ``_class_name``.
+        config: of the scheduler, with ``_class_name``; without one it must hold the betas.
         name: the teacher's, for messages.
         tokens: that the network makes of a sample, where the shift depends on it.
 
@@ -86,8 +140,9 @@ def read_scheduler(config: Mapping[str, Any], name: str, tokens: int | None = No
         raise ValueError(
             f"teacher={name!r} has a {kind}: it is a few-step student already; give the many-step model it was made of"
         )
+    config = _with_defaults(config, name)
     if kind in _EDM:
-        return _edm(config)
+        return _edm(config, name)
     if kind == "ScoreSdeVeScheduler":
         # Its network is told sigma and answers with the score.
         schedule = VarianceExplodingSchedule(config["sigma_min"], config["sigma_max"], label=NoiseLabel.SIGMA)
@@ -133,10 +188,57 @@ def scheduler_config(parameterization: Parameterization) -> dict[str, Any]:
     )
 
 
-def _edm(config: Mapping[str, Any]) -> Parameterization:
-    schedule = VarianceExplodingSchedule(config["sigma_min"], config["sigma_max"], config.get("rho", 7.0))
-    prediction_type = PredictionType(config.get("prediction_type", "epsilon"))
-    return Parameterization(schedule, prediction_type, EDMPreconditioning(config.get("sigma_data", 0.5)))
+def _with_defaults(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """``config`` with its class's defaults for what is missing, and without what the class does not take.
+
+    Raises:
+        ValueError: if the class is unknown, or changes its schedule by a setting that is not read here.
+    """
+    kind = config.get("_class_name")
+    if kind in (None, "ReDiFScheduler"):
+        return _complete(config, name)
+    if kind not in (*_BETAS, *_EDM, *_FLOW, "ScoreSdeVeScheduler"):
+        raise ValueError(
+            f"teacher={name!r} has the scheduler {kind!r}, whose alpha and sigma are unknown: schedulers can be "
+            f"{', '.join((*_BETAS, *_EDM, *_FLOW, 'ScoreSdeVeScheduler'))}"
+        )
+    import diffusers
+
+    taken = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    if "args" in taken:  # what stands for a class whose own packages are not installed
+        return _complete(config, name)
+    defaults = {key: value.default for key, value in taken.items() if key not in ("self", "kwargs")}
+    unread = [
+        key
+        for key, default in defaults.items()
+        if key not in _READ | _OF_SAMPLING and config.get(key, default) != default
+    ]
+    if unread:
+        given = ", ".join(f"{key}={config[key]!r}" for key in unread)
+        raise ValueError(
+            f"teacher={name!r} has a {kind} with {given}, and what that does to its schedule is unknown: use another "
+            "scheduler's config with the same schedule"
+        )
+    return {key: config.get(key, default) for key, default in defaults.items()} | {"_class_name": kind}
+
+
+def _complete(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """``config`` of a class whose defaults are unknown.
+
+    Raises:
+        ValueError: if it does not hold its betas.
+    """
+    if config.get("trained_betas") is None and not all(config.get(key) is not None for key in _BETA_KEYS):
+        raise ValueError(
+            f"teacher={name!r} has a {config.get('_class_name')} without trained_betas and without "
+            f"{', '.join(_BETA_KEYS)}: add them, or the _class_name of the scheduler whose defaults they have"
+        )
+    return dict(config)
+
+
+def _edm(config: Mapping[str, Any], name: str) -> Parameterization:
+    schedule = VarianceExplodingSchedule(config["sigma_min"], config["sigma_max"], config["rho"])
+    return Parameterization(schedule, _prediction_type(config, name), EDMPreconditioning(config["sigma_data"]))
 
 
 def _flow(config: Mapping[str, Any], name: str, tokens: int | None) -> Parameterization:
@@ -173,27 +275,29 @@ def _continuous(config: Mapping[str, Any], name: str) -> Parameterization:
 
 def _variance_preserving(config: Mapping[str, Any], name: str) -> VariancePreservingSchedule:
     zero = bool(config.get("rescale_betas_zero_snr"))
-    given = config.get("trained_betas")
-    if given is None and "beta_schedule" not in config and "beta_start" not in config:
-        raise ValueError(
-            f"teacher={name!r} has the scheduler {config.get('_class_name')!r}, which tells neither betas nor sigmas: "
-            "its alpha and sigma are unknown"
-        )
+    given, known = config.get("trained_betas"), {key: config[key] for key in _BETA_KEYS if key in config}
     if given is not None:
         betas = torch.tensor(given, dtype=torch.float64, device=HOST)
         zero = zero or bool(betas[-1] >= 1)
-        if zero:
-            betas = zero_terminal_snr(betas)
-        schedule = VariancePreservingSchedule(betas)
     else:
-        known = {key: config[key] for key in _BETA_KEYS if key in config}
-        schedule = VariancePreservingSchedule.from_diffusers(**known, rescale_betas_zero_snr=zero)
+        betas = VariancePreservingSchedule.from_diffusers(**known).betas
+    betas = _snr_shifted(betas, float(config.get("snr_shift_scale") or 1.0))
+    schedule = VariancePreservingSchedule(zero_terminal_snr(betas) if zero else betas)
     if zero and _prediction_type(config, name) is PredictionType.EPSILON:
         raise ValueError(
             f"teacher={name!r} has rescale_betas_zero_snr and predicts the noise: at its first level that is x itself "
             "and tells nothing of the sample; networks for such schedules predict v or the sample"
         )
     return schedule
+
+
+def _snr_shifted(betas: torch.Tensor, scale: float) -> torch.Tensor:
+    """Betas ``(T,)`` whose signal-to-noise ratios are ``1 / scale`` of those given (CogVideoX)."""
+    if scale == 1:
+        return betas
+    alpha_bars = (1 - betas).cumprod(0)
+    alpha_bars = alpha_bars / (scale + (1 - scale) * alpha_bars)
+    return 1 - alpha_bars / torch.cat([torch.ones_like(alpha_bars[:1]), alpha_bars[:-1]])
 
 
 def _prediction_type(config: Mapping[str, Any], name: str) -> PredictionType:

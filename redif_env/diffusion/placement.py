@@ -8,7 +8,7 @@ A step sends one small tensor of weights and combines samples by them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -64,7 +64,10 @@ def double(values: Tensor) -> Tensor:
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Keeps a caller's ``torch.autocast`` out of the arithmetic."""
-    with torch.autocast(device.type, enabled=False), torch.autocast(HOST.type, enabled=False):
+    with ExitStack() as stack:
+        for kind in {device.type, HOST.type}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

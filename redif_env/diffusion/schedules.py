@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -73,9 +74,15 @@ class Schedule(ABC):
         return x / place(self.size(half_logsnr), x)
 
 
-def noise_share(half_logsnr: Tensor) -> Tensor:
+def noise_share(level: Level) -> Tensor:
     """``sigma / sqrt(alpha**2 + sigma**2)``: 1 at pure noise, 0 at clean data, on any schedule."""
-    return preserving_level(half_logsnr).sigma
+    return level.sigma / torch.hypot(level.alpha, level.sigma)
+
+
+@lru_cache(maxsize=64)
+def late_time(schedule: Schedule, sigma_max: float) -> float:
+    """The schedule's time at which ``sigma / alpha`` is ``sigma_max``; 1 if it is never so large."""
+    return float(schedule.time(torch.tensor(-math.log(sigma_max), dtype=torch.float64, device=HOST)))
 
 
 def preserving_level(half_logsnr: Tensor) -> Level:
@@ -84,7 +91,7 @@ def preserving_level(half_logsnr: Tensor) -> Level:
     return Level(alpha=torch.sigmoid(doubled).sqrt(), sigma=torch.sigmoid(-doubled).sqrt())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VariancePreservingSchedule(Schedule):
     """``alpha**2 + sigma**2 = 1`` (Ho et al. 2020), through the discrete levels a network was trained on.
 
@@ -101,6 +108,7 @@ class VariancePreservingSchedule(Schedule):
     betas: Tensor
     knots: Tensor = field(init=False)
     _ends: tuple[float, float] = field(init=False, repr=False)
+    _rising: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         betas = self.betas.to(HOST, torch.float64)
@@ -116,6 +124,7 @@ class VariancePreservingSchedule(Schedule):
         knots = (log_alphas_cumprod - torch.log(-torch.expm1(log_alphas_cumprod))) / 2
         object.__setattr__(self, "betas", betas)
         object.__setattr__(self, "knots", knots)
+        object.__setattr__(self, "_rising", -knots)
         object.__setattr__(self, "_ends", (float(knots[-1]), float(knots[0])))
 
     @classmethod
@@ -184,7 +193,7 @@ class VariancePreservingSchedule(Schedule):
             # The same as below, as a count: not every exporter of traced programs knows searchsorted.
             above = (self.knots > half_logsnr.detach()[..., None]).sum(-1)
         else:
-            above = torch.searchsorted(-self.knots, -half_logsnr.detach())
+            above = torch.searchsorted(self._rising, -half_logsnr.detach())
         above = above.clamp(1, len(self.knots) - 1)
         upper, lower = self.knots[above - 1], self.knots[above]
         return (above - 1) + (upper - half_logsnr) / (upper - lower)

@@ -25,6 +25,17 @@ from redif_env.diffusion.types import Decision, Level, Prediction, State
 _FAR = 1e30
 """A distance of levels larger than any that occurs; its square is finite in double precision."""
 
+_ADAMS_BASHFORTH = torch.tensor(
+    (
+        (1.0, 0.0, 0.0, 0.0),
+        (3 / 2, -1 / 2, 0.0, 0.0),
+        (23 / 12, -16 / 12, 5 / 12, 0.0),
+        (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+    ),
+    dtype=torch.float64,
+    device=HOST,
+)
+
 
 class Predictor(Protocol):
     """What the loop needs of a model."""
@@ -108,24 +119,16 @@ class IPNDM(MultistepSolver):
 
     _SHORT_RUN = 4
 
-    _TABLE = (
-        (1.0, 0.0, 0.0, 0.0),
-        (3 / 2, -1 / 2, 0.0, 0.0),
-        (23 / 12, -16 / 12, 5 / 12, 0.0),
-        (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-    )
-
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3, 4):
             raise ValueError(f"order of IPNDM must be 1, 2, 3 or 4, got {self.order}")
 
     def weights(self, state: State, next_half_logsnr: Tensor) -> Tensor:
-        table = torch.tensor(self._TABLE, dtype=torch.float64, device=HOST)
         usable = state.predictions.clamp(max=self.order)
         if self.cautious:
             steps = state.predictions - 1 + state.steps_left
             usable = torch.where(steps <= self._SHORT_RUN, usable.clamp(max=2), usable)
-        return table[usable - 1, : self.order]
+        return _ADAMS_BASHFORTH[usable - 1, : self.order]
 
 
 @dataclass(frozen=True)

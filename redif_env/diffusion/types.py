@@ -91,6 +91,10 @@ class State:
 
     def merge(self, mask: Tensor, other: State) -> State:
         """Rows of ``other`` where ``mask`` (``(B,)`` bool, on the host) is true, own rows elsewhere."""
+        if bool(mask.all()):
+            return other
+        if not bool(mask.any()):
+            return self
         return State(**{name: chosen(mask, getattr(other, name), own) for name, own in self.items()})
 
     def rows(self, index: Tensor) -> State:

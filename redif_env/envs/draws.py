@@ -25,7 +25,8 @@ class GroupDraws:
     def __init__(self, num_envs: int, group_size: int, size: int, priced: bool) -> None:
         self.group_size, self.size, self.priced = group_size, size, priced
         groups = num_envs // group_size
-        self.generators = [seeding.np_random()[0] for _ in range(groups)]
+        drawn = [seeding.np_random() for _ in range(groups)]
+        self.generators, self.seeds = [pair[0] for pair in drawn], [pair[1] for pair in drawn]
         self._busy = np.zeros(num_envs, dtype=np.bool_)
         self._pair = np.zeros(groups, dtype=np.int64)
         self._dial = np.zeros(groups)
@@ -35,7 +36,7 @@ class GroupDraws:
         for group, seed in enumerate(seeds[:: self.group_size]):
             members = self._members(group)
             if seed is not None and rows[members].any():
-                self.generators[group] = seeding.np_random(seed)[0]
+                self.generators[group], self.seeds[group] = seeding.np_random(seed)
                 self._busy[members] = False
 
     def next(self, rows: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -101,7 +101,14 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
     def np_random(self, value: Sequence[np.random.Generator]) -> None:
         if len(value) != self.num_envs:
             raise ValueError(f"np_random must be {self.num_envs} generators, one a sub-environment, got {len(value)}")
-        self.episodes.draws.generators = list(value[:: self.group_size])
+        draws = self.episodes.draws
+        draws.generators = list(value[:: self.group_size])
+        draws.seeds = [-1] * len(draws.generators)
+
+    @property  # type: ignore[override]
+    def np_random_seed(self) -> Any:
+        """The seeds of :attr:`np_random`; -1 of generators that were given."""
+        return tuple(seed for seed in self.episodes.draws.seeds for _ in range(self.group_size))
 
     @property  # type: ignore[override]
     def spec(self) -> EnvSpec | None:

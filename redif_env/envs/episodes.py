@@ -6,7 +6,7 @@ The Gymnasium environments and TorchRL's are shells around it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import gymnasium as gym
@@ -19,8 +19,10 @@ from redif_env.envs.draws import GroupDraws
 from redif_env.envs.starts import Start
 from redif_env.envs.task import Task
 from redif_env.mdp.settings import build_mdp
+from redif_env.rewards.custom import CallableReward
 from redif_env.rewards.names import build_terms
-from redif_env.rewards.reward import Reward, Term, load_reward_states, pay, reset_reward, reward_states
+from redif_env.rewards.reward import Term, load_reward_states, pay, reset_reward, reward_states
+from redif_env.storage.checks import check_argument
 from redif_env.teachers.references import reference_set
 
 
@@ -34,6 +36,8 @@ class Episodes:
     """
 
     def __init__(self, num_envs: int, group_size: int, task: Task) -> None:
+        check_argument("num_envs", num_envs, int)
+        check_argument("group_size", group_size, int)
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         if group_size < 1 or num_envs % group_size:
@@ -144,17 +148,15 @@ class Episodes:
 
     def _predicted(self, state: State, rows: Tensor) -> State:
         """``state`` with the teacher's predictions on the given rows."""
-        with torch.autocast(state.x.device.type, torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(state.x.device.type, torch.bfloat16) if self.autocast else nullcontext():
             return self.mdp.predict(state, rows)
 
-    def _build_terms(self, reward: str | Reward | Mapping[str, float]) -> list[Term]:
+    def _build_terms(self, reward: Any) -> list[Term]:
         if isinstance(reward, str):
             reward = {reward: 1.0}
         if isinstance(reward, Mapping):
             return build_terms(reward, self.mdp, self.reference)
-        if not isinstance(getattr(reward, "name", None), str):
-            raise ValueError(
-                f"reward={reward!r} has no name: wrap the function in CallableReward(function, 'name') of "
-                "redif_env.rewards.custom, or choose a name of redif_env.rewards.names.REWARDS"
-            )
+        if not hasattr(reward, "name"):  # a plain function
+            name = getattr(reward, "__name__", "custom")
+            reward = CallableReward(reward, "custom" if name == "<lambda>" else name)
         return [Term(reward)]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from redif_env.diffusion.types import Transition
 from redif_env.mdp.settings import MDPSettings
 from redif_env.rewards.reward import Reward
+from redif_env.storage.checks import check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +21,10 @@ class Task(MDPSettings):
     take these fields as arguments: add one here and all of them have it, with its docs.
     """
 
-    reward: str | Reward | Mapping[str, float] = "endpoint"
+    reward: str | Reward | Callable[[Transition], Tensor] | Mapping[str, float] = "endpoint"
     """A name of `redif_env.rewards.names.REWARDS`, or names with weights: `{"endpoint": 1.0, "feature": 0.5}`, at the
-    command line `endpoint 1 feature 0.5`; in Python also a `Reward`."""
+    command line `endpoint 1 feature 0.5`; in Python also a `Reward`, or a function of a `Transition` of B episodes that
+    returns a tensor `(B,)`."""
     reference_size: int = 4096
     """Pairs (initial noise, the teacher's endpoint of it) that episodes are drawn from. Computed once and cached under
     `$REDIF_CACHE` or `~/.cache/redif`; shipped for the defaults."""
@@ -27,3 +32,7 @@ class Task(MDPSettings):
     """Predictions that the teacher spends on each endpoint."""
     autocast: bool = False
     """Run the teacher in bfloat16 in steps, for speed; endpoints are made in its own type."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, reference_size=self.reference_size, teacher_steps=self.teacher_steps)

@@ -155,8 +155,8 @@ def solver_key(teacher: Teacher, grid: Grid, num_steps: int, initial_map: Linear
 
 
 def _clips(teacher: Teacher) -> bool:
-    """Whether predictions are clipped: the data are in [-1, 1]."""
-    return teacher.decoder is None
+    """Whether the teacher's data are in [-1, 1]."""
+    return teacher.bounds == (-1.0, 1.0)
 
 
 def _size(teacher: Teacher, num_steps: int) -> int:

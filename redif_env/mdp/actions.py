@@ -121,15 +121,15 @@ class SolverMap(ActionMap):
     def decode(self, action: Tensor, state: State, base: BaseSolver) -> Decision:
         numbers = _numbers(action)
         step = _Step.of(state, self.max_shift * numbers[:, 0], base)
-        share = noise_share(state.half_logsnr)
+        share = noise_share(step.level)
         estimate = base.solver.estimate(state, step.half_logsnr, step.level)
         estimate = self._corrected(estimate, numbers[:, 1:4], state, step.level, share)
-        shift = self.max_timestep_shift * noise_share(step.half_logsnr) * numbers[:, 4]
+        shift = self.max_timestep_shift * noise_share(step.next_level) * numbers[:, 4]
         gains = self._gains(numbers, share) if state.x.ndim == 4 and self.bands else None
         return step.decision(state, estimate, base.schedule.timestep(step.half_logsnr + shift), gains)
 
     def band_gains(self, action: Tensor, state: State, base: BaseSolver) -> Tensor:
-        return self._gains(_numbers(action), noise_share(state.half_logsnr))
+        return self._gains(_numbers(action), noise_share(base.schedule.level(state.half_logsnr)))
 
     def _gains(self, numbers: Tensor, share: Tensor) -> Tensor:
         return self.max_band * share[:, None] * numbers[:, 5:]

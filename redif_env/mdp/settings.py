@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +20,9 @@ from redif_env.fitted.linear_solver import LinearSolver, fit_solver
 from redif_env.mdp.actions import ACTION_MAPS, ActionMap
 from redif_env.mdp.observations import OBSERVATIONS, Observation, Sample
 from redif_env.mdp.process import DenoisingMDP
-from redif_env.teachers.conditions import ConditionsLike
+from redif_env.storage.checks import check_argument, check_at_least, check_fields
+from redif_env.teachers.conditions import ConditionsLike, spread
+from redif_env.teachers.fingerprint import contents_of
 from redif_env.teachers.teacher import Teacher, load_teacher
 
 T = TypeVar("T")
@@ -67,6 +71,8 @@ class MDPSettings:
     """The label that a class-conditional `UNet2DModel` was trained with for no condition."""
     guidance_scale: float | None = None
     """Scale of classifier-free guidance, which makes each prediction two network calls."""
+    variant: str | None = None
+    """Variant of the teacher's files, as in diffusers: `"fp16"` where a repository has half precision alone."""
     learn_guidance: bool = False
     """Let the policy choose the guidance scale."""
     device: str = "cpu"
@@ -74,6 +80,10 @@ class MDPSettings:
     without one."""
     dtype: str = "float32"
     """Type of samples, `"float32"` or `"float64"`."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_at_least(1, num_steps=self.num_steps, min_steps=self.min_steps)
 
 
 DEFAULT_SOLVER, DEFAULT_GRID = str(MDPSettings.solver), str(MDPSettings.grid)
@@ -104,6 +114,65 @@ def name_of(value: T, known: Mapping[str, T]) -> str:
     raise ValueError(f"{value!r} has no name; only {', '.join(map(repr, known))} can be written to a file")
 
 
+def action_entry(action_map: ActionMap) -> str | dict[str, Any]:
+    """How a file says which action map it is: by its name, or by its class's import path and arguments.
+
+    Raises:
+        ValueError: if its class cannot be imported, or its arguments are no JSON values.
+    """
+    for name, known in ACTION_MAPS.items():
+        if known == action_map:
+            return name
+    kind = type(action_map)
+    try:
+        arguments = json.loads(json.dumps(asdict(action_map)))  # type: ignore[call-overload]
+        if _imported(f"{kind.__module__}:{kind.__qualname__}")(**asdict(action_map)) == action_map:  # type: ignore[call-overload]
+            return {"import": f"{kind.__module__}:{kind.__qualname__}", "arguments": arguments}
+        reason = "made again from its fields, it is another"
+    except (AttributeError, ImportError, TypeError, ValueError) as error:
+        reason = str(error)
+    raise ValueError(
+        f"action={action_map!r} cannot be written to a student's file ({reason}): make its class a dataclass of plain "
+        "values at the top of a module"
+    )
+
+
+def action_map_of(entry: str | Mapping[str, Any], allow_imports: bool) -> ActionMap:
+    """The action map of a file's entry.
+
+    Raises:
+        ValueError: if the name is unknown, or an import path is not to be imported or leads to no action map.
+    """
+    if isinstance(entry, str):
+        return look_up("action", entry, ACTION_MAPS)
+    path = str(entry["import"])
+    if not (allow_imports or path.startswith("redif_env.")):
+        raise ValueError(
+            f"action={path!r} is code outside this library, which the student's file asks to be imported: if you trust "
+            "it, load with allow_imports=True"
+        )
+    try:
+        arguments = {key: _tuples(value) for key, value in entry["arguments"].items()}
+        found = _imported(path)(**arguments)
+    except (AttributeError, ImportError, TypeError, ValueError) as error:
+        raise ValueError(f"action={path!r} cannot be imported ({error}): install or copy the module") from error
+    if not isinstance(found, ActionMap):
+        raise ValueError(f"action={path!r} is no ActionMap, but a {type(found).__name__}")
+    return found
+
+
+def _imported(path: str) -> Any:
+    module, name = path.split(":")
+    found = import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def parse_dtype(dtype: str) -> torch.dtype:
     """``"float32"`` or ``"float64"``, the types of an environment's samples."""
     return look_up("dtype", dtype, {"float32": torch.float32, "float64": torch.float64})
@@ -115,12 +184,15 @@ def parse_device(device: str) -> torch.device:
     Raises:
         ValueError: if it has not.
     """
+    check_argument("device", device, str | torch.device)
     if device == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found or torch.device("cpu")
     try:
         parsed = torch.device(device)
         torch.empty(1, device=parsed)
+        if parsed.type == "cpu" and parsed.index:  # torch takes any number
+            raise RuntimeError("there is one CPU device")
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={device!r} cannot be used here ({error}): try 'auto' or 'cpu'") from error
     return parsed
@@ -133,31 +205,40 @@ def shared_teacher(
     conditions: ConditionsLike | None = None,
     null_label: int | None = None,
     guidance_scale: float | None = None,
+    variant: str | None = None,
 ) -> Teacher:
     """A teacher that all environments of this process share: it is frozen, and networks are large.
 
-    ``conditions``, ``null_label`` and ``guidance_scale`` as in :meth:`redif_env.Teacher.from_pretrained`.
+    A folder that has changed since is loaded anew. ``conditions``, ``null_label``, ``guidance_scale`` and ``variant``
+    as in :meth:`redif_env.Teacher.from_pretrained`.
     """
     # In a form that can be a key.
-    key: tuple[Any, ...] | None = None
+    requested: tuple[Any, ...] | None = None
     if conditions is not None:
-        key = tuple(conditions.items()) if isinstance(conditions, Mapping) else tuple(conditions)
-    weighted = isinstance(conditions, Mapping)
-    return _shared_teacher(name_or_path, device, dtype, key, weighted, null_label, guidance_scale)
+        values, weights = spread(conditions)
+        requested = (values, None if weights is None else tuple(weights.tolist()))
+    name, files = contents_of(name_or_path)
+    return _shared_teacher(name, files, device, dtype, requested, null_label, guidance_scale, variant)
 
 
 @lru_cache(maxsize=8)
 def _shared_teacher(
     name_or_path: str,
+    files: tuple[tuple[str, int, int], ...],
     device: torch.device,
     dtype: torch.dtype,
-    key: tuple[Any, ...] | None,
-    weighted: bool,
+    requested: tuple[Any, ...] | None,
     null_label: int | None,
     guidance_scale: float | None,
+    variant: str | None,
 ) -> Teacher:
-    conditions: ConditionsLike | None = dict(key) if key is not None and weighted else key
-    teacher = load_teacher(name_or_path, conditions=conditions, null_label=null_label, guidance_scale=guidance_scale)
+    conditions: ConditionsLike | None = None
+    if requested is not None:
+        values, weights = requested
+        conditions = values if weights is None else dict(zip(values, weights, strict=True))
+    teacher = load_teacher(
+        name_or_path, conditions=conditions, null_label=null_label, guidance_scale=guidance_scale, variant=variant
+    )
     return teacher.to(device, dtype)
 
 
@@ -205,17 +286,19 @@ def build_mdp(settings: MDPSettings) -> DenoisingMDP:
         raise ValueError(
             f"dtype='float64' cannot be used on device={settings.device!r}, which has no such type: use 'float32'"
         )
-    of_teacher = (settings.conditions, settings.null_label, settings.guidance_scale)
+    of_teacher = (settings.conditions, settings.null_label, settings.guidance_scale, settings.variant)
     if not isinstance(settings.teacher, Teacher):
         teacher = shared_teacher(str(settings.teacher), placed, floating, *of_teacher)
-    elif of_teacher == (None, None, None):
+    elif of_teacher == (None, None, None, None):
         teacher = settings.teacher.to(placed)
     else:
         raise ValueError(
-            "conditions, null_label and guidance_scale belong to a teacher that is named: a Teacher has its own, "
-            "give them to Teacher.from_pretrained"
+            "conditions, null_label, guidance_scale and variant belong to a teacher that is named: a Teacher has its "
+            "own, give them to Teacher.from_pretrained"
         )
     action, observation, prices = settings.action, settings.observation, settings.prices
+    if isinstance(action, ActionMap):
+        action_entry(action)  # refused now, rather than when the trained student is saved
     grid = look_up("grid", settings.grid, GRIDS) if isinstance(settings.grid, str) else settings.grid
     initial_map = initial_map_of(settings.initial_map, teacher, grid)
     return DenoisingMDP(

@@ -240,5 +240,5 @@ def evaluation_features(sample_shape: tuple[int, ...]) -> str:
 
 @torch.no_grad()
 def embed(features: nn.Module, samples: Tensor) -> Tensor:
-    """Features ``(N, D)`` of samples ``(N, *S)`` clipped to [-1, 1], computed in batches."""
-    return torch.cat([features(part.clamp(-1, 1)) for part in samples.split(FEATURE_BATCH)]).flatten(1)
+    """Features ``(N, D)`` of ``samples`` ``(N, *S)``, in batches."""
+    return torch.cat([features(part) for part in samples.split(FEATURE_BATCH)]).flatten(1)

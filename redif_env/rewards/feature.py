@@ -69,13 +69,14 @@ def feature_distance(teacher: Teacher, features: nn.Module | None = None) -> Dis
 
 def embed_samples(features: nn.Module, samples: Tensor) -> Tensor:
     """Features ``(B, D)`` of samples ``(B, *S)``."""
-    # ``embed`` clips to [-1, 1], which is wrong for latents.
-    embedded: Tensor = features(samples) if isinstance(features, LatentFeatures) else embed(features, samples)
-    return embedded
+    found: Tensor = features(samples) if isinstance(features, LatentFeatures) else embed(features, samples)
+    return found
 
 
 def frozen_features(features: nn.Module | None, teacher: Teacher) -> nn.Module:
     """A frozen feature network for the teacher's samples, on the teacher's device; latents are decoded first."""
     network = features or load_features(default_features(teacher.image_shape), teacher.image_shape)
     network = network.eval().requires_grad_(False).to(teacher.device)
-    return network if teacher.decoder is None else LatentFeatures(network, teacher)
+    if teacher.decoder is not None:
+        return LatentFeatures(network, teacher)
+    return network if teacher.bounds is None else nn.Sequential(nn.Hardtanh(*teacher.bounds), network)

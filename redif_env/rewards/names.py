@@ -14,6 +14,7 @@ from redif_env.rewards.feature import FeatureAlignment
 from redif_env.rewards.path import PathAlignment
 from redif_env.rewards.reward import Reward, Term
 from redif_env.rewards.teacher import ScoreAgreement, TeacherResidual
+from redif_env.storage.checks import check_argument
 from redif_env.teachers.references import ReferenceSet
 
 RewardFactory = Callable[[DenoisingMDP, ReferenceSet], Reward]
@@ -49,4 +50,5 @@ def build_terms(weights: Mapping[str, float], mdp: DenoisingMDP, reference: Refe
     for name in weights:
         if name not in REWARDS:
             raise ValueError(f"reward={name!r} is unknown: choose one of {', '.join(map(repr, REWARDS))}")
+        check_argument(f"reward[{name!r}]", weights[name], float)
     return [Term(REWARDS[name](mdp, reference), weight) for name, weight in weights.items()]

@@ -170,15 +170,23 @@ def load_agent_state(agent: OnPolicyAlgorithm, state: Mapping[str, Any]) -> None
 
 def accelerator_random_states() -> list[Tensor]:
     """Of the generators of this machine's accelerator, one a device; none where there is no accelerator."""
-    module = torch.get_device_module()
-    return [module.get_rng_state(index) for index in range(torch.accelerator.device_count())]
+    if not torch.accelerator.is_available():
+        return []
+    module, count = torch.get_device_module(), torch.accelerator.device_count()
+    # MPS has one generator, and takes no index.
+    return [module.get_rng_state()] if count == 1 else [module.get_rng_state(index) for index in range(count)]
 
 
 def set_accelerator_random_states(states: Sequence[Tensor]) -> None:
     """Continue from :func:`accelerator_random_states`; a machine with another number of devices keeps its own."""
-    if len(states) == torch.accelerator.device_count():
-        for index, state in enumerate(states):
-            torch.get_device_module().set_rng_state(state, index)
+    if not torch.accelerator.is_available() or len(states) != torch.accelerator.device_count():
+        return
+    module = torch.get_device_module()
+    if len(states) == 1:
+        module.set_rng_state(states[0])
+        return
+    for index, state in enumerate(states):
+        module.set_rng_state(state, index)
 
 
 def _normaliser_state(agent: OnPolicyAlgorithm) -> dict[str, Any] | None:

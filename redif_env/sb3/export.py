@@ -24,6 +24,9 @@ from redif_env.students.student import Student
 from redif_env.teachers.networks import build_network
 from redif_env.teachers.teacher import own_teacher
 
+TOLERANCE = 1e-3
+"""Largest difference between an agent's decision and its student's, in actions (their range is [-1, 1])."""
+
 
 def student_of_agent(agent: BaseAlgorithm, env: VecEnv | None = None) -> Student:
     """The student of a trained agent; ``env`` defaults to the agent's environment.

@@ -1,2 +1,2 @@
-"""What lies on disk: atomic files and folders, a cache of tensors keyed by their content, checkpoints without pickles,
-and loaders of image data. Knows nothing of diffusion. Read ``files`` first."""
+"""Files: atomic files and folders, a cache of tensors keyed by their content, checkpoints without pickles, loaders of
+image data, and checks of arguments. Independent of diffusion. Read ``files`` first."""

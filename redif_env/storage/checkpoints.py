@@ -24,7 +24,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_state(folder: Path) -> dict[str, Any] | None:
-    """The state of the newest checkpoint that is whole; None if there are none. A damaged one is a warning.
+    """The state of the newest checkpoint that is whole; None if there is none. A damaged one is a warning.
 
     Raises:
         CorruptFileError: if there are checkpoints, and none of them can be read.
@@ -42,14 +42,20 @@ def newest_state(folder: Path) -> dict[str, Any] | None:
 
 
 def add_state(folder: Path, number: int, state: dict[str, Any], keep: int) -> None:
-    """Write a checkpoint, named by its number, and remove all but the newest ``keep``."""
+    """Write a checkpoint, named by its number, and remove all but the newest ``keep``.
+
+    An old one that cannot be removed is a warning: the new one is written.
+    """
     write_state(folder / f"{number:012d}", state)
     for path in checkpoints(folder)[:-keep]:
-        remove_checkpoint(path)
+        try:
+            remove_checkpoint(path)
+        except OSError as error:
+            warnings.warn(f"old checkpoint {path} was not removed ({error})", stacklevel=2)
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Delete a checkpoint; its record first, so that half of one is never taken for a whole one."""
+    """Delete a checkpoint; its record first, so that a part of one is never read as a whole one."""
     for name in (STATE_FILE, TENSORS_FILE):
         (path / name).unlink(missing_ok=True)
     path.rmdir()
@@ -65,7 +71,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What :func:`write_state` wrote.
+    """Read a folder that :func:`write_state` wrote.
 
     Raises:
         FileNotFoundError, CorruptFileError: if it is missing, or not what was written.
@@ -80,7 +86,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def _take_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """``value`` with its tensors and arrays moved to ``tensors``, a name in the place of each."""
+    """``value`` with its tensors and arrays moved to ``tensors``, and replaced by their names."""
     if isinstance(value, Tensor | np.ndarray):
         kind = "tensor" if isinstance(value, Tensor) else "array"
         if isinstance(value, np.ndarray):

@@ -16,6 +16,7 @@ from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
 from redif_env.mdp.settings import parse_device
+from redif_env.storage.checks import check_argument, check_at_least
 from redif_env.students.agents import student_of_agent
 from redif_env.students.record import Record
 from redif_env.teachers.references import VALIDATION_SEED, draw_starts
@@ -45,6 +46,9 @@ class Student:
     """
 
     def __init__(self, mdp: DenoisingMDP, policy: Policy, record: Record | None = None) -> None:
+        check_argument("mdp", mdp, DenoisingMDP)
+        check_argument("policy", policy, Policy)
+        check_argument("record", record, Record | None)
         expected = (mdp.observation_size, mdp.action_size)
         if (policy.config.sizes[0], policy.config.sizes[-1]) != expected:
             raise ValueError(
@@ -84,7 +88,7 @@ class Student:
         price: float | None = None,
         condition: int | str | Sequence[int] | Sequence[str] | None = None,
     ) -> Tensor:
-        """Draw samples ``(num_samples, *S)`` in [-1, 1]; latents are decoded to images.
+        """Draw samples ``(num_samples, *S)``, clipped to the bounds of the data if they have any; latents are decoded.
 
         Args:
             num_samples: number of samples; required unless ``noise`` is given.
@@ -97,11 +101,11 @@ class Student:
         Raises:
             ValueError: if not exactly one of ``num_samples`` and ``noise`` is given, or an argument is invalid.
         """
+        check_argument("price", price, float | None)
         noise = self._initial_noise(num_samples, generator, noise)
         conditions = self.mdp.teacher.conditions
         if condition is None:
-            chance = torch.default_generator if generator is None or generator.device != HOST else generator
-            rows = conditions.draw(len(noise), chance)
+            rows = conditions.draw(len(noise), torch.default_generator if generator is None else generator)
         else:
             rows = conditions.rows_of(condition, len(noise))
         return self.mdp.teacher.images(self.trajectory(noise, price, rows)[-1].x)
@@ -271,8 +275,10 @@ class Student:
         self.pipeline().save_pretrained(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> Student:
+    def from_pretrained(cls, folder: str | Path, device: str = "cpu", allow_imports: bool = False) -> Student:
         """Load a student that :meth:`save_pretrained` saved, from a folder or the hub.
+
+        ``allow_imports``: whether an action map of one's own may be imported, from the module that the file names.
 
         Raises:
             ValueError: if this machine has no such device.
@@ -281,20 +287,28 @@ class Student:
         """
         from redif_env.students.export import ReDiFPipeline
 
+        check_argument("folder", folder, str | Path)
+        check_argument("allow_imports", allow_imports, bool)
         placed = parse_device(device)
-        pipeline = ReDiFPipeline.from_pretrained(folder).to(placed)
+        pipeline = ReDiFPipeline.from_pretrained(folder, allow_imports=allow_imports).to(placed)
         return cls(pipeline.mdp, pipeline.actor, pipeline.record)
 
     def _initial_noise(
         self, num_samples: int | None, generator: torch.Generator | None, noise: Tensor | None
     ) -> Tensor:
+        check_argument("num_samples", num_samples, int | None)
+        check_argument("generator", generator, torch.Generator | None)
+        check_argument("noise", noise, Tensor | None)
         if (num_samples is None) == (noise is None):
             raise ValueError("give either num_samples or noise")
         if noise is None:
-            if num_samples is None or num_samples < 1:
-                raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+            assert num_samples is not None
+            check_at_least(1, num_samples=num_samples)
             shape, device = (num_samples, *self.sample_shape), HOST if generator is None else generator.device
-            noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
+            try:
+                noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
+            except (RuntimeError, MemoryError) as error:
+                raise ValueError(f"num_samples={num_samples} do not fit into memory ({error}): draw fewer") from error
         if noise.shape[1:] != self.sample_shape:
             raise ValueError(f"noise must have shape (N, {self.sample_shape}), got {tuple(noise.shape)}")
-        return noise.to(self.mdp.teacher.device)
+        return noise.to(self.mdp.teacher.device, torch.promote_types(noise.dtype, torch.float32))

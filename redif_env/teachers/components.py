@@ -1,4 +1,4 @@
-"""What stands beside a network in a diffusers pipeline: the decoder of its latents, the encoders of its prompts."""
+"""The components of a diffusers pipeline beside its network: the decoder of latents, the encoders of prompts."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ COMPONENTS = (
     "text_encoder_3",
     "tokenizer_3",
 )
-"""What may stand beside a network, by diffusers' names."""
+"""Components beside a network, by diffusers' names."""
 
 
 class VAEDecoder(nn.Module):
-    """From latents as the diffusion network sees them to images in about [-1, 1].
+    """From the diffusion network's latents to images in about [-1, 1].
 
     Args:
         vae: an ``AutoencoderKL``, ``VQModel`` or their like.
@@ -49,13 +49,13 @@ class VAEDecoder(nn.Module):
 
 
 def decoder_of(source: DiffusionPipeline | None, latent_shape: tuple[int, ...]) -> VAEDecoder | None:
-    """What decodes a pipeline's latents; None where it has none."""
+    """The decoder of a pipeline's latents; None where it has none."""
     vae = getattr(source, "vae", None) or getattr(source, "vqvae", None)
     return None if vae is None else VAEDecoder(vae, latent_shape)
 
 
 def components_of(source: DiffusionPipeline | None) -> dict[str, Any]:
-    """What of a pipeline goes with its network: decoder, text encoders, tokenizers; those that it has."""
+    """The decoder, text encoders and tokenizers that a pipeline has."""
     if source is None:
         return {}
     found = {name: getattr(source, name, None) for name in COMPONENTS}
@@ -91,20 +91,20 @@ def stock_pipeline(network: ModelMixin, components: Mapping[str, Any]) -> Diffus
     return LDMPipeline(given["vae"], network, ddim)
 
 
-def encode_prompts(source: DiffusionPipeline, wanted: ConditionsLike) -> Conditions:
-    """Prompts as a text pipeline's own encoders see them; the empty prompt stands for none."""
-    prompts = [str(value) for value in wanted]
+def encode_prompts(source: DiffusionPipeline, requested: ConditionsLike) -> Conditions:
+    """Prompts, encoded by a text pipeline's own encoders; no condition is the empty prompt."""
+    values, weights = spread(requested)
+    prompts = [str(value) for value in values]
     with torch.no_grad():
         if type(source).__name__ == "StableDiffusion3Pipeline":
-            told, free, pooled, free_pooled = source.encode_prompt(prompts, None, None)
-            inputs = {"encoder_hidden_states": told, "pooled_projections": pooled}
+            encoded, free, pooled, free_pooled = source.encode_prompt(prompts, None, None)
+            inputs = {"encoder_hidden_states": encoded, "pooled_projections": pooled}
             null = {"encoder_hidden_states": free[:1], "pooled_projections": free_pooled[:1]}
             embedding = pooled
         else:
-            told, free = source.encode_prompt(prompts, source.device, 1, True)
-            inputs, null = {"encoder_hidden_states": told}, {"encoder_hidden_states": free[:1]}
-            embedding = told.mean(dim=1)
+            encoded, free = source.encode_prompt(prompts, source.device, 1, True)
+            inputs, null = {"encoder_hidden_states": encoded}, {"encoder_hidden_states": free[:1]}
+            embedding = encoded.mean(dim=1)
     # On the scale of the other numbers of an observation.
     size = embedding.float().square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-6)
-    values, weights = spread(wanted)
     return Conditions(values, inputs, null, weights, (embedding.float() / size).cpu())

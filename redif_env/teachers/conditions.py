@@ -1,17 +1,20 @@
-"""Conditions: what a teacher can be asked for. Everywhere else a condition is a row number of this table."""
+"""Conditions: the class labels or prompts of a teacher. Elsewhere a condition is a row of this table."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from redif_env.diffusion.placement import HOST, place
+from redif_env.diffusion.placement import HOST, place, widest
 
 ConditionsLike = Sequence[int] | Sequence[str] | Mapping[int, float] | Mapping[str, float]
-"""Class labels or prompts, each as likely as the others, or with how often each is to be asked for."""
+"""Class labels or prompts, equally likely, or with their weights."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,10 @@ class Conditions:
 
     Args:
         values: the label or prompt of each row; ``("",)`` for a teacher that takes none.
-        inputs: what the network is given for each row, by the name of its argument, each ``(K, ...)``.
-        null: the same for no condition, each ``(1, ...)``; None where guidance is not to be had.
+        inputs: the network's inputs for each row, by the names of its arguments, each ``(K, ...)``.
+        null: the same for no condition, each ``(1, ...)``; None where there can be no guidance.
         weights: ``(K,)``, how often each is drawn; equal if not given.
-        embedding: ``(K, E)``, what an observation shows of each; one-hot if not given.
+        embedding: ``(K, E)``, the part of an observation that shows the condition; one-hot if not given.
     """
 
     values: tuple[int | str, ...] = ("",)
@@ -40,9 +43,10 @@ class Conditions:
                 raise ValueError(f"conditions have {len(self.values)} values, but {len(given)} rows of {name!r}")
         if self.weights is not None:
             right = self.weights.shape == (len(self.values),) and bool((self.weights >= 0).all())
-            if not (right and bool(self.weights.sum() > 0)):
+            if not (right and 0 < float(self.weights.sum()) < math.inf):
                 raise ValueError(
-                    f"weights must be {len(self.values)} numbers of at least 0, not all 0, got {self.weights.tolist()}"
+                    f"weights of conditions must be {len(self.values)} finite numbers of at least 0, not all 0, got "
+                    f"{self.weights.tolist()}"
                 )
 
     def __len__(self) -> int:
@@ -50,27 +54,27 @@ class Conditions:
 
     @classmethod
     def of_labels(
-        cls, wanted: ConditionsLike, null_label: int | None = None, argument: str = "class_labels"
+        cls, labels: ConditionsLike, null_label: int | None = None, argument: str = "class_labels"
     ) -> Conditions:
         """Class labels.
 
         Args:
-            wanted: the labels.
-            null_label: the label that stands for none, if the network was trained with one.
-            argument: under which the network takes them.
+            labels: the labels.
+            null_label: the label that the network was trained with for no condition, if any.
+            argument: the name of the network's argument.
         """
-        values, weights = spread(wanted)
+        values, weights = spread(labels)
         null = None if null_label is None else {argument: torch.tensor([null_label], device=HOST)}
         return cls(values, {argument: torch.tensor(values, device=HOST)}, null, weights)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each row is called, for people."""
+        """The labels and prompts as text."""
         return tuple(map(str, self.values))
 
     @property
     def embeddings(self) -> Tensor:
-        """What an observation shows of each row, ``(K, E)`` float32; nothing if there is but one."""
+        """The embedding of each row in observations, ``(K, E)`` float32; empty if there is only one."""
         if self.embedding is not None:
             return self.embedding.to(HOST, torch.float32)
         count = len(self) if len(self) > 1 else 0
@@ -81,35 +85,48 @@ class Conditions:
         if len(self) == 1:
             return torch.zeros(count, dtype=torch.int64, device=HOST)
         weights = torch.ones(len(self), device=HOST) if self.weights is None else self.weights
-        return torch.multinomial(weights.to(HOST, torch.float64), count, replacement=True, generator=generator)
+        weights = weights.to(generator.device, widest(generator.device))
+        return torch.multinomial(weights, count, replacement=True, generator=generator).to(HOST)
 
-    def rows_of(self, wanted: int | str | Sequence[int] | Sequence[str], count: int) -> Tensor:
-        """Rows ``(count,)`` of labels or prompts: of one for all, or of one each.
+    def rows_of(self, requested: int | str | Sequence[int] | Sequence[str], count: int) -> Tensor:
+        """Rows ``(count,)`` of labels or prompts: of one for all, or of one each. Labels may be written as words.
 
         Raises:
             ValueError: if one is not among these, or there are not ``count``.
         """
-        asked: list[int | str] = [wanted] * count if isinstance(wanted, int | str) else list(wanted)
-        if len(asked) != count:
-            raise ValueError(f"condition must be one or {count}, got {len(asked)}")
-        unknown = sorted({str(value) for value in asked if value not in self.values})
+        if not isinstance(requested, int | np.integer | str | Sequence | np.ndarray | Tensor):
+            raise ValueError(f"condition must be a label, a prompt, or a list of such, got {requested!r}")
+        one = isinstance(requested, int | np.integer | str)
+        values: list[Any] = [requested] * count if one else list(requested)  # type: ignore[arg-type]
+        if len(values) != count:
+            raise ValueError(f"condition must be one or {count}, got {len(values)}")
+        if not self.inputs and any(not isinstance(value, str) or value for value in values):
+            raise ValueError(f"condition={requested!r} was given, but this model takes none: leave it out")
+        rows: dict[Any, int] = {
+            str(value): row for row, value in reversed(list(enumerate(self.values))) if isinstance(value, int)
+        }
+        rows |= {value: row for row, value in reversed(list(enumerate(self.values)))}
+        strange = [value for value in values if not isinstance(value, int | np.integer | str)]
+        if strange:
+            raise ValueError(f"condition must be a label, a prompt, or a list of such, got {requested!r}")
+        unknown = sorted({str(value) for value in values if value not in rows})
         if unknown:
             raise ValueError(
                 f"condition={', '.join(unknown)} is not among the {len(self)} that are known: {_short(self.names)}"
             )
-        return torch.tensor([self.values.index(value) for value in asked], dtype=torch.int64, device=HOST)
+        return torch.tensor([rows[value] for value in values], dtype=torch.int64, device=HOST)
 
     def select(self, rows: Tensor) -> dict[str, Tensor]:
-        """What the network is given for ``rows`` ``(B,)`` int64 on the host."""
+        """The network's inputs for ``rows`` ``(B,)`` int64 on the host."""
         return {name: given[rows.to(given.device)] for name, given in self.inputs.items()}
 
     def unconditional(self, count: int) -> dict[str, Tensor]:
-        """What the network is given ``count`` times for no condition."""
+        """The network's inputs for no condition, ``count`` times."""
         assert self.null is not None
         return {name: given.expand(count, *given.shape[1:]) for name, given in self.null.items()}
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Conditions:
-        """The same on a device, what is floating point in the network's type."""
+        """The same on a device; floating-point inputs in the network's type."""
 
         def placed(given: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
             if given is None:
@@ -123,24 +140,40 @@ class Conditions:
 
 
 UNCONDITIONAL = Conditions()
-"""Of a teacher that takes no condition."""
+"""The conditions of a teacher that takes none."""
 
 
-def guide(free: Tensor, asked: Tensor, scale: Tensor) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022, Eq. 6, in diffusers' scale): ``free + scale * (asked - free)``.
+def guide(free: Tensor, conditional: Tensor, scale: Tensor) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022, Eq. 6, in diffusers' scale).
 
-    ``free`` and ``asked`` are network outputs ``(B, *S)`` without and with the condition, ``scale`` is ``(B,)``.
+    ``free + scale * (conditional - free)``: network outputs ``(B, *S)`` without and with the condition, ``(B,)``.
     """
-    return free + place(scale, free) * (asked - free)
+    return free + place(scale, free) * (conditional - free)
 
 
-def spread(wanted: ConditionsLike) -> tuple[tuple[int | str, ...], Tensor | None]:
-    """The values and, if given, their weights."""
-    if isinstance(wanted, Mapping):
-        return tuple(wanted), torch.tensor(
-            [float(weight) for weight in wanted.values()], dtype=torch.float32, device=HOST
-        )
-    return tuple(wanted), None
+def spread(requested: ConditionsLike) -> tuple[tuple[int | str, ...], Tensor | None]:
+    """The labels (as ``int``) or prompts, and the weights if there are any.
+
+    Raises:
+        ValueError: if they are one string, no list and no mapping, or a value is neither label nor prompt.
+    """
+    if isinstance(requested, str | bytes):
+        raise ValueError(f"conditions={requested!r} is one string: give a list, as in conditions=[{requested!r}]")
+    try:
+        values = tuple(requested)
+    except TypeError:
+        raise ValueError(f"conditions={requested!r} must be a list of class labels or prompts") from None
+    strange = [value for value in values if isinstance(value, bool) or not isinstance(value, int | np.integer | str)]
+    if strange:
+        raise ValueError(f"conditions must be class labels or prompts, got {', '.join(map(repr, strange[:5]))}")
+    plain = tuple(str(value) if isinstance(value, str) else int(cast(int, value)) for value in values)
+    if not isinstance(requested, Mapping):
+        return plain, None
+    try:
+        weights = [float(weight) for weight in requested.values()]
+        return plain, torch.tensor(weights, dtype=torch.float32, device=HOST)
+    except (TypeError, ValueError):
+        raise ValueError(f"weights of conditions must be numbers, got {list(requested.values())}") from None
 
 
 def _short(names: Sequence[str]) -> str:

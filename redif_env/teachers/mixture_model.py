@@ -1,4 +1,4 @@
-"""A Gaussian mixture as a diffusers model: what pipelines, savers and loaders of that library can hold."""
+"""A Gaussian mixture as a diffusers model: pipelines hold, save and load it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from redif_env.teachers.mixtures import GaussianMixture
 
 
 class GaussianMixtureModel(ModelMixin, ConfigMixin):
-    """The exact answers of :class:`~redif_env.teachers.mixtures.GaussianMixture`, called as a ``UNet2DModel`` is.
+    """The exact predictions of :class:`~redif_env.teachers.mixtures.GaussianMixture`, called as a ``UNet2DModel`` is.
 
     Args:
         num_components: number K of Gaussians.
         sample_shape: shape S of a sample; for images ``(channels, height, width)``.
-        noise: config of a diffusers scheduler, with ``_class_name``: the schedule, and in which form it answers.
+        noise: config of a diffusers scheduler, with ``_class_name``: the schedule and the form of the output.
         double: whether means and standard deviations are float64.
-        sample_size, in_channels: of images, for pipelines that ask.
+        sample_size, in_channels: of images, for pipelines that read them.
     """
 
     @register_to_config
@@ -51,7 +51,7 @@ class GaussianMixtureModel(ModelMixin, ConfigMixin):
         )
 
     def forward(self, sample: Tensor, timestep: Tensor | float, return_dict: bool = True) -> UNet2DOutput | tuple:
-        """Answer ``(B, *S)`` at ``sample`` ``(B, *S)``, at a timestep or ``(B,)`` of them."""
+        """Output ``(B, *S)`` at ``sample`` ``(B, *S)``, at a timestep or ``(B,)`` of them."""
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         output = self.mixture(sample, timesteps)
         return UNet2DOutput(sample=output) if return_dict else (output,)

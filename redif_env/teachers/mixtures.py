@@ -1,4 +1,4 @@
-"""A Gaussian mixture seen through a noise schedule: the one diffusion model whose every answer is known exactly."""
+"""A Gaussian mixture seen through a noise schedule: its predictions are known in closed form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redif_env.diffusion.types import Prediction, PredictionType
 
 
 class GaussianMixture(nn.Module):
-    """The exact answers to ``x = alpha * x0 + sigma * eps`` for ``x0`` from a mixture of axis-aligned Gaussians.
+    """The exact predictions at ``x = alpha * x0 + sigma * eps`` for ``x0`` from a mixture of axis-aligned Gaussians.
 
     The marginal at any level is again a mixture, of means ``alpha * mean`` and variances
     ``alpha**2 * std**2 + sigma**2``, and the best noise prediction is ``-sigma`` times the gradient of its log
@@ -25,7 +25,7 @@ class GaussianMixture(nn.Module):
         stds: broadcast against ``means``.
         weights: ``(K,)``, positive; equal if not given.
         schedule: turns a timestep into a level.
-        prediction_type, preconditioning: in which form it answers, and what it is given.
+        prediction_type, preconditioning: the form of its output and of its input.
     """
 
     means: Tensor
@@ -58,7 +58,7 @@ class GaussianMixture(nn.Module):
         self.register_buffer("log_weights", torch.log_softmax(weights.log(), dim=0))
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        """What a network would answer, ``(B, *S)``, given ``x`` ``(B, *S)`` and ``timestep`` ``(B,)``."""
+        """The output ``(B, *S)`` of a network, given ``x`` ``(B, *S)`` and ``timestep`` ``(B,)``."""
         half_logsnr = self.schedule.half_logsnr(timestep.to(HOST))
         level = self.schedule.level(half_logsnr)
         prediction = self.prediction(self.preconditioning.samples(x, level), half_logsnr)

@@ -1,13 +1,15 @@
-"""The border to diffusers: what a pipeline folder or hub id holds, and how to write one."""
+"""Read and write diffusers pipelines: folders and hub ids."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 
 from redif_env.diffusion.noise_schedulers import Parameterization, read_scheduler, scheduler_config
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 _WITH_COMPONENTS = ("LDMPipeline", "DiTPipeline", "StableDiffusionPipeline", "StableDiffusion3Pipeline")
 """Pipelines that decode latents or encode prompts."""
 
+_OF_PIXELS = ("DDPMPipeline", "DDIMPipeline", "KarrasVePipeline", "PNDMPipeline", "ScoreSdeVePipeline")
+"""Pipelines of images in [-1, 1], which they clip."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -33,23 +38,25 @@ class Found:
     conditions: Conditions = UNCONDITIONAL
     decoder: VAEDecoder | None = None
     source: DiffusionPipeline | None = None
+    bounds: tuple[float, float] | None = None
 
 
 def read_pipeline(
     name_or_path: str | Path,
     name: str,
-    wanted: ConditionsLike | None = None,
+    requested: ConditionsLike | None = None,
     null_label: int | None = None,
     torch_dtype: torch.dtype | None = None,
     variant: str | None = None,
 ) -> Found:
-    """The network of a diffusers folder or hub id, and all that its scheduler and its components say of it.
+    """The network of a diffusers folder or hub id, with what its scheduler and components say of it.
 
     Args:
         name_or_path: a pipeline (``model_index.json``), or ``unet/`` or ``transformer/`` beside ``scheduler/``, or a
-            model's own folder with ``scheduler/`` or ``scheduler_config.json`` in it.
-        name: what messages call it.
-        wanted: the conditions to ask for; ``null_label``, ``torch_dtype``, ``variant``: as in
+            model's own folder with ``scheduler/`` or ``scheduler_config.json`` in it. A hub id is such a folder, once
+            it is downloaded.
+        name: its name in messages.
+        requested: class labels or prompts; ``null_label``, ``torch_dtype``, ``variant``: as in
             :meth:`redif_env.teachers.teacher.Teacher.from_pretrained`.
 
     Raises:
@@ -58,29 +65,36 @@ def read_pipeline(
     """
     from diffusers import DDPMScheduler, UNet2DModel
 
-    path = str(name_or_path)
+    folder = None
     try:
-        index, part = _layout(path)
-        config = dict(UNet2DModel.load_config(path, subfolder=part))
-        scheduling = DDPMScheduler.load_config(path, subfolder="scheduler" if _has_folder(path, "scheduler") else None)
-    except OSError as error:
-        raise _nothing(name, error) from error
+        folder = local_folder(name_or_path, variant)
+        index, part = _layout(folder)
+        config = dict(UNet2DModel.load_config(folder, subfolder=part))
+        beside = "scheduler" if (folder / "scheduler").is_dir() else None
+        scheduling = DDPMScheduler.load_config(folder, subfolder=beside)
+    except (OSError, ValueError) as error:
+        raise _nothing(name, error, folder, variant) from error
+    path = str(folder)
     check_kind(config, name)
     # What can be refused is refused before any weight is read.
     shape = shape_of(config, name)
     parameterization = read_scheduler(scheduling, name, tokens_of(config, shape))
-    conditions = conditions_of(config, name, wanted, null_label)
+    conditions = conditions_of(config, name, requested, null_label)
     try:
         source = _components(path, index, torch_dtype, variant)
-        network = getattr(source, part or "") if source else _network(path, part, config, torch_dtype, variant)
+        network = (
+            getattr(source, part or _part_of(index)) if source else _network(path, part, config, torch_dtype, variant)
+        )
     except (OSError, ValueError, RuntimeError) as error:
-        raise _nothing(name, error) from error
+        raise _nothing(name, error, folder, variant) from error
     if conditions is None:
-        assert wanted is not None
+        assert requested is not None
         if source is None:
             raise ValueError(f"teacher={name!r} is a bare network for text: give the folder of its whole pipeline")
-        conditions = encode_prompts(source, wanted)
-    return Found(network, parameterization, shape, conditions, decoder_of(source, shape), source)
+        conditions = encode_prompts(source, requested)
+    decoder = decoder_of(source, shape)
+    bounds = None if decoder is not None else _bounds(index, scheduling, config)
+    return Found(network, parameterization, shape, conditions, decoder, source, bounds)
 
 
 def write_pipeline(network: nn.Module, parameterization: Parameterization, folder: Path) -> None:
@@ -133,25 +147,57 @@ def as_scheduler(parameterization: Parameterization) -> SchedulerMixin:
     return kind(**settings, clip_sample=False) if kind is diffusers.DDPMScheduler else kind(**settings)
 
 
-def _layout(path: str) -> tuple[dict[str, Any], str | None]:
+def local_folder(name_or_path: str | Path, variant: str | None = None) -> Path:
+    """A folder itself, or the local copy of a hub id, which is downloaded if it is not there.
+
+    Raises:
+        OSError, ValueError: if there is no such folder, and no such or no reachable hub id.
+    """
+    from diffusers import DiffusionPipeline
+
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(name_or_path)
+    if name.count("/") != 1 or folder.is_absolute():
+        raise OSError(f"there is no folder {name!r}, and hub ids have the form 'owner/name'")
+    try:
+        # Those files alone that the pipeline's parts need.
+        return Path(DiffusionPipeline.download(name, variant=variant, use_safetensors=True))
+    except (OSError, ValueError):
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+
+
+def _layout(folder: Path) -> tuple[dict[str, Any], str | None]:
     """The pipeline's index (empty if it has none), and the folder of its network (None if that is its own)."""
     from diffusers import DiffusionPipeline
 
-    folder = Path(path)
-    if not folder.is_dir() and ("/" not in path or folder.is_absolute()):
-        raise OSError(f"there is no folder {path!r}, and hub ids have the form 'owner/name'")
-    if not folder.is_dir() or (folder / "model_index.json").is_file():
-        index = dict(DiffusionPipeline.load_config(path))
-        return index, "transformer" if "transformer" in index else "unet"
-    for part in ("unet", "transformer"):
-        if (folder / part / "config.json").is_file():
-            return {}, part
-    return {}, None
+    indexed = (folder / "model_index.json").is_file()
+    index = dict(DiffusionPipeline.load_config(folder)) if indexed else {}
+    parts = (_part_of(index),) if index else ("unet", "transformer")
+    return index, next((part for part in parts if (folder / part / "config.json").is_file()), None)
 
 
-def _has_folder(path: str, part: str) -> bool:
-    """Whether ``part`` is a folder of its own; on the hub, pipelines have no other form."""
-    return not Path(path).is_dir() or (Path(path) / part).is_dir()
+def _part_of(index: Mapping[str, Any]) -> str:
+    return "transformer" if "transformer" in index else "unet"
+
+
+def _bounds(
+    index: Mapping[str, Any], scheduling: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[float, float] | None:
+    """The range of the data, as far as the pipeline's class or the scheduler says it."""
+    import diffusers
+
+    if "bounds" in scheduling:  # a student's
+        return (
+            None if scheduling["bounds"] is None else (float(scheduling["bounds"][0]), float(scheduling["bounds"][1]))
+        )
+    taken = inspect.signature(getattr(diffusers, str(scheduling.get("_class_name")), dict).__init__).parameters
+    if "clip_sample" in taken and scheduling.get("clip_sample", taken["clip_sample"].default):
+        high = float(scheduling.get("clip_sample_range") or 1.0)
+        return (-high, high)
+    pixels = index.get("_class_name") in _OF_PIXELS and config["_class_name"] == "UNet2DModel"
+    return (-1.0, 1.0) if pixels else None
 
 
 def _components(
@@ -162,7 +208,7 @@ def _components(
 
     if index.get("_class_name") not in _WITH_COMPONENTS:
         return None
-    # What was saved as absent must be said to be so; a judge of what may be seen is no part of a sampler.
+    # Components saved as absent must be passed as None; a safety checker is no part of a sampler.
     absent = {key: None for key, value in index.items() if isinstance(value, list | tuple) and value[0] is None}
     spared = absent | ({"safety_checker": None} if "safety_checker" in index else {})
     pipeline = DiffusionPipeline.from_pretrained(
@@ -182,8 +228,8 @@ def _network(
     name = config["_class_name"]
     kind = GaussianMixtureModel if name == GaussianMixtureModel.__name__ else getattr(diffusers, name)
     exact = torch.float64 if config.get("double") else torch.float32
-    # Stored weights may be half precision; a teacher computes in float32 unless told otherwise. The last option is the
-    # default where accelerate is installed, and a warning where it is not.
+    # Stored weights may be half precision; a teacher computes in float32 by default. The last option is the default
+    # where accelerate is installed, and a warning where it is not.
     return kind.from_pretrained(
         path,
         subfolder=part,
@@ -194,8 +240,12 @@ def _network(
     )
 
 
-def _nothing(name: str, error: Exception) -> ValueError:
+def _nothing(name: str, error: Exception, folder: Path | None, variant: str | None) -> ValueError:
+    variants = set() if folder is None else {path.name.split(".")[1] for path in folder.rglob("*.*.safetensors")}
+    stored = {variant.split("-")[0] for variant in variants}
+    named = "" if variant is None else f" with variant={variant!r}"
+    hint = f" Its weights are stored as variants: give variant={sorted(stored)[0]!r}." if stored else ""
     return ValueError(
-        f"teacher={name!r} cannot be loaded: it is no built-in name, and no diffusers folder or reachable hub id with "
-        f"a network (config.json, safetensors) and a scheduler that fit together. diffusers said: {error}"
+        f"teacher={name!r}{named} cannot be loaded: it is no built-in name, and no diffusers folder or reachable hub "
+        f"id with a network (config.json, safetensors) and a scheduler that fit together.{hint} diffusers said: {error}"
     )

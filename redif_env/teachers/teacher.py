@@ -1,14 +1,14 @@
 """Teachers: the frozen many-step models, behind one interface.
 
-A teacher is a network, the schedule it was trained on, what its output means (``prediction_type``, as in diffusers),
-and what it can be asked for. Whatever it was made from, the rest of the library sees ``predict``, ``endpoint``,
-``images`` and ``sample_shape``.
+A teacher is a network, the schedule it was trained on, the meaning of its output (``prediction_type``, as in diffusers)
+and its conditions. The rest of the library uses ``predict``, ``endpoint``, ``images`` and ``sample_shape``.
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,8 +22,10 @@ from redif_env.diffusion.predictions import PLAIN, Preconditioning
 from redif_env.diffusion.schedules import FlowSchedule, Schedule, VariancePreservingSchedule
 from redif_env.diffusion.solvers import DPMSolverPP, sample
 from redif_env.diffusion.types import Prediction, PredictionType
+from redif_env.storage.checks import check_argument
 from redif_env.storage.files import ASSETS, write_folder
 from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, ConditionsLike, guide
+from redif_env.teachers.fingerprint import fingerprint_of
 from redif_env.teachers.mixtures import GaussianMixture
 from redif_env.teachers.networks import call_by_name
 from redif_env.teachers.pipelines import read_pipeline, write_pipeline
@@ -32,9 +34,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 ENDPOINT_BATCH = 512
-"""Rows that a teacher's many-step run takes through the network together."""
+"""Rows of one network call in a teacher's many-step sampling."""
 DECODED_BATCH = 16
-"""Latents that are decoded together."""
+"""Latents of one call of the decoder."""
 
 Call = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 """How a network is called: network, ``x`` ``(B, *S)``, timestep ``(B,)``, inputs of its condition, to ``(B, *S)``."""
@@ -51,8 +53,8 @@ class Decoder(Protocol):
 
 def positional(network: nn.Module, x: Tensor, timestep: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
     """``network(x, timestep, *inputs)``, as a user's own module is called."""
-    answer = network(x, timestep, *inputs.values())
-    output: Tensor = getattr(answer, "sample", answer)
+    result = network(x, timestep, *inputs.values())
+    output: Tensor = getattr(result, "sample", result)
     return output
 
 
@@ -61,20 +63,22 @@ class Teacher:
 
     Args:
         network: called as ``network(x, timestep)``, or ``network(x, timestep, condition)`` where there are
-            ``conditions``, with ``(B, *S)`` and ``(B,)``; answers ``(B, *S)`` or an object with ``.sample``, as
-            diffusers' models do. It is frozen and put in evaluation mode.
+            ``conditions``, with ``(B, *S)`` in its own type and ``(B,)`` in float32, or float64 as it is;
+            returns ``(B, *S)`` or an object with ``.sample``, as diffusers' models do. It is frozen and put in
+            evaluation mode.
         schedule: the noise schedule it was trained on.
         sample_shape: S.
         prediction_type: what it predicts.
         name: for tables and messages.
-        preconditioning: what stands between a sample and the network.
-        conditions: what it can be asked for.
-        guidance_scale: of classifier-free guidance, which asks the network twice a prediction, once without the
-            condition; None or 1 asks once.
-        call: how the network is called, if otherwise.
-        decoder: of latents, for a model of such.
+        preconditioning: of the network's input and output.
+        conditions: class labels or prompts.
+        guidance_scale: of classifier-free guidance, which makes two network calls a prediction, one without the
+            condition; None or 1 makes one.
+        call: how the network is called, if differently.
+        decoder: of latents, for a latent model.
         source: the diffusers pipeline that it came from.
-        own_network: whether the network is a student's own, in the place of that of the teacher of this name.
+        bounds: range of the data, such as ``(-1.0, 1.0)``, to which finished samples are clipped; None if not bounded.
+        own_network: whether the network is a student's own, which replaces that of the teacher of this name.
 
     Copies (``copy.deepcopy``) share the teacher: it never changes, and networks are large.
     """
@@ -93,6 +97,7 @@ class Teacher:
         call: Call = positional,
         decoder: Decoder | None = None,
         source: DiffusionPipeline | None = None,
+        bounds: tuple[float, float] | None = None,
         own_network: bool = False,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
@@ -106,14 +111,15 @@ class Teacher:
         self.call = call
         self.decoder = decoder
         self.source = source
+        self.bounds = check_bounds(bounds)
         self.own_network = own_network
         if self.guidance_scale is not None and conditions.null is None:
             raise ValueError(
                 f"guidance_scale={guidance_scale} needs a prediction without condition, which teacher {name!r} has "
                 "none of: leave it out, or name the null_label that it was trained with"
             )
-        if self.guidance_scale is not None and not self.guidance_scale > 0:
-            raise ValueError(f"guidance_scale must be above 0, got {guidance_scale}")
+        if self.guidance_scale is not None and not 0 < self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale must be above 0 and finite, got {guidance_scale}")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self
@@ -149,27 +155,8 @@ class Teacher:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides its predictions: the key under which its samples are cached."""
-        digest = hashlib.sha256(f"{self.prediction_type.value} {self.sample_shape} {self.dtype}".encode())
-        for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(_content(tensor))
-        times = torch.linspace(0, 1, 64, dtype=torch.float64, device=HOST)
-        levels = self.schedule.half_logsnr_at(times)
-        digest.update(levels.numpy().round(9).tobytes())
-        # Sets of older versions are cached under variance-preserving schedules' levels alone.
-        if not isinstance(self.schedule, VariancePreservingSchedule):
-            digest.update(self.schedule.timestep(levels).numpy().round(9).tobytes())
-        if self.preconditioning != PLAIN:
-            digest.update(repr(self.preconditioning).encode())
-        for name, tensor in sorted(self.conditions.inputs.items()):
-            digest.update(name.encode())
-            digest.update(_content(tensor))
-        if self.guidance_scale is not None:
-            digest.update(str(self.guidance_scale).encode())
-            for name, tensor in sorted((self.conditions.null or {}).items()):
-                digest.update(name.encode())
-                digest.update(_content(tensor))
-        return digest.hexdigest()
+        # By this class's own method, whatever a subclass counts or records.
+        return fingerprint_of(self, partial(Teacher.predict, self))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Teacher:
         """This teacher with its network moved to a device and, if given, a floating point type (in place)."""
@@ -194,7 +181,7 @@ class Teacher:
     ) -> Prediction:
         """One prediction for ``x`` ``(B, *S)`` at level ``half_logsnr``, with the network conditioned on ``timestep``.
 
-        The conditioning timestep may differ from the level's own; the prediction is that of the level.
+        The conditioning timestep may differ from the level's own; the output is converted at the level.
 
         Args:
             x: the sample, on the teacher's device.
@@ -202,9 +189,10 @@ class Teacher:
             condition: rows ``(B,)`` int64 of ``conditions``, on the host; the first if not given.
             guidance: scale ``(B,)`` on the host; the teacher's own if not given, without effect where it has none.
         """
-        level = self.schedule.level(half_logsnr)
-        given = self.preconditioning.inputs(x, level).to(self.dtype)
-        placed = timestep.to(x.device, self.dtype)
+        level, dtype = self.schedule.level(half_logsnr), self.dtype
+        given = self.preconditioning.inputs(x, level).to(dtype)
+        # Half precision has no 999 (bfloat16 makes 1000 of it): networks convert the embedding of it themselves.
+        placed = timestep.to(x.device, torch.promote_types(dtype, torch.float32))
         rows = torch.zeros(len(x), dtype=torch.int64, device=HOST) if condition is None else condition
         inputs = self.conditions.select(rows)
         if self.guidance_scale is None:
@@ -226,7 +214,7 @@ class Teacher:
         condition: Tensor | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> Tensor:
-        """What the teacher makes of ``noise`` ``(B, *S)``: DPM-Solver++(2M), uniform time, ``num_steps`` predictions.
+        """The teacher's samples ``(B, *S)`` from ``noise``: DPM-Solver++(2M), uniform time, ``num_steps`` predictions.
 
         Args:
             noise: standard normal.
@@ -238,7 +226,9 @@ class Teacher:
             raise ValueError(f"noise must have shape (batch, {self.sample_shape}), got {tuple(noise.shape)}")
         rows = torch.zeros(len(noise), dtype=torch.int64, device=HOST) if condition is None else condition
         ends = []
-        for part, own in zip(noise.to(self.device).split(ENDPOINT_BATCH), rows.split(ENDPOINT_BATCH), strict=True):
+        # Samples are float32 at least, whatever the network is.
+        noise = noise.to(self.device, torch.promote_types(noise.dtype, torch.float32))
+        for part, own in zip(noise.split(ENDPOINT_BATCH), rows.split(ENDPOINT_BATCH), strict=True):
             with full_precision(part.device):
                 ends.append(sample(self, DPMSolverPP(2), TimeGrid(), part, num_steps, own))
             if progress is not None:
@@ -246,12 +236,12 @@ class Teacher:
         return torch.cat(ends) if ends else noise
 
     def clip(self, samples: Tensor) -> Tensor:
-        """``samples`` ``(B, *S)`` within the range of the data: [-1, 1], unless they are latents."""
-        return samples.clamp(-1, 1) if self.decoder is None else samples
+        """``samples`` ``(B, *S)`` clipped to the ``bounds`` of the data, if they have any."""
+        return samples if self.bounds is None else samples.clamp(*self.bounds)
 
     @torch.no_grad()
     def images(self, samples: Tensor) -> Tensor:
-        """What ``samples`` ``(B, *S)`` show, ``(B, *image_shape)`` in [-1, 1]: latents decoded, others clipped."""
+        """``samples`` ``(B, *S)`` as images ``(B, *image_shape)``: latents decoded, to [-1, 1]; others clipped."""
         if self.decoder is None:
             return self.clip(samples)
         decoder = self.decoder
@@ -268,6 +258,7 @@ class Teacher:
         guidance_scale: float | None = None,
         torch_dtype: torch.dtype | None = None,
         variant: str | None = None,
+        bounds: tuple[float, float] | None = None,
         name: str | None = None,
     ) -> Teacher:
         """The teacher in a diffusers folder or hub id: a pipeline, or a bare model with its scheduler's config.
@@ -277,17 +268,26 @@ class Teacher:
 
         Args:
             name_or_path: folder or hub id.
-            conditions: what to ask for: class labels, all of them if not given, or prompts; with weights if a mapping.
-            null_label: the class that a ``UNet2DModel`` was trained with for none; others know theirs.
+            conditions: class labels, all of them if not given, or prompts; with weights if a mapping.
+            null_label: the class that a ``UNet2DModel`` was trained with for none; other networks have one.
             guidance_scale: of classifier-free guidance; none if not given.
             torch_dtype: of the network; float32 if not given.
             variant: of the files, as in diffusers (``"fp16"``).
+            bounds: range of the data, to which finished samples are clipped; by default that of the scheduler's
+                ``clip_sample``, or [-1, 1] of diffusers' pipelines of pixels. ``(-inf, inf)`` clips nothing.
             name: for messages; the path if not given.
 
         Raises:
             ValueError: if nothing is there, the weights are pickled, a condition is missing or unknown, or the model
                 or scheduler is of a kind that cannot be used; the message says why.
         """
+        check_argument("name_or_path", name_or_path, str | Path)
+        check_argument("null_label", null_label, int | None)
+        check_argument("guidance_scale", guidance_scale, float | None)
+        check_argument("torch_dtype", torch_dtype, torch.dtype | None)
+        check_argument("variant", variant, str | None)
+        check_argument("name", name, str | None)
+        check_bounds(bounds)
         called = name or str(name_or_path)
         with stock_defaults():
             found = read_pipeline(name_or_path, called, conditions, null_label, torch_dtype, variant)
@@ -303,6 +303,7 @@ class Teacher:
             call=call_by_name,
             decoder=found.decoder,
             source=found.source,
+            bounds=found.bounds if bounds is None else bounds,
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -320,16 +321,16 @@ class Teacher:
 
 
 class GaussianMixtureTeacher(Teacher):
-    """The exact teacher: the answers of a Gaussian mixture, in closed form, for any schedule and dimension.
+    """The exact teacher: the predictions of a Gaussian mixture, in closed form, for any schedule and dimension.
 
     Args:
         means: ``(K, *S)``.
         stds: standard deviations, broadcast against ``means`` (axis-aligned covariances).
         weights: ``(K,)``, positive; normalised. Equal if not given.
         schedule: any schedule; linear variance-preserving if not given.
-        prediction_type: in which form it answers; ``flow_prediction`` on flow schedules and ``epsilon`` on others if
+        prediction_type: form of the output; ``flow_prediction`` on flow schedules and ``epsilon`` on others if
             not given.
-        preconditioning: what it is given.
+        preconditioning: of its input and output.
     """
 
     network: GaussianMixture
@@ -375,9 +376,9 @@ def config_of(teacher: Teacher) -> dict[str, Any]:
 
 
 def own_teacher(teacher: Teacher, network: nn.Module, parameterization: Parameterization) -> Teacher:
-    """A student's own ``network``, read so, in the place of the teacher's: one call a prediction, the same conditions.
+    """A teacher with a student's own ``network`` and its parameterization: one call a prediction, the same conditions.
 
-    It is never guided: a student learns what the guided teacher makes.
+    It is never guided: a student learns the samples of the guided teacher.
     """
     return Teacher(
         network,
@@ -390,12 +391,30 @@ def own_teacher(teacher: Teacher, network: nn.Module, parameterization: Paramete
         call=call_by_name,
         decoder=teacher.decoder,
         source=teacher.source,
+        bounds=teacher.bounds,
         own_network=True,
     )
 
 
+def check_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Two numbers, the smaller first; None where neither bounds anything.
+
+    Raises:
+        ValueError: if they are something else.
+    """
+    if bounds is None:
+        return None
+    try:
+        low, high = (float(end) for end in bounds)
+    except (TypeError, ValueError):
+        raise ValueError(f"bounds must be two numbers, the smaller first, got {bounds!r}") from None
+    if not low < high:
+        raise ValueError(f"bounds must be two numbers, the smaller first, got {bounds!r}")
+    return None if (low, high) == (-math.inf, math.inf) else (low, high)
+
+
 BUILT_IN: dict[str, int | None] = {"digits": None, "digits-classes": 10, "mnist": 10}
-"""Teachers of images that come with the library, and the label that stands for none where they are conditional."""
+"""Teachers of images that come with the library, and the label for no condition where they are conditional."""
 
 
 def load_teacher(
@@ -404,6 +423,7 @@ def load_teacher(
     conditions: ConditionsLike | None = None,
     null_label: int | None = None,
     guidance_scale: float | None = None,
+    variant: str | None = None,
 ) -> Teacher:
     """The teacher of a built-in name, or of a diffusers pipeline on disk or on the hub.
 
@@ -412,15 +432,17 @@ def load_teacher(
             velocity prediction), ``"mnist"`` (28x28 images by class, flow matching), ``"gaussian-ring"`` (two
             dimensions, exact), or what :meth:`Teacher.from_pretrained` takes; also what
             :meth:`Teacher.save_pretrained` wrote, and a student's folder (its network).
-        conditions, null_label, guidance_scale: as in :meth:`Teacher.from_pretrained`.
+        conditions, null_label, guidance_scale, variant: as in :meth:`Teacher.from_pretrained`.
 
     Raises:
         ValueError: if there is no such teacher, or it is of a kind that cannot be used; the message says which.
     """
     name = str(name_or_path)
     if name == "gaussian-ring":
-        if conditions is not None or guidance_scale is not None:
-            raise ValueError(f"conditions={conditions!r} cannot be asked of teacher={name!r}, which takes none")
+        given = {"conditions": conditions, "null_label": null_label, "guidance_scale": guidance_scale}
+        unused = ", ".join(f"{key}={value!r}" for key, value in given.items() if value is not None)
+        if unused:
+            raise ValueError(f"{unused} cannot be given to teacher={name!r}, which takes none")
         return GaussianMixtureTeacher.ring()
     built_in = name in BUILT_IN
     return Teacher.from_pretrained(
@@ -428,13 +450,9 @@ def load_teacher(
         conditions=conditions,
         null_label=BUILT_IN[name] if built_in else null_label,
         guidance_scale=guidance_scale,
+        variant=variant,
         name=name,
     )
-
-
-def _content(tensor: Tensor) -> bytes:
-    raw = tensor.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
-    return raw.view(torch.uint8).numpy().tobytes()
 
 
 def _tensors(network: nn.Module) -> Any:

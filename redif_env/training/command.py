@@ -14,8 +14,7 @@ from safetensors import SafetensorError
 
 from redif_env.mdp.settings import parse_device, shared_teacher
 from redif_env.teachers.teacher import Teacher
-from redif_env.training.options import conditions_of
-from redif_env.training.runs import CONFIG_FILE, RunStoppedError, UnhealthyRunError, read_settings
+from redif_env.training.runs import CONFIG_FILE, RunStoppedError, UnhealthyRunError, check_settings, read_settings
 
 Settings = TypeVar("Settings")
 
@@ -63,9 +62,12 @@ def parse(
     Parsed twice: the first time says which defaults are in force, which the help of the second then shows.
     """
     given: Any = tyro.cli(settings, args=[word for word in arguments if word not in ("-h", "--help")], prog=prog)
+    if hasattr(given, "out"):
+        given = replace(given, out=given.out.expanduser())
     if getattr(given, "resume", False) and (given.out / CONFIG_FILE).exists():
         given = replace(read_settings(given.out, given), out=given.out, resume=True)
     found: Settings = tyro.cli(settings, args=list(arguments), default=settled(given), prog=prog)
+    check_settings(found)
     return found
 
 
@@ -75,9 +77,10 @@ def teacher_of(settings: Any) -> Teacher:
         settings.teacher,
         parse_device(settings.device),
         torch.float32,
-        conditions_of(settings.conditions),
+        settings.conditions,
         settings.null_label,
         settings.guidance_scale,
+        settings.variant,
     )
 
 

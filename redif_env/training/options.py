@@ -57,12 +57,4 @@ def arguments_of(options: Any, arguments: type[Any]) -> dict[str, Any]:
     keywords = {item.name: getattr(options, item.name) for item in fields(arguments) if hasattr(options, item.name)}
     if "reward" in keywords:
         keywords["reward"] = dict(keywords["reward"])
-    return {**keywords, "conditions": conditions_of(options.conditions)}
-
-
-def conditions_of(words: Sequence[str] | None) -> list[int] | list[str] | None:
-    """Conditions as the command line gives them: class labels if all are whole numbers, else prompts."""
-    if words is None:
-        return None
-    labels = [int(word) for word in words if word.isdigit()]
-    return labels if len(labels) == len(words) else list(words)
+    return keywords

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import warnings
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -10,12 +11,21 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from redif_env.storage.checks import check_at_least
 from redif_env.storage.files import remove_debris, write_file
 from redif_env.students.record import installed_versions
 
 CONFIG_FILE, RESULT = "config.json", "result.json"
 NOT_STORED = ("resume", "dry_run")
 """Settings that say what to do with a run, not what it is."""
+
+COUNTS = (
+    *("num_steps", "min_steps", "num_envs", "group_size", "batches", "epochs", "network_calls", "reference_size"),
+    *("teacher_steps", "held_out_every", "checkpoint_every", "population", "noises", "elite"),
+)
+"""Settings that must be at least 1."""
+RANGES = {"gamma": (0, 1), "average": (0, 1), "smoothing": (0, 1), "seed": (0, 2**32 - 1)}
+"""Smallest and largest value of other settings."""
 
 Settings = TypeVar("Settings")
 
@@ -36,6 +46,31 @@ def settings_json(settings: Any) -> dict[str, Any]:
     """A settings dataclass as JSON values."""
     stored = {item.name: getattr(settings, item.name) for item in fields(settings) if item.name not in NOT_STORED}
     return json.loads(json.dumps(stored, default=_plain))
+
+
+def check_settings(settings: Any) -> None:
+    """Hold the numbers among a program's settings against their ranges; None passes.
+
+    Raises:
+        ValueError: naming the setting and its value.
+    """
+    given = {item.name: getattr(settings, item.name) for item in fields(settings)}
+    check_at_least(1, **{name: given.get(name) for name in COUNTS})
+    for name, value in given.items():
+        if isinstance(value, int | float) and not abs(value) < 2**63:
+            raise ValueError(f"{name} must be a finite number of 64 bits, got {value}")
+    check_at_least(2, test_size=given.get("test_size"), held_out_size=given.get("held_out_size"))
+    for name, (low, high) in RANGES.items():
+        value = given.get(name)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value}")
+    for name in ("learning_rate", "clip_range", "std_init"):
+        value = given.get(name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be above 0 and finite, got {value}")
+    exploration = given.get("exploration")
+    if exploration is not None and not math.inf > exploration[0] >= exploration[1] > 0:
+        raise ValueError(f"exploration must fall from the first number to the second, both above 0, got {exploration}")
 
 
 def unfinished(settings: Any, program: str) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from redif_env.diffusion.grids import GRIDS, Grid
-from redif_env.diffusion.noise_schedulers import Parameterization, read_scheduler, scheduler_config
+from redif_env.diffusion.noise_schedulers import _BETAS, Parameterization, read_scheduler, scheduler_config
 from redif_env.diffusion.predictions import PLAIN, EDMPreconditioning, ScorePreconditioning, write_output
 from redif_env.diffusion.schedules import (
     FlowSchedule,
@@ -98,6 +98,80 @@ def test_zero_terminal_snr_is_diffusers(kind):
     betas = diffusers.DDPMScheduler(**settings).betas.tolist()
     given = read_scheduler({"trained_betas": betas, "prediction_type": "v_prediction"}, "given").schedule
     torch.testing.assert_close(given.knots[-1], schedule.knots[-1], rtol=1e-3, atol=0)
+
+
+BETAS = [kind for kind in _BETAS if not hasattr(getattr(diffusers, kind), "_backends")]
+STRIPPED = {"nothing": {}, "betas' kind alone": {"beta_schedule": "scaled_linear"}}
+
+
+# KDPM2's constructors call numpy with a torch tensor.
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
+@pytest.mark.parametrize("given", STRIPPED)
+@pytest.mark.parametrize("kind", BETAS)
+def test_a_config_s_missing_settings_are_its_class_s_own(kind, given):
+    """From a stripped config and from a whole one: the table of the class itself."""
+    if kind == "UnCLIPScheduler" and STRIPPED[given]:
+        given = "nothing"
+    scheduler = getattr(diffusers, kind)(**STRIPPED[given])
+    expected = scheduler.alphas_cumprod.double()
+    for config in ({"_class_name": kind, **STRIPPED[given]}, config_of(scheduler)):
+        schedule = read_scheduler(config, "stripped").schedule
+        level = schedule.level(schedule.half_logsnr(torch.arange(len(expected))))
+        torch.testing.assert_close(level.alpha**2, expected, rtol=5e-4, atol=1e-8)
+        torch.testing.assert_close(level.sigma**2, 1 - expected, rtol=5e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_stripped_edm_configs_have_their_class_s_sigmas(kind):
+    scheduler = getattr(diffusers, kind)()
+    found = read_scheduler({"_class_name": kind}, "stripped")
+    assert found == read_scheduler(config_of(scheduler), "whole")
+    scheduler.set_timesteps(7)
+    sigmas = found.schedule.level(found.schedule.half_logsnr_at(torch.linspace(1, 0, 7, dtype=torch.float64))).sigma
+    torch.testing.assert_close(sigmas, scheduler.sigmas[:-1].double(), rtol=1e-5, atol=0)
+
+
+def test_a_stripped_score_config_has_its_class_s_sigmas():
+    scheduler = diffusers.ScoreSdeVeScheduler()
+    found = read_scheduler({"_class_name": "ScoreSdeVeScheduler"}, "stripped").schedule
+    expected = scheduler.discrete_sigmas[[0, -1]].tolist()
+    assert [found.sigma_min, found.sigma_max] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"])
+def test_stripped_flow_configs_have_their_class_s_sigmas(kind):
+    scheduler = getattr(diffusers, kind)()
+    schedule = read_scheduler({"_class_name": kind}, "stripped").schedule
+    level = schedule.level(schedule.half_logsnr(scheduler.timesteps.double()))
+    torch.testing.assert_close(level.sigma, scheduler.sigmas[:1000].double(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(level.alpha, 1 - scheduler.sigmas[:1000].double(), rtol=1e-5, atol=1e-6)
+
+
+def test_shifted_signal_to_noise_ratios_are_read():
+    """CogVideoX's, with its zero terminal ratio and without."""
+    for zero in (False, True):
+        kind = "CogVideoXDPMScheduler"
+        scheduler = diffusers.CogVideoXDPMScheduler(snr_shift_scale=1.7, rescale_betas_zero_snr=zero)
+        config = {"_class_name": kind, "snr_shift_scale": 1.7, "rescale_betas_zero_snr": zero}
+        schedule = read_scheduler(config | {"prediction_type": "v_prediction"}, "cog").schedule
+        expected = scheduler.alphas_cumprod.double()[:-1]
+        level = schedule.level(schedule.half_logsnr(torch.arange(999)))
+        torch.testing.assert_close(level.alpha**2, expected, rtol=1e-3, atol=1e-7)
+        plain = read_scheduler({**config, "snr_shift_scale": 1.0, "rescale_betas_zero_snr": False}, "cog").schedule
+        assert abs(plain.knots[500] - schedule.knots[500]) > 0.2
+
+
+def test_settings_that_are_not_read_are_refused(monkeypatch):
+    """A class that does more to its schedule, by a setting of its own."""
+
+    class Bent(diffusers.DDIMScheduler):
+        def __init__(self, beta_start: float = 1e-4, bend: float = 0.0):
+            super().__init__(beta_start=beta_start)
+
+    monkeypatch.setattr(diffusers, "DDIMScheduler", Bent)
+    config = {"_class_name": "DDIMScheduler", "beta_schedule": "linear", "num_train_timesteps": 1000, "beta_end": 0.02}
+    with pytest.raises(ValueError, match=r"with bend=0\.5, and what that does to its schedule is unknown"):
+        read_scheduler({**config, "bend": 0.5}, "bent")
 
 
 def test_edm_is_diffusers():
@@ -391,11 +465,20 @@ def test_every_grid_runs_on_every_schedule(parameterization, grid):
         ({"_class_name": "VQDiffusionScheduler"}, "discrete diffusion moves between tokens"),
         ({"_class_name": "AmusedScheduler"}, "discrete diffusion moves between tokens"),
         ({"_class_name": "LCMScheduler", "beta_schedule": "linear"}, "a few-step student already"),
-        ({"_class_name": "MyScheduler"}, "tells neither betas nor sigmas"),
-        ({"beta_schedule": "linear", "prediction_type": "score"}, "prediction_type='score': only 'epsilon'"),
-        ({"beta_schedule": "linear", "rescale_betas_zero_snr": True}, "predict v or the sample"),
-        ({"beta_schedule": "wavy"}, "beta_schedule must be one of"),
-        ({"timestep_type": "continuous", "prediction_type": "v_prediction"}, "no sigma_min and sigma_max"),
+        ({"_class_name": "MyScheduler"}, "'MyScheduler', whose alpha and sigma are unknown"),
+        ({}, "without trained_betas"),
+        ({"beta_schedule": "linear"}, "without trained_betas"),
+        ({"_class_name": "DDIMScheduler", "prediction_type": "score"}, "prediction_type='score': only 'epsilon'"),
+        ({"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True}, "predict v or the sample"),
+        ({"_class_name": "DDIMScheduler", "beta_schedule": "wavy"}, "beta_schedule must be one of"),
+        (
+            {
+                "_class_name": "EulerDiscreteScheduler",
+                "timestep_type": "continuous",
+                "prediction_type": "v_prediction",
+            },
+            "no sigma_min and sigma_max",
+        ),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "runs the other way"),
     ],
 )

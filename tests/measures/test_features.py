@@ -29,9 +29,10 @@ def test_evaluation_features_differ_from_reward_features():
     assert (first - second).abs().mean() > 0.1
 
 
-def test_pixel_features_are_the_clipped_samples():
+def test_pixels_are_the_samples_themselves():
+    """Clipping is the teacher's, which knows the bounds of its data."""
     samples = torch.tensor([[[[-2.0, 0.5]]]])
-    assert embed(load_features("pixels", (1, 1, 2)), samples).tolist() == [[-1.0, 0.5]]
+    assert embed(load_features("pixels", (1, 1, 2)), samples).tolist() == [[-2.0, 0.5]]
     assert default_features((3, 4, 4)) == "pixels"
     assert default_features((1, 8, 8)) == "digits"
 

@@ -72,7 +72,7 @@ def own_samples(agent, env):
     noise = core.state.x.clone()
     for _ in range(4):
         observation, *_ = env.step(agent.predict(observation, deterministic=True)[0])
-    return noise, core.last_transition.next_state.x.clamp(-1, 1)
+    return noise, core.last_transition.next_state.x
 
 
 CARRIED = {

@@ -1,11 +1,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from redif_env.storage.cache import cached, read_tensor, write_tensor
+from redif_env.storage.cache import cached, cached_file, read_tensor, write_tensor
+from redif_env.storage.checkpoints import write_state
 from redif_env.storage.files import CorruptFileError, cache_folder, write_file, write_folder
 from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, draw_starts, reference_set
 
@@ -46,13 +49,131 @@ def test_damaged_files_are_refused(folder):
 def test_unwritable_cache_folder_is_a_warning(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("REDIF_CACHE", str(tmp_path / "file"))
-    assert cached("key", lambda: torch.ones(2)).tolist() == [1.0, 1.0]
+    with pytest.warns(UserWarning, match=r"key\.safetensors was not written to the cache .*: set REDIF_CACHE"):
+        assert cached("key", lambda: torch.ones(2)).tolist() == [1.0, 1.0]
 
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("REDIF_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "redif"
+
+
+def test_there_may_be_no_home(monkeypatch, tmp_path):
+    """With a cache folder of one's own it is not needed; without, computing goes on, and the message says why."""
+    monkeypatch.setattr("pathlib.Path.expanduser", no_home)
+    monkeypatch.delenv("REDIF_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cached("key", lambda: torch.ones(2)).tolist() == [1.0, 1.0]
+    assert (tmp_path / "redif" / "key.safetensors").exists()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with pytest.warns(UserWarning, match="no home folder for a cache .*: set REDIF_CACHE"):
+        assert cached("key", lambda: torch.ones(2)).tolist() == [1.0, 1.0]
+
+
+def no_home(path):
+    if str(path).startswith("~"):
+        raise RuntimeError("Could not determine home directory.")
+    return path
+
+
+def test_home_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("REDIF_CACHE", "~/mine")
+    cached("key", lambda: torch.ones(2))
+    with write_folder(Path("~/student")) as fresh:
+        (fresh / "file").touch()
+    with write_file(Path("~/picture.png")) as fresh:
+        fresh.write_text("")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "picture.png", "student"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_permissions_are_those_of_any_new_file(tmp_path, umask):
+    """The second user of a shared cache can read it, if the first one's umask lets him."""
+    before = os.umask(umask)
+    try:
+        write_tensor(tmp_path / "key.safetensors", torch.ones(2))
+        write_state(tmp_path / "state", {"a": torch.ones(2)})
+        (tmp_path / "plain").touch()
+        (tmp_path / "folder").mkdir()
+    finally:
+        os.umask(before)
+    file, folder = ((tmp_path / name).stat().st_mode for name in ("plain", "folder"))
+    assert (tmp_path / "key.safetensors").stat().st_mode == file
+    assert (tmp_path / "state").stat().st_mode == folder
+    assert {path.stat().st_mode for path in (tmp_path / "state").iterdir()} == {file}
+
+
+def test_a_cache_that_cannot_be_read_costs_only_time(folder, monkeypatch):
+    """A file of another user's, a locked folder: a warning that names it, and the tensor is computed."""
+    write_tensor(folder / "key.safetensors", torch.zeros(2))
+    locked = PermissionError(13, "Permission denied")
+
+    def refuse(path, *arguments, **options):
+        raise locked
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.open", refuse)
+        with pytest.warns(UserWarning, match=r"key\.safetensors cannot be read .*Permission denied"):
+            assert cached("key", lambda: torch.ones(2)).tolist() == [1.0, 1.0]
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.exists", lambda path: refuse(path) if folder in path.parents else False)
+        with pytest.warns(UserWarning, match="cache folder .* cannot be read"):
+            cached_file("key")
+
+
+def test_a_full_disk_costs_only_time(folder, monkeypatch):
+    """safetensors' own error is no OSError."""
+
+    def full(*arguments, **options):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("redif_env.storage.cache.save_file", full)
+    with pytest.warns(UserWarning, match=r"key\.safetensors was not written to the cache .*No space left"):
+        assert cached("key", lambda: torch.ones(2)).tolist() == [1.0, 1.0]
+    assert not list(folder.iterdir())
+
+
+def test_links_stay_and_lead_to_what_was_written(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "to_file").symlink_to(tmp_path / "file")
+    with write_folder(tmp_path / "link") as fresh:
+        (fresh / "content").touch()
+    with write_file(tmp_path / "to_file") as fresh:
+        fresh.write_text("content")
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["content"]
+    assert (tmp_path / "to_file").is_symlink()
+    assert (tmp_path / "file").read_text() == "content"
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("name", [".", "..", "inner/.."])
+def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch, name):
+    (tmp_path / "work" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.raises(ValueError, match="working directory or above it"), write_folder(Path(name)):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["work", "inner"]
+
+
+def test_text_is_written_in_one_encoding(tmp_path):
+    """Whatever the locale: a student's card and record, with names that need more than ASCII."""
+    script = (
+        "from pathlib import Path; import json, torch; from redif_env import Student; "
+        "from redif_env.students.record import Record; from redif_env.mdp.policies import Policy; "
+        "from redif_env.mdp.settings import MDPSettings, build_mdp\n"
+        "mdp = build_mdp(MDPSettings(teacher='gaussian-ring', num_steps=2))\n"
+        "policy = Policy.from_table(torch.zeros(2, mdp.action_size), mdp.observation_size)\n"
+        "student = Student(mdp, policy, Record({'out': 'f\\xfcr \\u7af9'}, judged='\\u2192'))\n"
+        f"student.save_pretrained({str(tmp_path / 'student')!r})\n"
+        f"assert Student.from_pretrained({str(tmp_path / 'student')!r}).record == student.record\n"
+    )
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONWARNDEFAULTENCODING": "1"}
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, **plain}, check=True)
+    assert "für \u7af9" in (tmp_path / "student" / "README.md").read_text("utf-8")
 
 
 def test_interrupted_writing_leaves_nothing(tmp_path):

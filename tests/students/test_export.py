@@ -311,6 +311,75 @@ def test_scheduler_refuses_invalid_calls(student):
     assert scheduler.init_noise_sigma == 1.0
 
 
+def test_a_run_that_starts_in_the_middle_goes_on_from_there(ring):
+    """Img2img: the step is found by its timestep or by its index, and is the solver's own from that level."""
+    student = make_student(num_steps=5, solver="ddim", action="step")
+    whole = ReDiFScheduler.of(student.mdp, torch.zeros(5, student.mdp.action_size))
+    whole.set_timesteps(5)
+    x, states = noise_of(student), []
+    for timestep in whole.timesteps:
+        states.append(x)
+        x = whole.step(ring.network(x, timestep.expand(4)), timestep, x).prev_sample
+    for begin in (None, 2):
+        part = ReDiFScheduler.of(student.mdp, torch.zeros(5, student.mdp.action_size))
+        part.set_timesteps(5)
+        if begin is not None:
+            part.set_begin_index(begin)
+        y = states[2]
+        for timestep in part.timesteps[2:]:
+            y = part.step(ring.network(y, timestep.expand(4)), timestep, y).prev_sample
+        torch.testing.assert_close(y, x)
+
+
+def test_noise_is_added_at_the_level_of_the_step(pipeline_folder):
+    """The conditioning timestep may be another than the level's: a picture is noised to where the step starts."""
+    student = make_student(pipeline_folder, num_steps=3)
+    actions = torch.zeros(3, student.mdp.action_size)
+    actions[0, 4] = 0.5
+    scheduler = ReDiFScheduler.of(student.mdp, actions)
+    scheduler.set_timesteps(3)
+    step = steps_of(student.mdp, actions)[1]
+    assert abs(step.timestep - step.level_timestep) > 5
+    x0, noise = noise_of(student), noise_of(student, seed=1)
+    found = scheduler.add_noise(x0, noise, scheduler.timesteps[1:2].expand(4))
+    torch.testing.assert_close(found, step.alpha * x0 + step.sigma * noise, rtol=0, atol=1e-4)
+
+
+def test_steps_that_look_back_cannot_be_started_from(student):
+    scheduler = student.pipeline().scheduler
+    scheduler.set_timesteps(3)
+    x = noise_of(student)
+    with pytest.raises(ValueError, match="uses predictions of the steps before step 3, so it cannot start there"):
+        scheduler.set_begin_index(2)
+    with pytest.raises(ValueError, match="cannot start there"):
+        scheduler.step(x, scheduler.timesteps[1], x)
+    with pytest.raises(ValueError, match="timestep 5000 is none of this student's"):
+        scheduler.step(x, 5000, x)
+    scheduler.set_timesteps(3)
+    scheduler.step(x, scheduler.timesteps[0], x)
+    with pytest.raises(ValueError, match="is not that of step 2"):
+        scheduler.step(x, scheduler.timesteps[2], x)
+
+
+def test_a_row_owes_everything_to_its_generator(labelled):
+    """Alone or in a batch: its noise, and the class that it shows."""
+    pipeline = make_student(labelled, conditions=(0, 1, 2)).pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+
+    def made(*seeds):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return pipeline(batch_size=len(seeds), generator=generators, output_type="latent").images
+
+    together = made(*range(8))
+    apart = torch.cat([made(seed) for seed in range(8)])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-3)
+    torch.testing.assert_close(made(3, 5, 3)[2], together[3], rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="generator must be one or 3, one a sample, got 2"):
+        pipeline(batch_size=3, generator=[torch.Generator(), torch.Generator()])
+    with pytest.raises(ValueError, match="generator must be one or 1, one a sample, got 2"):
+        pipeline(latents=noise_of(make_student(labelled), 1), generator=[torch.Generator(), torch.Generator()])
+
+
 def test_add_noise_matches_diffusers(pipeline_folder, image_student):
     ours, theirs = image_student.pipeline().scheduler, DDPMScheduler.from_pretrained(pipeline_folder / "scheduler")
     x0, noise = noise_of(image_student, seed=1), noise_of(image_student, seed=2)

@@ -12,6 +12,7 @@ from redif_env.diffusion.types import PredictionType
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, guide
+from redif_env.teachers.networks import conditions_of
 from redif_env.teachers.references import reference_set
 
 
@@ -58,12 +59,53 @@ def test_one_condition_takes_nothing_from_the_generator():
     assert torch.equal(torch.rand(3, generator=generator), torch.rand(3, generator=torch.Generator().manual_seed(0)))
 
 
+def test_a_string_is_no_list():
+    """Its letters would be five prompts."""
+    with pytest.raises(ValueError, match=r"conditions='a cat' is one string: give a list, as in .*\['a cat'\]"):
+        Conditions.of_labels("a cat")
+    for strange in (3, None, [1.5], [True], [None], [[1]]):
+        with pytest.raises(ValueError, match="conditions"):
+            Conditions.of_labels(strange)
+
+
+def test_labels_of_numpy_are_labels():
+    labels = Conditions.of_labels(np.arange(3))
+    assert labels.values == (0, 1, 2)
+    assert [type(value) for value in labels.values] == [int] * 3
+    assert labels.rows_of(np.int64(2), 2).tolist() == [2, 2]
+    assert labels.rows_of(np.array([1, 0]), 2).tolist() == [1, 0]
+
+
+def test_a_prompt_of_digits_is_a_prompt():
+    """And a label as a word is a label: what a word means, the network says."""
+    prompts = Conditions(("1984", "a cat"), {"text": torch.zeros(2, 1)})
+    assert prompts.rows_of("1984", 1).tolist() == [0]
+    with pytest.raises(ValueError, match="condition=1984 is not among"):
+        prompts.rows_of(1984, 1)
+    labelled = {"_class_name": "UNet2DModel", "num_class_embeds": 4}
+    assert conditions_of(labelled, "labelled", ["3", "0"], None).values == (3, 0)
+    assert conditions_of({"_class_name": "UNet2DConditionModel"}, "text", ["1984"], None) is None
+    with pytest.raises(ValueError, match="takes texts"):
+        conditions_of({"_class_name": "UNet2DConditionModel"}, "text", [1984], None)
+
+
+def test_a_model_without_conditions_says_so():
+    with pytest.raises(ValueError, match="condition=3 was given, but this model takes none"):
+        Conditions().rows_of(3, 2)
+
+
+@pytest.mark.parametrize("weight", [float("inf"), float("nan"), -1.0, "often"])
+def test_weights_are_finite_numbers(weight):
+    with pytest.raises(ValueError, match="weights of conditions must be"):
+        Conditions.of_labels({0: 1.0, 1: weight})
+
+
 def test_bad_conditions_are_refused():
     with pytest.raises(ValueError, match="conditions are empty"):
         Conditions(())
     with pytest.raises(ValueError, match="2 values, but 3 rows of 'label'"):
         Conditions((0, 1), {"label": torch.zeros(3)})
-    with pytest.raises(ValueError, match="weights must be 2 numbers of at least 0"):
+    with pytest.raises(ValueError, match="weights of conditions must be 2 finite numbers"):
         Conditions.of_labels({0: 1.0, 1: -1.0})
     with pytest.raises(ValueError, match=r"guidance_scale=2.0 needs a prediction without condition"):
         Teacher(Towards(), FlowSchedule(), (2,), conditions=Conditions.of_labels([0]), guidance_scale=2.0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 from redif_env.training.command import DEFAULT_REWARD
+from redif_env.training.runs import check_settings
 
 Settings = TypeVar("Settings")
 
@@ -84,6 +85,7 @@ NOISE = Recipe(
 
 def settled(settings: Settings) -> Settings:
     """``settings`` (a dataclass with ``action`` and the recipe's settings) with the recipe's values where None."""
+    check_settings(settings)
     recipe = NOISE if settings.action == "noise" else SOLVER  # type: ignore[attr-defined]
     missing = [item.name for item in fields(recipe) if getattr(settings, item.name) is None]
     return replace(settings, **{name: getattr(recipe, name) for name in missing})  # type: ignore[type-var]

@@ -26,7 +26,9 @@ def model_card(mdp: DenoisingMDP, record: Record) -> str:
     teacher, each = mdp.teacher, mdp.teacher.calls
     calls = f"{(mdp.min_steps or 1) * each} to {mdp.num_steps * each}" if mdp.adaptive else str(mdp.num_steps * each)
     decoded = (
-        f"{teacher.image_shape}, decoded" if teacher.decoder is not None else f"{teacher.sample_shape}, in [-1, 1]"
+        f"{teacher.image_shape}, decoded"
+        if teacher.decoder is not None
+        else f"{teacher.sample_shape}" + ("" if teacher.bounds is None else f", in {list(teacher.bounds)}")
     )
     kinds = {True: "text-to-image", False: "unconditional-image-generation"}
     text = bool(teacher.conditions.inputs) and isinstance(teacher.conditions.values[0], str)

@@ -26,6 +26,7 @@ from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
+from redif_env.mdp.settings import action_map_of
 from redif_env.storage.files import CorruptFileError, read_sealed, write_folder, write_sealed
 from redif_env.students.export.card import model_card
 from redif_env.students.export.initial_map import InitialMapModel
@@ -37,7 +38,7 @@ from redif_env.students.record import Record
 from redif_env.teachers.components import COMPONENTS, components_of, stock_pipeline
 from redif_env.teachers.pipelines import as_model
 
-FORMAT = 3
+FORMAT = 4
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 STEPS_FILE = "steps.json"
@@ -62,10 +63,10 @@ class ReDiFPipeline(DiffusionPipeline):
     Args:
         unet: the network that is called at each step, of whatever class.
         scheduler: the learned steps.
-        policy: decides each step by what it sees; without it, the scheduler's mean actions are taken.
-        initial_map: what initial noise is mapped to first, of a student that was trained with a linear start.
+        policy: maps observations to actions; without it, the scheduler's mean actions are taken.
+        initial_map: of a student that was trained with a linear initial map.
         linear: the steps of the base solver, of a student that was trained with linear ones.
-        vae: of a student that makes latents.
+        vae: of a student of latents.
         text_encoder, tokenizer, text_encoder_2, tokenizer_2, text_encoder_3, tokenizer_3: of one that takes prompts.
 
     ``record`` tells how the student was made.
@@ -155,6 +156,8 @@ class ReDiFPipeline(DiffusionPipeline):
         price: float | None = None,
         class_labels: int | Sequence[int] | None = None,
         prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        guidance_scale: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[ReDiFPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -172,11 +175,14 @@ class ReDiFPipeline(DiffusionPipeline):
             class_labels: for all, or one a sample; drawn as in training if not given.
             prompt: for all, or one a sample (of any number of samples: ``batch_size`` then counts for one prompt
                 alone); any text will do, not only those that were trained with. Drawn as in training if not given.
+            negative_prompt, guidance_scale: for callers of other pipelines: the student has learned one of each, and
+                others are refused.
             output_type: ``"pil"``, ``"np"`` (``(N, H, W, C)`` in [0, 1]), ``"pt"`` (``(N, C, H, W)`` in [0, 1]) or
-                ``"latent"``: the samples themselves, of any shape: in [-1, 1], or latents that are not decoded.
+                ``"latent"``: the samples themselves, of any shape, clipped to the data's bounds if they have any;
+                latents are not decoded.
             return_dict: whether to return an object with ``images``, or a tuple.
-            callback_on_step_end: called as ``(pipeline, step, timesteps, {"latents": x})`` after each step; what its
-                answer holds under ``"latents"`` is gone on with.
+            callback_on_step_end: called as ``(pipeline, step, timesteps, {"latents": x})`` after each step; the
+                next step starts from what it returns under ``"latents"``.
             callback_on_step_end_tensor_inputs: names of what it is given; ``"latents"`` alone.
 
         Raises:
@@ -185,16 +191,26 @@ class ReDiFPipeline(DiffusionPipeline):
         device = self._execution_device
         mdp, actor = self._parts(device)
         self._check(mdp, num_inference_steps, output_type, callback_on_step_end_tensor_inputs)
+        own_scale = mdp.teacher.guidance_scale or 1.0
+        if negative_prompt not in (None, "") or guidance_scale not in (None, own_scale):
+            raise ValueError(
+                f"negative_prompt={negative_prompt!r} and guidance_scale={guidance_scale!r} cannot be given: this "
+                f"student has learned guidance_scale={own_scale:g} without a negative prompt, leave them out"
+            )
         if isinstance(prompt, Sequence) and not isinstance(prompt, str):
             batch_size = len(prompt)
         noise = latents
+        count = batch_size if noise is None else len(noise)
+        if isinstance(generator, list) and len(generator) != count:
+            raise ValueError(f"generator must be one or {count}, one a sample, got {len(generator)}")
         if noise is None:
             shape = (batch_size, *mdp.teacher.sample_shape)
             noise = randn_tensor(shape, generator=generator, device=_device_of(generator), dtype=torch.float32)
         elif noise.shape[1:] != mdp.teacher.sample_shape:
             raise ValueError(f"latents must have shape (N, {mdp.teacher.sample_shape}), got {tuple(noise.shape)}")
-        noise = noise.to(device)
-        mdp, condition = self._asked(mdp, len(noise), generator, class_labels, prompt)
+        # Levels and samples are float32 at least, whatever the network is.
+        noise = noise.to(device, torch.promote_types(noise.dtype, torch.float32))
+        mdp, condition = self._with_conditions(mdp, len(noise), generator, class_labels, prompt)
         run = trajectory(mdp, actor, noise, mdp.constant_price(len(noise), price), condition)
         x, changed = noise, None
         # Cheaper than no_grad, but what it makes may not enter a graph: a callback is given ordinary tensors.
@@ -209,8 +225,8 @@ class ReDiFPipeline(DiffusionPipeline):
                 bar.update()
                 if callback_on_step_end is not None:
                     given = dict.fromkeys(callback_on_step_end_tensor_inputs, x)
-                    answer = callback_on_step_end(self, step, state.timestep, given)
-                    x = answer.get("latents", x)
+                    returned = callback_on_step_end(self, step, state.timestep, given)
+                    x = returned.get("latents", x)
                     changed = replace(state, x=x)
         images = mdp.teacher.clip(x).clone()
         if output_type != "latent":
@@ -231,7 +247,7 @@ class ReDiFPipeline(DiffusionPipeline):
             ValueError: if ``safe_serialization`` is false: pickles are neither written nor read; or if the folder holds
                 something that is not a student's.
         """
-        folder = Path(save_directory)
+        folder = Path(save_directory).expanduser()
         if not safe_serialization:
             raise ValueError("safe_serialization=False writes pickles, which are never read again: leave it True")
         if folder.is_dir():
@@ -256,6 +272,7 @@ class ReDiFPipeline(DiffusionPipeline):
         token: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        allow_imports: bool = False,
     ) -> ReDiFPipeline:
         """Read what :meth:`save_pretrained` wrote, from a folder or the hub. Pickles are neither fetched nor opened.
 
@@ -263,12 +280,14 @@ class ReDiFPipeline(DiffusionPipeline):
             pretrained_model_name_or_path: a folder, or a hub id.
             torch_dtype: of the network and the policy; as they were saved if not given.
             variant, revision, token, cache_dir, local_files_only: as in diffusers.
+            allow_imports: whether an action map of one's own may be imported, from the module that the file names.
 
         Raises:
             FileNotFoundError: if there is no student.
+            ValueError: if it has such an action map, and ``allow_imports`` is false.
             CorruptFileError: if a file is missing, or is not what was written.
         """
-        folder = Path(pretrained_model_name_or_path)
+        folder = Path(pretrained_model_name_or_path).expanduser()
         if not folder.is_dir() and len(folder.parts) == 2 and not folder.is_absolute():
             folder = _fetch(str(pretrained_model_name_or_path), revision, token, cache_dir, local_files_only)
         content = read_student(folder)
@@ -282,6 +301,8 @@ class ReDiFPipeline(DiffusionPipeline):
         # Afterwards, since releases of diffusers disagree on the name of the argument.
         if torch_dtype is not None:
             pipeline.to(torch_dtype)
+        pipeline.scheduler.allow_imports = allow_imports
+        action_map_of(pipeline.scheduler.config.action, allow_imports)
         pipeline.record = Record(**{field.name: content[field.name] for field in fields(Record)})
         return pipeline
 
@@ -333,7 +354,7 @@ class ReDiFPipeline(DiffusionPipeline):
         """The stock pipeline that decodes latents and encodes prompts, of this one's own parts."""
         return stock_pipeline(self.unet, {name: getattr(self, name) for name in COMPONENTS})
 
-    def _asked(
+    def _with_conditions(
         self,
         mdp: DenoisingMDP,
         count: int,
@@ -345,7 +366,7 @@ class ReDiFPipeline(DiffusionPipeline):
         conditions = mdp.teacher.conditions
         if prompt is not None:
             if mdp.teacher.source is None or not isinstance(conditions.values[0], str) or not conditions.inputs:
-                raise ValueError(f"prompt={prompt!r} cannot be asked of this student, which takes no text")
+                raise ValueError(f"prompt={prompt!r} cannot be given to this student, which takes no text")
             wanted = [prompt] if isinstance(prompt, str) else list(prompt)
             # The empty prompt too, so that what shows conditions always has a choice of them.
             known = list(dict.fromkeys([*wanted, ""]))
@@ -354,9 +375,9 @@ class ReDiFPipeline(DiffusionPipeline):
             return replace(mdp, teacher=teacher), rows
         if class_labels is not None:
             return mdp, conditions.rows_of(class_labels, count)
-        first = generator[0] if isinstance(generator, list) else generator
-        chance = first if first is not None and first.device.type == "cpu" else torch.default_generator
-        return mdp, conditions.draw(count, chance)
+        if isinstance(generator, list):  # row i depends on generator i alone
+            return mdp, torch.cat([conditions.draw(1, own) for own in generator])
+        return mdp, conditions.draw(count, torch.default_generator if generator is None else generator)
 
     def _write_steps(self, folder: Path) -> None:
         if self.scheduler.config.actions is None or self.linear is not None:
@@ -429,6 +450,8 @@ def read_student(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["format"]
     except (ValueError, KeyError, TypeError) as error:
+        if (folder / "student" / CONFIG_FILE).is_file():
+            raise ValueError(f"{folder} is a run, not a student: give {folder / 'student'}") from error
         raise CorruptFileError(f"{path} is no student's config ({error!r}): {REMEDY}") from error
     content = read_sealed(folder, CONFIG_FILE, REMEDY) if found == FORMAT else {}
     if not content:

@@ -20,10 +20,18 @@ from redif_env.diffusion.solvers import SOLVERS, Solver
 from redif_env.diffusion.types import Level
 from redif_env.fitted.initial_maps import LinearInitialMap
 from redif_env.fitted.linear_solver import LinearSolver
-from redif_env.mdp.actions import ACTION_MAPS
 from redif_env.mdp.observations import OBSERVATIONS
 from redif_env.mdp.process import DenoisingMDP
-from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, look_up, name_of, solver_name
+from redif_env.mdp.settings import (
+    DEFAULT_GRID,
+    DEFAULT_SOLVER,
+    LINEAR,
+    action_entry,
+    action_map_of,
+    look_up,
+    name_of,
+    solver_name,
+)
 from redif_env.students.export.steps import Step, steps_of, take_step
 from redif_env.teachers.components import decoder_of, encode_prompts
 from redif_env.teachers.conditions import Conditions, ConditionsLike
@@ -31,6 +39,8 @@ from redif_env.teachers.networks import call_by_name, conditions_of, shape_of
 from redif_env.teachers.teacher import Teacher
 
 REMEDY = "give both as they were saved"
+NEAR = 1e-3
+"""Share of a timestep by which another may differ and be the same: pipelines round them to their type."""
 
 
 class ReDiFScheduler(SchedulerMixin, ConfigMixin):
@@ -38,7 +48,8 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
 
     On its own a scheduler cannot look at the state, so ``step`` takes the policy's mean action at each step;
     ``ReDiFPipeline`` lets the policy decide. Like other schedulers it remembers the run it is
-    in: steps are taken in order, from the first.
+    in: a run starts at the step whose timestep it is given first, and goes on in order. An action map of one's own is
+    imported only if ``allow_imports`` is set to true.
 
     Args:
         trained_betas, num_train_timesteps, prediction_type: the teacher's schedule and what its network predicts, where
@@ -53,6 +64,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         teacher: the teacher's name, for messages.
         own_network: whether the network is the student's own, and not the teacher's.
         linear_initial_map: whether an initial map replaces the first steps; a pipeline holds it, a scheduler cannot.
+        bounds: range of the data, to which pipelines clip finished samples; None if they have none.
     """
 
     order = 1
@@ -66,7 +78,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         num_steps: int = 4,
         solver: str = DEFAULT_SOLVER,
         grid: str = DEFAULT_GRID,
-        action: str = "solver",
+        action: str | Mapping[str, Any] = "solver",
         observation: str = "features",
         min_steps: int | None = None,
         prices: Sequence[float] | None = None,
@@ -78,11 +90,14 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         teacher: str = "teacher",
         own_network: bool = False,
         linear_initial_map: bool = False,
+        bounds: Sequence[float] | None = None,
     ) -> None:
         self.parameterization = read_scheduler(noise or self.config, teacher)
         self.schedule = self.parameterization.schedule
+        self.allow_imports = False
         self.timesteps = torch.empty(0, device=HOST)
         self._steps: list[Step] = []
+        self._index: int | None = None
         self._x0s: list[Tensor] = []
         self._epss: list[Tensor] = []
 
@@ -99,12 +114,12 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         settings = (
             {key: value for key, value in noise.items() if key != "_class_name"} if preserving else {"noise": noise}
         )
-        return cls(
+        scheduler = cls(
             **settings,
             num_steps=mdp.num_steps,
             solver=solver_name(mdp.solver),
             grid=name_of(mdp.grid, GRIDS),
-            action=name_of(mdp.action_map, ACTION_MAPS),
+            action=action_entry(mdp.action_map),
             observation=name_of(mdp.observation, OBSERVATIONS),
             min_steps=mdp.min_steps,
             prices=None if mdp.prices is None else list(mdp.prices),
@@ -115,7 +130,10 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             teacher=mdp.teacher.name,
             own_network=mdp.teacher.own_network,
             linear_initial_map=mdp.initial_map is not None,
+            bounds=None if mdp.teacher.bounds is None else list(mdp.teacher.bounds),
         )
+        scheduler.allow_imports = True  # what it would import is here already
+        return scheduler
 
     def decision_process(
         self,
@@ -173,6 +191,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             call=call_by_name,
             decoder=decoder_of(source, shape),
             source=source,
+            bounds=self.config.bounds,
             own_network=self.config.own_network,
         )
 
@@ -223,13 +242,62 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             self._steps = steps_of(process, actions)
         timesteps = [step.timestep for step in self._steps]
         self.timesteps = torch.tensor(timesteps, dtype=torch.float32, device=device or HOST)
-        self._x0s, self._epss = [], []
+        self._x0s, self._epss, self._index = [], [], None
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start at step ``begin_index``, as pipelines that begin from a picture say it.
+
+        Raises:
+            ValueError: if that step uses predictions of the steps before it, or there is no such step.
+        """
+        self._start_at(begin_index)
+
+    def _start_at(self, index: int) -> None:
+        if not 0 <= index < len(self._steps):
+            raise ValueError(f"begin_index must be from 0 to {len(self._steps) - 1}, got {index}")
+        for reached in range(index, len(self._steps)):
+            made = reached - index + 1
+            step = self._steps[reached]
+            if any(step.x0_weights[made:]) or any(step.eps_weights[made:]):
+                raise ValueError(
+                    f"step {reached + 1} of this student uses predictions of the steps before step {index + 1}, so it "
+                    "cannot start there: start from noise (no strength, no begin_index), or train with solver='ddim' "
+                    "and action='step'"
+                )
+        self._index = index
+
+    def _place(self, timestep: Tensor | float | None) -> int:
+        """The number of the next step.
+
+        Raises:
+            ValueError: if ``timestep`` is not its own.
+        """
+        if not self._steps:
+            raise ValueError(f"step() was called before set_timesteps({self.config.num_steps}): call that first")
+        timesteps = [step.timestep for step in self._steps]
+        given = None if timestep is None else float(torch.as_tensor(timestep).flatten()[0])
+        matching = [] if given is None else [i for i, own in enumerate(timesteps) if _same(own, given)]
+        if self._index is None:
+            if given is not None and not matching:
+                raise ValueError(f"timestep {given:g} is none of this student's, which are {timesteps}")
+            self._start_at(matching[0] if matching else 0)
+        assert self._index is not None
+        if self._index == len(self._steps):
+            raise ValueError(
+                f"all {self.config.num_steps} steps were taken: call set_timesteps() to begin the next run"
+            )
+        if given is not None and self._index not in matching:
+            raise ValueError(
+                f"timestep {given:g} is not that of step {self._index + 1}, {timesteps[self._index]:g}: steps are "
+                "taken in order"
+            )
+        return self._index
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
         """The network's input for ``sample`` ``(B, *S)`` at the next step."""
         if self.parameterization.preconditioning == PLAIN:
             return sample
-        return self.parameterization.preconditioning.inputs(sample, self._level(sample))
+        return self.parameterization.preconditioning.inputs(sample, self._level(sample, self._place(timestep)))
 
     def step(
         self,
@@ -243,40 +311,44 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             model_output: the network's output at ``sample``, both ``(B, *S)``.
-            timestep: its conditioning timestep; unused, since steps are taken in order.
+            timestep: the conditioning timestep, one of ``timesteps``; the first one says where the run starts.
             generator: unused, the steps are deterministic.
             return_dict: whether to return an object with ``prev_sample``, or a tuple.
 
         Raises:
-            ValueError: if no run was started, or it is over.
+            ValueError: if ``set_timesteps`` was not called, the run is over, or ``timestep`` is not its next one.
         """
-        if not self._steps:
-            raise ValueError(f"step() was called before set_timesteps({self.config.num_steps}): call that first")
-        if len(self._x0s) == len(self._steps):
-            raise ValueError(
-                f"all {self.config.num_steps} steps were taken: call set_timesteps() to start the next run"
-            )
-        step = self._steps[len(self._x0s)]
+        index = self._place(timestep)
+        step = self._steps[index]
         x = sample.float() if sample.dtype in (torch.float16, torch.bfloat16) else sample
         prediction = self.parameterization.preconditioning.read(
-            model_output.to(x.dtype), x, self._level(x), self.parameterization.prediction_type
+            model_output.to(x.dtype), x, self._level(x, index), self.parameterization.prediction_type
         )
         self._x0s.insert(0, prediction.x0)
         self._epss.insert(0, prediction.eps)
         reached = take_step(step, x, self._x0s, self._epss).to(sample.dtype)
+        self._index = index + 1
         return SchedulerOutput(prev_sample=reached) if return_dict else (reached,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """``alpha * original_samples + sigma * noise`` at training ``timesteps`` ``(B,)``."""
-        level = self.schedule.level(self.schedule.half_logsnr(timesteps.to(HOST)))
+        """``alpha * original_samples + sigma * noise`` at ``timesteps`` ``(B,)``.
+
+        A timestep of this student's steps stands for the level of the step, any other for its own.
+        """
+        levels = {step.timestep: step.level_timestep for step in self._steps}
+        trained = [
+            next((level for own, level in levels.items() if _same(own, given)), given)
+            for given in timesteps.flatten().tolist()
+        ]
+        level = self.schedule.level(self.schedule.half_logsnr(torch.tensor(trained, dtype=torch.float64, device=HOST)))
         return place(level.alpha, noise) * original_samples + place(level.sigma, noise) * noise
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
 
-    def _level(self, sample: Tensor) -> Level:
-        """The level of the next step, a row for each sample."""
-        step = self._steps[len(self._x0s)]
+    def _level(self, sample: Tensor, index: int) -> Level:
+        """The level of step ``index``, a row for each sample."""
+        step = self._steps[index]
         scales = torch.tensor([step.alpha, step.sigma], dtype=torch.float64, device=HOST)
         return Level(*scales[:, None].expand(2, len(sample)))
 
@@ -295,12 +367,16 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             solver=solver,
             grid=look_up("grid", config.grid, GRIDS),
             num_steps=config.num_steps,
-            action_map=look_up("action", config.action, ACTION_MAPS),
+            action_map=action_map_of(config.action, self.allow_imports),
             observation=look_up("observation", config.observation, OBSERVATIONS),
             min_steps=config.min_steps,
             prices=None if config.prices is None else (config.prices[0], config.prices[1]),
             learn_guidance=config.learn_guidance,
         )
+
+
+def _same(timestep: float, given: float) -> bool:
+    return abs(timestep - given) <= NEAR * (1 + abs(timestep))
 
 
 def _described(conditions: Conditions) -> dict[str, Any] | None:

@@ -1,0 +1,70 @@
+"""Rewards and action maps of one's own: from ``gym.make`` to the exported student, or refused at once."""
+
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+
+import redif_env  # noqa: F401
+from redif_env import ReDiFPipeline, Student
+from redif_env.mdp.actions import SolverMap, StepMap
+from redif_env.sb3 import make_vec_env
+from redif_env.students.export import ReDiFScheduler
+from tests.own_parts import Twice, darkness
+
+TINY = {"teacher": "gaussian-ring", "reference_size": 16, "teacher_steps": 8, "num_steps": 2}
+
+
+def test_a_plain_function_is_a_reward():
+    env = gym.make("ReDiF-v0", **TINY, reward=darkness)
+    env.reset(seed=0)
+    env.step(np.zeros(5, np.float32))
+    *_, info = env.step(np.zeros(5, np.float32))
+    found = -float(env.unwrapped.last_transition.next_state.x.mean())
+    assert {"darkness": info["reward/darkness"]} == {"darkness": pytest.approx(found)}
+    env = gym.make("ReDiF-v0", **TINY, reward=lambda transition: torch.zeros_like(transition.terminated, dtype=float))
+    env.reset(seed=0)
+    assert env.step(np.zeros(5, np.float32))[1] == 0
+
+
+def test_an_action_map_of_one_s_own_goes_with_the_student(tmp_path):
+    """The file names where it is imported from; that is done only if the user allows it."""
+    own = Twice(0.5, (1.5,))
+    agent = PPO("MlpPolicy", make_vec_env(8, **TINY, action=own), n_steps=2, batch_size=16, n_epochs=1).learn(32)
+    student = Student.from_agent(agent)
+    student.save_pretrained(tmp_path / "student")
+    for load in (Student.from_pretrained, ReDiFPipeline.from_pretrained):
+        with pytest.raises(ValueError, match=r"'tests.own_parts:Twice' is code outside .*allow_imports=True"):
+            load(tmp_path / "student")
+    again = Student.from_pretrained(tmp_path / "student", allow_imports=True)
+    assert again.mdp.action_map == own
+    noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again(noise=noise), student(noise=noise))
+    scheduler = ReDiFScheduler.from_pretrained(tmp_path / "student", subfolder="scheduler")
+    with pytest.raises(ValueError, match="allow_imports"):
+        scheduler.set_timesteps(2)
+    scheduler.allow_imports = True
+    scheduler.set_timesteps(2)
+
+
+def test_the_library_s_own_maps_need_no_permission(tmp_path):
+    agent = PPO("MlpPolicy", make_vec_env(8, **TINY, action=SolverMap(max_gain=0.1)), n_steps=2, batch_size=16)
+    Student.from_agent(agent).save_pretrained(tmp_path / "student")
+    assert Student.from_pretrained(tmp_path / "student").mdp.action_map == SolverMap(max_gain=0.1)
+
+
+def test_what_cannot_be_written_is_refused_at_once():
+    @dataclass(frozen=True)
+    class Local(StepMap):
+        pass
+
+    class Bare(Twice):
+        def __init__(self, function):
+            object.__setattr__(self, "max_shift", function)
+
+    for action in (Local(), Bare(len)):
+        with pytest.raises(ValueError, match="cannot be written to a student's file"):
+            gym.make("ReDiF-v0", **TINY, action=action)
