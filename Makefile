@@ -5,7 +5,7 @@ RUN := .venv/bin/python
 CORE := tests/diffusion tests/mdp tests/envs tests/storage tests/sb3/test_vec_env.py tests/sb3/test_learning.py \
 	tests/students/test_export.py tests/students/test_student.py tests/test_cli.py
 
-.PHONY: demo test test-times docs check test-oldest test-newest clean
+.PHONY: demo test test-times docs check test-oldest test-newest test-ray clean
 
 demo: .venv/ready
 	$(RUN) -m agents.ppo --teacher digits --num-steps 4 --solver linear --grid 'time^1.25@2.5' --initial-map linear --seed 0 \
@@ -38,6 +38,16 @@ test-oldest: .venv-oldest/ready
 test-newest: .venv-newest/ready
 	.venv-newest/bin/python -m pytest
 
+# Other RL libraries, in an environment of their own: RLlib asks for one version of gymnasium.
+test-ray: .venv-ray/ready
+	.venv-ray/bin/python -m pytest -n 0 tests/rllib tests/torchrl tests/agents/test_other_libraries.py
+
+.venv-ray/ready: pyproject.toml constraints-ray.txt
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-ray.txt \
+		--editable '.[sb3,torchrl,rllib]' pytest pytest-timeout pytest-xdist sb3-contrib skrl tianshou
+	touch .venv-ray/ready
+
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
@@ -56,4 +66,4 @@ test-newest: .venv-newest/ready
 	touch .venv-newest/ready
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest build *.egg-info
+	rm -rf .venv .venv-oldest .venv-newest .venv-ray build *.egg-info

@@ -22,7 +22,7 @@ from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.policies import Policy
 from redif_env.storage.checkpoints import add_state, newest_state
 from redif_env.students.student import Student
-from redif_env.training.command import DEFAULT_REWARD, run
+from redif_env.training.command import DEFAULT_REWARD, run, with_sizes
 from redif_env.training.options import arguments_of, options_of
 from redif_env.training.report import report
 from redif_env.training.runs import begin, settings_json, unfinished
@@ -124,7 +124,8 @@ def search(args: Args, env: ReDiFVectorEnv) -> Search:
 def train(args: Args) -> tuple[Student, dict[str, Any]]:
     """The student of the table found, and what it cost."""
     arguments = arguments_of(args, Task)
-    env = ReDiFVectorEnv(args.population * args.noises, group_size=args.population, **arguments)
+    count, mode = args.population * args.noises, "SameStep"
+    env = ReDiFVectorEnv(count, group_size=args.population, autoreset_mode=mode, **arguments)
     begin(args, PROGRAM)
     found = search(args, env)
     steps = generations(args) * env.num_envs * args.num_steps
@@ -141,4 +142,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, Args)
+    run(main, Args, with_sizes)

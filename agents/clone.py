@@ -14,13 +14,13 @@ from stable_baselines3.common.utils import set_random_seed
 
 from redif_env.envs.spaces import action_space, observation_space
 from redif_env.judging.baselines import Which, baselines_of
-from redif_env.judging.evaluation import TEST_SIZE, Evaluator
+from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.sb3 import StudentPolicy
 from redif_env.sb3.export import student_of
 from redif_env.sb3.training.networks import NoiseSettings, noise_map, policy_kwargs, warm_start
 from redif_env.students.student import Student
-from redif_env.training.command import run, teacher_of
+from redif_env.training.command import run, teacher_of, with_sizes
 from redif_env.training.options import arguments_of, options_of
 from redif_env.training.report import report
 from redif_env.training.runs import begin, settings_json, unfinished
@@ -39,9 +39,9 @@ class Args(MDPOptions):
     seed: int = 0
     out: Path = Path("runs/clone")
     """Folder for config.json, student/, result.json and samples.png."""
-    teacher_steps: int = 100
+    teacher_steps: int | None = None
     """Predictions that the teacher spends on an endpoint of the report."""
-    test_size: int = TEST_SIZE
+    test_size: int | None = None
     """Noises of the report."""
     baselines: Which = "quick"
     """Training-free solvers in the report: none, the few that are best at such call counts, or all on all grids."""
@@ -72,4 +72,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, Args)
+    run(main, Args, with_sizes)

@@ -110,8 +110,9 @@ def main(args: Args) -> None:
         print_counts(counted(args))
         return
     task = {"teacher": args.teacher, "num_steps": args.num_steps}
-    vector, rounded = (ReDiFVectorEnv(args.num_envs, **task, autocast=autocast) for autocast in (False, True))
-    wrapped = TrajectoryAlignment(EndpointAlignment(ReDiFVectorEnv(args.num_envs, **task)))
+    mode = {"autoreset_mode": "SameStep"}  # so that every step of every row is one
+    vector, rounded = (ReDiFVectorEnv(args.num_envs, **task, **mode, autocast=autocast) for autocast in (False, True))
+    wrapped = TrajectoryAlignment(EndpointAlignment(ReDiFVectorEnv(args.num_envs, **task, **mode)))
     singles = DummyVecEnv([lambda: ReDiFEnv(**task)] * args.single_envs)
     for env in (vector, rounded, wrapped):
         env.reset(seed=0)

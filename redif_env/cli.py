@@ -28,7 +28,6 @@ from redif_env.mdp.settings import parse_device, solver_name
 from redif_env.measures.rendering import tile, to_pixels
 from redif_env.storage.files import write_file
 from redif_env.students.student import Student
-from redif_env.teachers.references import sizes_of
 from redif_env.teachers.teacher import Teacher, load_teacher
 
 WIDTH = 60
@@ -117,10 +116,7 @@ class Evaluate:
             raise ValueError(f"size must be at least 2, got {self.size}: a distance between sets needs more")
         student = load(self.student, self.device)
         teacher = teacher_of(student).to(parse_device(self.device))
-        sizes = sizes_of(teacher)
-        evaluator = Evaluator(
-            teacher, self.size or sizes.test_size, teacher_steps=sizes.teacher_steps, train_size=sizes.reference_size
-        )
+        evaluator = Evaluator(teacher, self.size)
         rows = evaluate(evaluator, student, "student", baselines_of(self.baselines))
         nfe = max(row.nfe for row in rows if row.method == "student")
         print_table(rows, f"{student.mdp.teacher.name}, {nfe:.4g} NFE, {evaluator.description}")

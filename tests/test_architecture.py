@@ -17,14 +17,17 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "redif_env"
 ROOMS = (
     "storage", "diffusion", "measures", "teachers", "fitted", "mdp", "rewards", "envs", "students", "judging",
-    "training", "sb3", "cli",
+    "training", "sb3", "torchrl", "rllib", "cli",
 )  # fmt: skip
 """From the ground up: a room imports from itself and from those before it."""
 PROGRAMS = ("agents", "experiments", "tests")
 ALLOWED = {
     "stable_baselines3": ("sb3",),
     "tensorboard": ("sb3",),
-    "gymnasium": ("envs", "sb3"),
+    "torchrl": ("torchrl",),
+    "tensordict": ("torchrl",),
+    "ray": ("rllib",),
+    "gymnasium": ("envs", "sb3", "rllib"),
     "rich": ("judging/tables.py", "training", "cli.py"),
     "tyro": ("training", "cli.py"),
     # Where the classes are diffusers' own by base class; elsewhere it is imported when it is used.

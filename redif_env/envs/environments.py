@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import gymnasium as gym
@@ -15,22 +14,19 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redif_env.diffusion.placement import HOST, full_precision
-from redif_env.diffusion.types import State, Transition, chosen
-from redif_env.envs.draws import GroupDraws
+from redif_env.diffusion.placement import HOST
+from redif_env.diffusion.types import State, Transition
+from redif_env.envs.episodes import Episodes
 from redif_env.envs.spaces import action_space, observation_space
-from redif_env.envs.starts import CHOICES, Start, check_options, chosen_start
+from redif_env.envs.starts import CHOICES, check_options, chosen_start
 from redif_env.envs.task import Task
 from redif_env.mdp.arguments import list_of, takes
-from redif_env.mdp.settings import build_mdp
 from redif_env.measures.rendering import Filmstrip
-from redif_env.rewards.custom import CallableReward
-from redif_env.rewards.names import build_terms
-from redif_env.rewards.reward import Term, load_reward_states, pay, reset_reward, reward_states
-from redif_env.storage.checks import check_argument
-from redif_env.teachers.references import reference_set
 
 RENDER_MODES = ["rgb_array"]
+
+REWARD = "reward/"
+"""What the keys of reward terms in an info begin with."""
 
 Seen = NDArray[np.float32] | dict[str, NDArray[np.float32]]
 """Observations as arrays: one, or a dict of them."""
@@ -45,7 +41,9 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         num_envs: number of episodes that run together.
         group_size: sub-environments in groups of this many start each episode from the same noise (those of one
             group are seeded like its first); what a group-relative baseline needs.
-        autoreset_mode: ``SAME_STEP`` (default), ``NEXT_STEP`` or ``DISABLED``, as enum or as its value.
+        autoreset_mode: ``NEXT_STEP`` (default, as Gymnasium's own), ``SAME_STEP`` or ``DISABLED``, as enum or as its
+            value. In ``NEXT_STEP`` the step after an episode's last takes no action: it resets, and pays 0.
+        max_episode_steps: as ``gym.make_vec`` gives it; at least ``num_steps``, after which every episode ends anyway.
         render_mode: None or ``"rgb_array"``.
         arguments: the fields of :class:`redif_env.envs.task.Task`, which :class:`ReDiFEnv` lists.
 
@@ -55,7 +53,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
     metadata = {
         "render_modes": RENDER_MODES,
         "render_fps": 4,
-        "autoreset_mode": AutoresetMode.SAME_STEP,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
     _spec: EnvSpec | None = None
@@ -66,29 +64,23 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         num_envs: int = 1,
         *,
         group_size: int = 1,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        max_episode_steps: int | None = None,
         render_mode: str | None = None,
         **arguments: Any,
     ) -> None:
-        check_argument("num_envs", num_envs, int)
-        check_argument("group_size", group_size, int)
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        if group_size < 1 or num_envs % group_size:
-            raise ValueError(f"group_size must divide num_envs={num_envs}, got {group_size}")
+        task = Task(**arguments)
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode={render_mode!r} is unknown: choose None or 'rgb_array'")
-        task = Task(**arguments)
-        self.mdp = build_mdp(task)
-        self.num_envs, self.group_size, self.render_mode = num_envs, group_size, render_mode
-        self.autocast = task.autocast
-        if task.autocast and (task.dtype != "float32" or self.mdp.action_map.predicts):
+        if max_episode_steps is not None and max_episode_steps < task.num_steps:
             raise ValueError(
-                f"autocast=True needs dtype='float32' and an action map whose predictions are the teacher's, got "
-                f"dtype={task.dtype!r} and action={task.action!r}: leave it out (a student's own network has an "
-                "autocast of its own)"
+                f"max_episode_steps={max_episode_steps} is below num_steps={task.num_steps}, after which every episode "
+                f"ends by itself: choose num_steps={max_episode_steps}"
             )
-        self.autoreset_mode = _parse_autoreset_mode(autoreset_mode)
+        self.episodes = Episodes(num_envs, group_size, task)
+        self.mdp, self.reference, self.terms = self.episodes.mdp, self.episodes.reference, self.episodes.terms
+        self.num_envs, self.group_size, self.render_mode = num_envs, group_size, render_mode
+        self.autoreset_mode = parse_autoreset_mode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
 
         self.single_action_space = action_space(self.mdp)
@@ -96,33 +88,27 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
-        reference = reference_set(self.mdp.teacher, task.sizes.reference_size, num_steps=task.sizes.teacher_steps)
-        self.reference = reference.to(self.mdp.teacher.device, getattr(torch, task.dtype))
-        self.terms = self._build_terms(task.reward)
         self.last_transition: Transition | None = None
-        self._draws = GroupDraws(num_envs, group_size, len(reference), priced=task.prices is not None)
-        self._state: State | None = None
-        self._pair = torch.zeros(num_envs, dtype=torch.int64, device=HOST)
-        self._endpoint = torch.zeros_like(self.reference.endpoints[:1]).expand(num_envs, *self.mdp.teacher.sample_shape)
         self._done = np.zeros(num_envs, dtype=np.bool_)
         self._film = Filmstrip(num_envs, task.num_steps, self.mdp.teacher.image_shape) if render_mode else None
 
     @property  # type: ignore[override]
     def np_random(self) -> tuple[np.random.Generator, ...]:
         """The generators of the sub-environments, one for those of a group: their only source of chance."""
-        return tuple(generator for generator in self._draws.generators for _ in range(self.group_size))
+        return tuple(generator for generator in self.episodes.draws.generators for _ in range(self.group_size))
 
     @np_random.setter  # type: ignore[override]
     def np_random(self, value: Sequence[np.random.Generator]) -> None:
         if len(value) != self.num_envs:
             raise ValueError(f"np_random must be {self.num_envs} generators, one a sub-environment, got {len(value)}")
-        self._draws.generators = list(value[:: self.group_size])
-        self._draws.seeds = [-1] * len(self._draws.generators)
+        draws = self.episodes.draws
+        draws.generators = list(value[:: self.group_size])
+        draws.seeds = [-1] * len(draws.generators)
 
     @property  # type: ignore[override]
     def np_random_seed(self) -> Any:
         """The seeds of :attr:`np_random`; -1 of generators that were given."""
-        return tuple(seed for seed in self._draws.seeds for _ in range(self.group_size))
+        return tuple(seed for seed in self.episodes.draws.seeds for _ in range(self.group_size))
 
     @property  # type: ignore[override]
     def spec(self) -> EnvSpec | None:
@@ -156,13 +142,14 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         teacher = self.mdp.teacher
         start = chosen_start(options, self.num_envs, teacher.sample_shape, teacher.conditions, len(self.reference))
         if any(value is not None for value in seeds):
-            self._draws.seed(seeds, mask)
+            self.episodes.draws.seed(seeds, mask)
             self.restart_rewards()
-        with torch.no_grad(), full_precision(self._endpoint.device):
-            self._start(torch.from_numpy(mask), start)
-            seen = self._observe(self._now)
+        with self.episodes.running():
+            self.episodes.start(torch.from_numpy(mask), start)
+            self._record_initial(torch.from_numpy(mask), self.state)
+            seen = self._observe(self.state)
         self._done[mask] = False
-        return seen, self._info(mask, self._now)
+        return seen, self._info(mask, self.state)
 
     def step(
         self, actions: NDArray[np.float32]
@@ -173,15 +160,14 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             ValueError: if ``actions`` has another shape than ``(num_envs, size)`` or holds NaN or infinity.
             gymnasium.error.ResetNeeded: before the first reset, or on a finished episode in mode ``DISABLED``.
         """
-        if self._state is None:
+        if self.episodes.started is None:
             raise gym.error.ResetNeeded("step() was called before reset(): call reset() first")
-        with torch.no_grad(), full_precision(self._endpoint.device):
+        with self.episodes.running():
             return self._step(self._parse_actions(actions))
 
     def restart_rewards(self) -> None:
         """Make rewards with a memory of past episodes forget them, as seeding does."""
-        for term in self.terms:
-            reset_reward(term.reward)
+        self.episodes.restart_rewards()
 
     def state_dict(self) -> dict[str, Any]:
         """Where every episode stands, what chance will draw, and what rewards remember: tensors and JSON values.
@@ -189,25 +175,14 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         Raises:
             gymnasium.error.ResetNeeded: before the first reset.
         """
-        if self._state is None:
+        if self.episodes.started is None:
             raise gym.error.ResetNeeded("state_dict() was called before reset(): there is no state yet")
-        return {
-            "state": dict(self._state.items()),
-            "pair": self._pair,
-            "endpoint": self._endpoint,
-            "done": self._done,
-            "draws": self._draws.state_dict(),
-            "rewards": reward_states(self.terms),
-        }
+        return {**self.episodes.state_dict(), "done": self._done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave, in an environment made with the same arguments."""
-        device = self._endpoint.device
-        self._state = State(**{name: tensor.to(HOST) for name, tensor in state["state"].items()}).to(device)
-        self._pair, self._done = state["pair"].to(HOST), state["done"].copy()
-        self._endpoint = state["endpoint"].to(device)
-        self._draws.load_state_dict(state["draws"])
-        load_reward_states(self.terms, state["rewards"])
+        self.episodes.load_state_dict(state)
+        self._done = state["done"].copy()
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """One frame a sub-environment if ``render_mode`` is ``"rgb_array"`` (``Filmstrip``).
@@ -223,9 +198,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         Raises:
             gymnasium.error.ResetNeeded: before the first reset.
         """
-        if self._state is None:
-            raise gym.error.ResetNeeded("state was read before reset(): call reset() first")
-        return self._state
+        return self.episodes.state
 
     # The step, in the order in which things happen.
 
@@ -234,81 +207,32 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         if self.autoreset_mode is AutoresetMode.DISABLED and self._done.any():
             over = np.flatnonzero(self._done).tolist()
             raise gym.error.ResetNeeded(f"episodes {over} are finished: reset them with options['reset_mask'] first")
-        live = torch.from_numpy(~resetting)
-        transition = self._transition(action, live)
+        transition, paid = self.episodes.step(action, torch.from_numpy(~resetting))
         self.last_transition = transition
-        terms = {name: values.numpy() for name, values in pay(self.terms, transition).items()}
+        terms = {name: values.numpy() for name, values in paid.items()}
         terminated = transition.terminated.numpy().copy()
         infos: dict[str, Any] = {}
 
-        finished: State = self._now.merge(live, transition.next_state)
-        self._state = finished
+        finished = self.state
         self._record_step(transition)
         ended = self._info(terminated, finished, terms)
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
             resetting = terminated
-        self._start(torch.from_numpy(resetting), Start(), shown=self.autoreset_mode is AutoresetMode.NEXT_STEP)
+        self.episodes.start(torch.from_numpy(resetting))
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            self._record_initial(torch.from_numpy(resetting), self.state)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and terminated.any():
             # Both are observed at once, so that the host waits for the device once.
-            both = self._observe(finished.joined(self._now))
+            both = self._observe(finished.joined(self.state))
             final, seen = rows_of(both, slice(None, self.num_envs)), rows_of(both, slice(self.num_envs, None))
             infos |= self._final(terminated, final, ended)
         else:
-            seen = self._observe(self._now)
+            seen = self._observe(self.state)
         self._done = terminated.copy()
-        infos |= self._info(np.ones_like(terminated), self._now, terms, no_reward=resetting)
+        infos |= self._info(np.ones_like(terminated), self.state, terms, no_reward=resetting)
         return seen, np.sum(list(terms.values()), axis=0), terminated, np.zeros_like(terminated), infos
 
-    def _transition(self, action: Tensor, live: Tensor) -> Transition:
-        state = self.mdp.with_action_prediction(self._now, action)
-        decision = self.mdp.decode(state, action)
-        next_state = self.mdp.advance(state, decision)
-        terminated = live & (next_state.steps_left == 0)
-        next_state = self._predicted(next_state, live & ~terminated)
-        return Transition(
-            state=state,
-            action=action,
-            decision=decision,
-            next_state=next_state,
-            endpoint=self._endpoint,
-            pair=self._pair,
-            terminated=terminated,
-            live=live,
-        )
-
-    def _start(self, rows: Tensor, start: Start, shown: bool = True) -> None:
-        """New episodes in the given rows: a pair for each, drawn or chosen, and the network's first prediction."""
-        if not bool(rows.any()):
-            return
-        drawn, dial = (torch.from_numpy(drawn) for drawn in self._draws.next(rows.numpy()))
-        pair, teacher = start.pairs(drawn, self.reference), self.mdp.teacher
-        if start.noise is None:
-            placed = pair.to(self._endpoint.device)
-            noise, condition = self.reference.noise[placed], self.reference.condition[pair]
-            endpoint = self.reference.endpoints[placed]
-        else:
-            assert start.condition is not None
-            noise, condition = start.noise.to(self._endpoint), start.condition
-            endpoint = teacher.endpoint(noise, self.reference.num_steps, condition).to(noise)
-        self._pair = torch.where(rows, pair, self._pair)
-        self._endpoint = chosen(rows, endpoint, self._endpoint)
-        initial = self.mdp.initial(noise, self.mdp.price(dial), condition)
-        state = initial if self._state is None else self._state.merge(rows, initial)
-        self._state = self._predicted(state, rows)
-        if shown:
-            self._record_initial(rows, self._state)
-
-    def _predicted(self, state: State, rows: Tensor) -> State:
-        """``state`` with the teacher's predictions on the given rows."""
-        with torch.autocast(state.x.device.type, torch.bfloat16) if self.autocast else nullcontext():
-            return self.mdp.predict(state, rows)
-
     # The border: numpy in and out, checks, pictures.
-
-    @property
-    def _now(self) -> State:
-        assert self._state is not None
-        return self._state
 
     def _observe(self, state: State) -> Seen:
         seen = self.mdp.observe(state)
@@ -327,7 +251,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         """Info of the given rows in Gymnasium's vector form: arrays, and masks under ``_key``."""
         columns = {
             "nfe": state.nfe.numpy(),
-            "pair": self._pair.numpy(),
+            "pair": self.episodes.pair.numpy(),
             "condition": state.condition.numpy(),
             "half_logsnr": state.half_logsnr.numpy(),
         }
@@ -379,24 +303,14 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             raise ValueError(f"options['reset_mask'] must be a bool array of shape ({self.num_envs},), got {mask!r}")
         if not mask.any():
             raise ValueError("options['reset_mask'] must choose at least one sub-environment")
-        if self._state is None and not mask.all():
+        if self.episodes.started is None and not mask.all():
             raise gym.error.ResetNeeded("the first reset() must reset every sub-environment: leave reset_mask out")
         return mask.copy()
 
-    def _build_terms(self, reward: Any) -> list[Term]:
-        if isinstance(reward, str):
-            reward = {reward: 1.0}
-        if isinstance(reward, Mapping):
-            return build_terms(reward, self.mdp, self.reference)
-        if not hasattr(reward, "name"):  # a plain function
-            name = getattr(reward, "__name__", "custom")
-            reward = CallableReward(reward, "custom" if name == "<lambda>" else name)
-        return [Term(reward)]
-
     def _record_initial(self, rows: Tensor, state: State) -> None:
-        if self._film:
+        if self._film and bool(rows.any()):
             self._film.clear(rows)
-            self._film.record(rows, torch.zeros_like(self._pair), *self._shown(state, state.x0_history[:, 0]))
+            self._film.record(rows, torch.zeros_like(state.steps_left), *self._shown(state, state.x0_history[:, 0]))
 
     def _record_step(self, transition: Transition) -> None:
         if not self._film:
@@ -449,8 +363,8 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
 
     Zero until the sample is finished, then minus its root mean square distance to the teacher's endpoint, divided by
     the base solver's mean distance over the reference set: on average the zero action returns -1, the teacher 0.
-    `info["rewards"]` holds the terms by name. Other rewards, and sums of them, by the `reward` argument or by the
-    wrappers of :mod:`redif_env.envs.wrappers`; `docs/rewards.md` has the table.
+    `info["reward/endpoint"]` is the term by its name. Other rewards, and sums of them, by the `reward` argument or by
+    the wrappers of :mod:`redif_env.envs.wrappers`; `docs/rewards.md` has the table.
 
     ## Starting State
 
@@ -465,7 +379,8 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
     ## Information
 
     `nfe`: network calls spent on the sample; `half_logsnr`: its level, `inf` when clean; `condition`: row of the
-    teacher's conditions; `pair`: row of the reference set; `rewards` (after a step): the terms by name.
+    teacher's conditions; `pair`: row of the reference set; `reward/<name>` (after a step): each term
+    of the reward, so that they sum to it. Batched, each key has its mask under `_<key>`, as in Gymnasium.
     `env.unwrapped.last_transition` holds the step itself, as torch tensors with a batch dimension of 1.
 
     ## Arguments
@@ -478,6 +393,10 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
     ```
 
     {arguments}
+    - `autoreset_mode=None`: no matter which: a single environment never resets itself, those who step it do. It is
+      accepted so that one set of arguments serves `gym.make` and `gym.make_vec`, where it is the batched
+      environment's (`"NextStep"` by default; Stable-Baselines3 needs `"SameStep"`, which
+      `redif_env.sb3.make_vec_env` sets).
     - `render_mode=None`: or `"rgb_array"`, the trajectory as a strip.
 
     Objects (a `Teacher`, a `Solver`, ...) may be given instead of names where the class is constructed directly.
@@ -490,7 +409,15 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
     metadata = {"render_modes": RENDER_MODES, "render_fps": 4}
 
     @takes(Task)
-    def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        autoreset_mode: AutoresetMode | str | None = None,
+        render_mode: str | None = None,
+        **arguments: Any,
+    ) -> None:
+        if autoreset_mode is not None:
+            parse_autoreset_mode(autoreset_mode)
         mode = AutoresetMode.DISABLED
         self.batch = ReDiFVectorEnv(1, autoreset_mode=mode, render_mode=render_mode, **arguments)
         self.render_mode = render_mode
@@ -548,7 +475,12 @@ if ReDiFEnv.__doc__:
     ReDiFEnv.__doc__ = ReDiFEnv.__doc__.replace("{arguments}", list_of(Task))
 
 
-def _parse_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
+def parse_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    """An autoreset mode by its value.
+
+    Raises:
+        ValueError: if there is none.
+    """
     try:
         return AutoresetMode(mode)
     except ValueError as error:
@@ -557,18 +489,32 @@ def _parse_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
 
 
 def add_term(info: dict[str, Any], name: str, values: NDArray[np.float64], rows: NDArray[np.bool_]) -> None:
-    """Put a reward term ``(B,)`` of the given rows under ``info["rewards"]``, in Gymnasium's vector form.
+    """Put a reward term ``(B,)`` of the given rows under ``info["reward/<name>"]``, in Gymnasium's vector form.
 
     Raises:
         ValueError: if there is a term of that name already.
     """
     if not rows.any():
         return
-    terms = info.setdefault("rewards", {})
-    if name in terms:
+    key = term_key(info, name)
+    info[key], info[f"_{key}"] = np.where(rows, values, 0.0), rows.copy()
+
+
+def term_key(info: Mapping[str, Any], name: str) -> str:
+    """The key of a reward term that ``info`` does not have yet.
+
+    Raises:
+        ValueError: if it has one of that name.
+    """
+    key = f"{REWARD}{name}"
+    if key in info:
         raise ValueError(f"two reward terms are named {name!r}: give one of them another name")
-    terms[name], terms[f"_{name}"] = np.where(rows, values, 0.0), rows.copy()
-    info["_rewards"] = rows.copy()
+    return key
+
+
+def terms_of(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The reward terms in an info of any kind, by name, without masks."""
+    return {key.removeprefix(REWARD): value for key, value in info.items() if key.startswith(REWARD)}
 
 
 def rows_of(observations: Seen, index: int | slice) -> Any:

@@ -1,7 +1,7 @@
 """Reward wrappers: one name each for ``Env`` and ``VectorEnv``, any number on top of each other.
 
 ``RewardWrapper`` of Gymnasium sees a number; these see the whole step (``env.unwrapped.last_transition``). Each adds
-its weighted term to the reward and shows it under its name in ``info["rewards"]``, so that the terms sum to the reward.
+its weighted term to the reward and shows it as ``info["reward/<name>"]``, so that the terms sum to the reward.
 The formulas, with their scales, are in :mod:`redif_env.rewards`.
 
     env = FeatureAlignment(StepCost(env, cost=0.01), weight=0.5)
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from redif_env.diffusion.placement import full_precision
 from redif_env.diffusion.types import Transition
-from redif_env.envs.environments import ReDiFEnv, ReDiFVectorEnv, add_term
+from redif_env.envs.environments import ReDiFEnv, ReDiFVectorEnv, add_term, term_key
 from redif_env.measures.distances import Distance, root_mean_square
 from redif_env.measures.features import load_features
 from redif_env.measures.kernels import Kernel
@@ -75,10 +75,7 @@ class RewardTerm(gym.Wrapper):
         assert transition is not None
         with full_precision(transition.endpoint.device):
             value = float(self.term(transition))
-        terms = info.setdefault("rewards", {})
-        if self.term.name in terms:
-            raise ValueError(f"two reward terms are named {self.term.name!r}: give one of them another name")
-        terms[self.term.name] = value
+        info[term_key(info, self.term.name)] = value
         return observation, float(reward) + value, terminated, truncated, info
 
     @property
@@ -251,7 +248,7 @@ class GroupRelativeReward(VectorWrapper):
     """Each reward minus its group's mean: how much better the actions were than those of other group members.
 
     A sample's error depends mostly on its initial noise; within a group of sub-environments that share it, only the
-    actions differ. The agent needs no change. The terms in ``info["rewards"]`` are not changed. Put it on top of the
+    actions differ. The agent needs no change. The terms in the info are not changed. Put it on top of the
     reward terms, so that it sees their sum.
 
     Args:

@@ -34,13 +34,11 @@ from redif_env.measures.metrics import (
 from redif_env.storage.data import load_digits
 from redif_env.students.student import Student
 from redif_env.teachers.mixtures import GaussianMixture
-from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, reference_set
+from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, reference_set, sizes_of
 from redif_env.teachers.teacher import Teacher
 
 Sampler = Callable[[Tensor, Tensor], Tensor]
 """A function from noise ``(B, *S)`` and conditions ``(B,)`` to samples ``(B, *S)``."""
-TEST_SIZE = 2000
-TRAIN_SIZE = 4096
 SCREEN_SIZE, SHORTLIST = 256, 16
 """Number of noises on which all baselines are screened, and number of baselines evaluated on all noises."""
 
@@ -67,7 +65,8 @@ class Evaluator:
         teacher: the teacher.
         size, seed: of the noises. The default seed is used in no training and no model selection.
         teacher_steps: teacher predictions per endpoint.
-        train_size: size of the training set, used for :meth:`floor_row`.
+        train_size: size of the training set, used for :meth:`floor_row`. Sizes and steps that are None are the
+            teacher's defaults (:func:`redif_env.teachers.references.sizes_of`).
         features: name for :func:`redif_env.measures.features.load_features`; defaults to
             :func:`redif_env.measures.features.evaluation_features`.
     """
@@ -75,14 +74,17 @@ class Evaluator:
     def __init__(
         self,
         teacher: Teacher,
-        size: int = TEST_SIZE,
+        size: int | None = None,
         seed: int = TEST_SEED,
-        teacher_steps: int = 100,
-        train_size: int = TRAIN_SIZE,
+        teacher_steps: int | None = None,
+        train_size: int | None = None,
         features: str | None = None,
     ) -> None:
-        reference = reference_set(teacher, size, seed, teacher_steps)
-        self.teacher, self.teacher_steps, self.train_size = teacher, teacher_steps, train_size
+        sizes = sizes_of(teacher)
+        self.teacher = teacher
+        self.teacher_steps = teacher_steps or sizes.teacher_steps
+        self.train_size = train_size or sizes.reference_size
+        reference = reference_set(teacher, size or sizes.test_size, seed, self.teacher_steps)
         self.noise = reference.noise.to(teacher.device)
         self.condition = reference.condition
         self.endpoints = teacher.clip(reference.endpoints).to(teacher.device)

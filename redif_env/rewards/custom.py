@@ -16,7 +16,7 @@ class CallableReward:
 
     Args:
         fn: takes a ``Transition`` of B episodes and returns a tensor ``(B,)``, on the host or the samples' device.
-        name: the name of the reward in ``info["rewards"]``.
+        name: the name of the reward: its values are ``info["reward/<name>"]``.
     """
 
     fn: Callable[[Transition], Tensor]

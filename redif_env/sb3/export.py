@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import numpy as np
-import torch
-from gymnasium.spaces import Box
-from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecEnv
-from torch import nn
 
 from redif_env.diffusion.noise_schedulers import action_parameterization
-from redif_env.diffusion.types import State
-from redif_env.envs.environments import ReDiFVectorEnv
-from redif_env.envs.spaces import observation_space
+from redif_env.envs.between import Between
 from redif_env.mdp.actions import NoiseMap
 from redif_env.mdp.observations import Features
-from redif_env.mdp.policies import ACTIVATIONS, Policy
+from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.sb3.student_policy import StudentPolicy
-from redif_env.sb3.wrappers import Between, between, copied, cores_of
+from redif_env.sb3.wrappers import between, copied, cores_of
+from redif_env.students.faithful import check_step
+from redif_env.students.layers import policy_of, with_maps
 from redif_env.students.student import Student
 from redif_env.teachers.networks import build_network
 from redif_env.teachers.teacher import own_teacher
@@ -56,8 +51,7 @@ def check_decisions(agent: BaseAlgorithm, env: VecEnv, student: Student) -> None
     """Hold a student against its agent, in an episode of a copy of the agent's environment.
 
     Raises:
-        ValueError: if any action differs by more than ``TOLERANCE``; or, of a student with a network of its own, any
-            sample that is stepped to. It says by how much, and what stands between environment and policy.
+        ValueError: as :func:`redif_env.students.faithful.check_step`.
     """
     names = between(env).names
     env = copied(env)
@@ -67,29 +61,9 @@ def check_decisions(agent: BaseAlgorithm, env: VecEnv, student: Student) -> None
         before = [core.state for core in cores]
         action, memory = agent.predict(observation, state=memory, episode_start=first, deterministic=True)
         observation, _, first, _ = env.step(action)
-        difference = max(_difference(student, *pair) for pair in zip(before, cores, strict=True))
-        if not difference <= TOLERANCE:
-            through = f" (between them: {', '.join(names)})" if names else ""
-            raise ValueError(
-                f"student does not decide as the agent does: at step {step + 1} they differ by {difference:.3g}"
-                f"{through}. What the agent looks at or remembers beside the observation cannot be carried"
-            )
+        check_step(student, step, before, cores, names)
         if first.any():
             return
-
-
-def _difference(student: Student, before: State, core: ReDiFVectorEnv) -> float:
-    """The largest difference between what the environment did last, from the state before, and the student's step."""
-    done = core.last_transition
-    assert done is not None
-    if not student.mdp.teacher.own_network:
-        expected, found = student.policy(student.mdp.observe(before)), done.action
-    else:
-        with torch.no_grad():
-            state = student.mdp.predict(before, done.live)
-            decision = student.mdp.decode(state, student.policy(student.mdp.observe(state)))
-            expected, found = student.mdp.advance(state, decision).x, done.next_state.x
-    return float((expected.to(found) - found).abs().max())
 
 
 def student_of(policy: BasePolicy, mdp: DenoisingMDP, maps: Between | None = None) -> Student:
@@ -130,12 +104,12 @@ def actor_policy(policy: BasePolicy) -> Policy:
         if policy.squash_output:
             raise ValueError("agent has squash_output=True (gSDE), which is not supported: train without use_sde")
         modules = [policy.mlp_extractor.policy_net, policy.action_net]
-        return _build(modules, squash=False)
+        return policy_of(modules, squash=False)
     actor = getattr(policy, "actor", None)
     if actor is not None and hasattr(actor, "latent_pi"):
-        return _build([actor.latent_pi, actor.mu], squash=True)
+        return policy_of([actor.latent_pi, actor.mu], squash=True)
     if actor is not None and hasattr(actor, "mu"):
-        return _build([actor.mu], squash=True)
+        return policy_of([actor.mu], squash=True)
     raise ValueError(f"agent has a {type(policy).__name__}: only MlpPolicy actors can be exported")
 
 
@@ -153,65 +127,3 @@ def _check_features(policy: BasePolicy) -> None:
             f"agent has the features extractor {type(extractor).__name__}, which a student cannot carry: train without "
             "features_extractor_class; policy_kwargs={'net_arch': ...} makes a larger policy"
         )
-
-
-def with_maps(policy: Policy, maps: Between, mdp: DenoisingMDP) -> Policy:
-    """A policy with the affine maps between it and the environment built in.
-
-    Raises:
-        ValueError: if observations have another size, or the maps take an action's range to another than [-1, 1].
-    """
-    inputs, outputs = policy.config.sizes[0], policy.config.sizes[-1]
-    if (inputs, outputs) != (mdp.observation_size, mdp.action_size):
-        raise ValueError(
-            f"agent's policy maps {inputs} numbers to {outputs}, but the environment's observation has "
-            f"{mdp.observation_size} and its action {mdp.action_size}: {', '.join(maps.names) or 'something'} stands "
-            "between them, which a student cannot carry"
-        )
-    linears = [copy.deepcopy(linear) for linear in policy.linears]
-    if not policy.config.squash:  # the others' output is a share of the range, whatever that is
-        _fold(linears[-1], gain=maps.gain, offset=maps.offset)
-    if not _may_clip(maps, mdp):
-        first = linears[0].weight.detach().double().numpy(force=True)
-        with torch.no_grad():
-            linears[0].bias.sub_(torch.as_tensor(first @ (maps.mean * maps.scale)).to(linears[0].bias))
-            linears[0].weight.mul_(torch.as_tensor(maps.scale).to(linears[0].weight))
-        return Policy.from_linears(linears, policy.config.activation, policy.config.squash)
-    return Policy.from_linears(
-        linears,
-        policy.config.activation,
-        policy.config.squash,
-        (torch.as_tensor(maps.mean), torch.as_tensor(maps.scale), maps.clip),
-    )
-
-
-def _fold(linear: nn.Linear, gain: NDArray[np.float64], offset: NDArray[np.float64]) -> None:
-    """Multiply what a layer gives by ``gain`` and add ``offset``."""
-    factor, added = (torch.as_tensor(values).to(linear.weight) for values in (gain, offset))
-    with torch.no_grad():
-        linear.weight.mul_(factor[:, None])
-        linear.bias.mul_(factor).add_(added)
-
-
-def _may_clip(maps: Between, mdp: DenoisingMDP) -> bool:
-    """Whether an observation in its bounds can leave the range of the normaliser's clip."""
-    if maps.clip is None:
-        return False
-    space = observation_space(mdp)
-    assert isinstance(space, Box)
-    ends = np.stack([space.low, space.high]).astype(np.float64)
-    ends[:, : mdp.num_steps] = [[0.0], [1.0]]  # the steps left, one-hot
-    return bool((np.abs((ends - maps.mean) * maps.scale) > maps.clip).any())
-
-
-def _build(modules: list[nn.Module], squash: bool) -> Policy:
-    # The hidden part of a linear policy is an empty Sequential.
-    layers = [layer for module in modules for layer in module.modules() if not isinstance(layer, nn.Sequential)]
-    linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    # A Tanh after the output layer (TD3) squashes the action; it is not a hidden activation.
-    hidden = layers[: layers.index(linears[-1])]
-    names = {name for name, kind in ACTIVATIONS.items() for layer in hidden if isinstance(layer, kind)}
-    unknown = [layer for layer in hidden if not isinstance(layer, (nn.Linear, *ACTIVATIONS.values()))]
-    if unknown or len(names) > 1:
-        raise ValueError(f"agent's policy has layers that a student does not support: {unknown or sorted(names)}")
-    return Policy.from_linears(linears, names.pop() if names else "tanh", squash)

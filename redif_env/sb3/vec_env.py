@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from redif_env.envs.environments import ReDiFVectorEnv, info_of
+from redif_env.envs.environments import REWARD, ReDiFVectorEnv, info_of, terms_of
 from redif_env.envs.task import Task
 from redif_env.envs.wrappers import GroupRelativeReward, VectorRewardTerm
 from redif_env.mdp.arguments import takes
@@ -24,7 +24,7 @@ class ReDiFVecEnv(VecEnv):
     """Adapter for any ReDiF vector environment in autoreset mode ``SAME_STEP``, wrapped or not.
 
     Finished episodes report ``info["episode"]`` as SB3's ``Monitor`` does, with the return of the environment's own
-    reward terms (whatever a wrapper makes of them for the agent), and each term's sum under ``info["rewards"]``.
+    reward terms (whatever a wrapper makes of them for the agent), and each term's sum as ``info["reward/<name>"]``.
 
     Args:
         env: the vector environment.
@@ -38,7 +38,8 @@ class ReDiFVecEnv(VecEnv):
             raise ValueError(f"env must be a ReDiFVectorEnv, wrapped or not, got {env.unwrapped!r}")
         if env.unwrapped.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"env must have autoreset_mode SAME_STEP, as SB3 expects, got {env.unwrapped.autoreset_mode}"
+                f"env must have autoreset_mode SAME_STEP, as SB3 expects, got {env.unwrapped.autoreset_mode}: make it "
+                "with redif_env.sb3.make_vec_env, or with autoreset_mode='SameStep'"
             )
         self.env = env
         self._actions: NDArray[np.float32] | None = None
@@ -135,16 +136,15 @@ class ReDiFVecEnv(VecEnv):
     def _count(self, infos: dict[str, Any]) -> None:
         self._lengths += 1
         for source in (infos, infos.get("final_info", {})):
-            for name, values in source.get("rewards", {}).items():
-                if not name.startswith("_"):
-                    self._returns[name] = self._returns.get(name, np.zeros(self.num_envs)) + values
+            for name, values in terms_of(source).items():
+                self._returns[name] = self._returns.get(name, np.zeros(self.num_envs)) + values
 
     def _finished(self, infos: dict[str, Any], index: int, truncated: bool) -> dict[str, Any]:
         terms = {name: float(values[index]) for name, values in self._returns.items()}
         row = info_of(infos["final_info"], index)
         row["terminal_observation"] = infos["final_obs"][index]
         row["TimeLimit.truncated"] = truncated
-        row["rewards"] = terms
+        row |= {f"{REWARD}{name}": value for name, value in terms.items()}
         seconds = round(time.monotonic() - self._start, 6)
         row["episode"] = {"r": sum(terms.values()), "l": int(self._lengths[index]), "t": seconds}
         self._lengths[index] = 0
@@ -166,5 +166,6 @@ def make_vec_env(
         render_mode: None or ``"rgb_array"``.
         arguments: the fields of :class:`redif_env.envs.task.Task`, which :class:`redif_env.ReDiFEnv` lists.
     """
-    env = ReDiFVectorEnv(num_envs, group_size=group_size, render_mode=render_mode, **arguments)
+    mode = AutoresetMode.SAME_STEP
+    env = ReDiFVectorEnv(num_envs, group_size=group_size, autoreset_mode=mode, render_mode=render_mode, **arguments)
     return ReDiFVecEnv(GroupRelativeReward(env) if group_size > 1 and not env.mdp.adaptive else env)

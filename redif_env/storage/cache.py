@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -13,8 +14,35 @@ from torch import Tensor
 
 from redif_env.storage.files import ASSETS, CorruptFileError, cache_folder, write_file
 
+_GIVEN: dict[str, Tensor] = {}
+_GATHERED: list[dict[str, Tensor]] = []
+
+
+def give(tensors: Mapping[str, Tensor]) -> None:
+    """Have tensors at hand that another process has computed: :func:`cached` looks among them first."""
+    _GIVEN.update(tensors)
+
+
+@contextmanager
+def gathered() -> Iterator[dict[str, Tensor]]:
+    """A dict of every tensor that :func:`cached` returns in this context, by key: what :func:`give` takes elsewhere."""
+    found: dict[str, Tensor] = {}
+    _GATHERED.append(found)
+    try:
+        yield found
+    finally:
+        _GATHERED.remove(found)
+
 
 def cached(key: str, compute: Callable[[], Tensor]) -> Tensor:
+    """The tensor of ``key``: at hand already, or stored, or computed (:func:`_stored`)."""
+    tensor = _GIVEN[key] if key in _GIVEN else _stored(key, compute)
+    for found in _GATHERED:
+        found[key] = tensor.detach().cpu()
+    return tensor
+
+
+def _stored(key: str, compute: Callable[[], Tensor]) -> Tensor:
     """The tensor stored under ``key``, in the package's own assets or the user's cache; else computed and stored.
 
     A cache that cannot be read or written (another user's file, a full disk, no home) is a warning, and the tensor is

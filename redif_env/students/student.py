@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -216,6 +216,52 @@ class Student:
             ValueError: if there is no environment, it is not a ReDiF environment, or the policy is not supported.
         """
         return student_of_agent(agent, env)
+
+    @classmethod
+    def from_policy(
+        cls,
+        policy: Any,
+        env: Any,
+        *,
+        activation: str | None = None,
+        squash: bool | None = None,
+        decide: Callable[[Tensor], Any] | None = None,
+        observation: Sequence[Any] | None = None,
+        action: Sequence[Any] | None = None,
+    ) -> Student:
+        """Make the student of a policy trained by any library, or by code of one's own.
+
+        Affine wrappers of Gymnasium around ``env`` become part of the student, as do the maps that are handed over.
+        Before it is given back, the policy acts for an episode in a copy of ``env``, where each of its own decisions
+        must be the student's.
+
+        Args:
+            policy: a torch module of linear layers with one kind of activation, from observations to actions (means
+                first, if it gives deviations too); a list of its linear layers; or a callable from observations to
+                actions with a method ``export()`` that returns one of these.
+            env: the environment that it was trained in, Gymnasium's, single or batched, with its wrappers, or
+                :class:`redif_env.torchrl.ReDiFEnv`.
+            activation: of a list of layers: ``"tanh"``, ``"relu"``, ``"silu"``, ``"gelu"`` or ``"elu"``.
+            squash: whether tanh is applied to the output; by default, whether the module ends in ``Tanh``.
+            decide: the policy's own deterministic decisions, from observations ``(B, F)`` as ``env`` gives them to
+                actions ``(B, A)`` as ``env`` takes them; by default the module's or callable's output. A list of
+                layers needs it.
+            observation: mean and scale, and perhaps a clip, of a normaliser that ``env`` does not have: the policy was
+                given ``(observation - mean) * scale``, clipped to ``+-clip``.
+            action: gain and offset, where ``env`` was given ``gain * action + offset``.
+
+        Raises:
+            ValueError: if ``env`` is not a ReDiF environment, the policy or a wrapper is of a kind that a student
+                cannot carry, or the student's decisions are not the policy's.
+        """
+        from redif_env.envs.between import as_gymnasium
+        from redif_env.students.faithful import check_decisions, policy_in, process_of
+
+        env = as_gymnasium(env)
+        own, decide = policy_in(policy, env, activation, squash, decide, observation, action)
+        student = cls(process_of(env), own)
+        check_decisions(student, env, decide)
+        return student
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the student as the folder of :meth:`pipeline`: configs, safetensors and a model card, written

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ import tyro
 from safetensors import SafetensorError
 
 from redif_env.mdp.settings import parse_device, shared_teacher
+from redif_env.teachers.references import sizes_of
 from redif_env.teachers.teacher import Teacher
 from redif_env.training.runs import CONFIG_FILE, RunStoppedError, UnhealthyRunError, check_settings, read_settings
 
@@ -49,6 +50,13 @@ def run(
         _leave(f"error: {error}", 1)
     except RunStoppedError as stopped:
         _leave(str(stopped), stopped.exit_code)
+
+
+def with_sizes(settings: Settings) -> Settings:
+    """``settings`` with the teacher's default sizes of reference sets where they are None."""
+    sizes = sizes_of(settings.teacher)  # type: ignore[attr-defined]
+    missing = [item.name for item in fields(sizes) if getattr(settings, item.name, 0) is None]
+    return replace(settings, **{name: getattr(sizes, name) for name in missing})  # type: ignore[type-var]
 
 
 def parse(

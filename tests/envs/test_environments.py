@@ -70,7 +70,7 @@ def test_vector_env_equals_stacked_single_envs(mode):
 def test_vector_env_equals_stacked_single_envs_with_a_network():
     """With a convolutional network, a batch rounds differently from its rows: the same to 1e-3."""
     settings = TINY | {"teacher": "digits"}
-    ours = gym.make_vec("ReDiF-v0", num_envs=3, **settings)
+    ours = gym.make_vec("ReDiF-v0", num_envs=3, **settings, autoreset_mode=AutoresetMode.SAME_STEP)
     theirs = SyncVectorEnv([lambda: gym.make("ReDiF-v0", **settings)] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
     np.testing.assert_allclose(ours.reset(seed=1)[0], theirs.reset(seed=1)[0], atol=1e-4)
     for actions in random_actions(theirs, 6):
@@ -222,7 +222,9 @@ def test_returned_arrays_never_change():
 
 def test_strip_shows_the_trajectory():
     """The frame keeps its size, fills from the left, and a finished episode stays until the next one's first step."""
-    env = ReDiFVectorEnv(2, **TINY | {"teacher": "digits"}, num_steps=2, render_mode="rgb_array")
+    env = ReDiFVectorEnv(
+        2, **TINY | {"teacher": "digits"}, num_steps=2, render_mode="rgb_array", autoreset_mode="SameStep"
+    )
     zero = np.zeros(env.action_space.shape, np.float32)
     env.reset(seed=0)
     frames = [env.render()]
@@ -347,3 +349,53 @@ def test_autocast_rounds_answers_to_bfloat16_and_nothing_else():
     torch.testing.assert_close(before.eps_history[:, 0], asked, rtol=0, atol=0)
     assert not torch.equal(before.eps_history, exact.state.eps_history)
     torch.testing.assert_close(before.eps_history, exact.state.eps_history, rtol=0, atol=0.05)
+
+
+def test_the_default_autoreset_is_gymnasiums():
+    """The step after an episode's last takes no action; a single environment takes the argument and never resets."""
+    env = gym.make_vec("ReDiF-v0", num_envs=3, **TINY, num_steps=2, max_episode_steps=2)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    assert SyncVectorEnv([lambda: gym.make("ReDiF-v0", **TINY)]).metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    env.reset(seed=0)
+    zero = np.zeros(env.action_space.shape, np.float32)
+    ends = [env.step(zero)[2].tolist() for _ in range(6)]
+    assert ends == [[False] * 3, [True] * 3, [False] * 3] * 2
+    for mode in ("SameStep", AutoresetMode.NEXT_STEP):
+        single = gym.make("ReDiF-v0", **TINY, num_steps=2, autoreset_mode=mode)
+        single.reset(seed=0)
+        single.step(zero[0])
+        assert single.step(zero[0])[2]
+        with pytest.raises(gym.error.ResetNeeded):
+            single.step(zero[0])
+    with pytest.raises(ValueError, match="autoreset_mode='Never' is unknown"):
+        gym.make("ReDiF-v0", **TINY, autoreset_mode="Never")
+    with pytest.raises(ValueError, match="max_episode_steps=2 is below num_steps=4"):
+        gym.make_vec("ReDiF-v0", num_envs=3, **TINY, max_episode_steps=2)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_specs_are_written_as_json(mode):
+    text = gym.make_vec("ReDiF-v0", num_envs=2, **TINY, autoreset_mode=mode).spec.to_json()
+    assert f'"autoreset_mode": "{mode.value}"' in text
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_gymnasiums_episode_statistics(mode):
+    """They are the sums of what was paid, and count the steps that were taken."""
+    env = gym.make_vec("ReDiF-v0", num_envs=4, **TINY, reward={"endpoint": 1.0, "step_cost": 0.1}, autoreset_mode=mode)
+    env = gym.wrappers.vector.RecordEpisodeStatistics(env)
+    env.reset(seed=0)
+    zero, total, episodes = np.zeros(env.action_space.shape, np.float32), np.zeros(4), 0
+    for _ in range(15):
+        _, rewards, terminated, _, infos = env.step(zero)
+        total += rewards
+        if terminated.any():
+            found = infos if mode is AutoresetMode.NEXT_STEP else infos.get("final_info", infos)
+            episode = found.get("episode", infos.get("episode"))
+            np.testing.assert_allclose(episode["r"], total, rtol=1e-6)
+            assert episode["l"].tolist() == [4] * 4
+            terms = {key for key in found if key.startswith("reward/")}
+            assert terms == {"reward/endpoint", "reward/step_cost"}
+            assert found["_reward/endpoint"].all()
+            total[:], episodes = 0, episodes + 1
+    assert episodes == 3

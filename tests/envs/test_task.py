@@ -72,7 +72,7 @@ def test_the_signature_shows_every_argument(made):
     for item in fields(Task):
         assert (found[item.name].default, found[item.name].annotation) == (item.default, item.type)
         assert found[item.name].kind is inspect.Parameter.KEYWORD_ONLY
-    assert set(found) - set(NAMES) <= {"num_envs", "group_size", "autoreset_mode", "render_mode"}
+    assert set(found) - set(NAMES) <= {"num_envs", "group_size", "autoreset_mode", "max_episode_steps", "render_mode"}
 
 
 def test_the_page_shows_every_argument():

@@ -109,7 +109,7 @@ def test_single_and_vector_environments_apply_the_map():
     np.testing.assert_array_equal(observation, expected)
     core = ours.unwrapped
     initial = core.mdp.initial_sample(core.reference.noise[info["pair"]])
-    assert torch.equal(core._state.x, initial)
+    assert torch.equal(core.state.x, initial)
     theirs.action_space.seed(0)
     for _ in range(5):
         actions = theirs.action_space.sample()

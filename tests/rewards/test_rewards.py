@@ -8,6 +8,7 @@ from torch import nn
 from redif_env import ReDiFVectorEnv
 from redif_env.diffusion.predictions import noise_estimate
 from redif_env.diffusion.schedules import FlowSchedule, VarianceExplodingSchedule
+from redif_env.envs.environments import terms_of
 from redif_env.measures.distances import squared_error
 from redif_env.measures.kernels import EnergyKernel, squared_mmd
 from redif_env.rewards.cost import StepCost
@@ -148,9 +149,9 @@ def test_path_reward_is_minus_one_for_the_base_solver_and_zero_for_the_teacher()
     """An episode of the base solver over the reference set, and states on the teacher's trajectory."""
     env = ReDiFVectorEnv(32, **{**RING, "reference_size": 32}, num_steps=3, reward="path")
     env.reset(seed=0)
-    env._pair = torch.arange(32)
+    env.episodes.pair = torch.arange(32)
     state = env.mdp.initial(env.reference.noise)
-    env._state = env.mdp.predict(state, torch.ones(32, dtype=torch.bool))
+    env.episodes.started = env.mdp.predict(state, torch.ones(32, dtype=torch.bool))
     total = 0
     for _ in range(3):
         total += env.step(np.zeros(env.action_space.shape, np.float32))[1]
@@ -282,7 +283,7 @@ def test_callable_reward():
     env.reset(seed=0)
     _, rewards, _, _, info = env.step(np.zeros(env.action_space.shape, np.float32))
     np.testing.assert_allclose(rewards, env.last_transition.next_state.x.norm(dim=1).numpy())
-    np.testing.assert_array_equal(info["rewards"]["norm"], rewards)
+    np.testing.assert_array_equal(info["reward/norm"], rewards)
 
 
 def test_reward_is_the_weighted_sum_of_its_terms():
@@ -292,9 +293,9 @@ def test_reward_is_the_weighted_sum_of_its_terms():
     zero = np.zeros(env.action_space.shape, np.float32)
     _, first, _, _, info = env.step(zero)
     assert first.tolist() == [-0.5] * 3
-    assert set(info["rewards"]) == {"endpoint", "_endpoint", "step_cost", "_step_cost"}
+    assert set(terms_of(info)) == {"endpoint", "step_cost"}
     _, rewards, _, _, info = env.step(zero)
-    terms = info["final_info"]["rewards"]
+    terms = terms_of(info)
     np.testing.assert_allclose(rewards, terms["endpoint"] + terms["step_cost"])
     plain = EndpointAlignment.calibrated(env.mdp, env.reference)(env.last_transition)
     np.testing.assert_allclose(terms["endpoint"], 2 * plain.numpy(), rtol=1e-6)

@@ -29,6 +29,7 @@ def test_ppo_learns_the_optimal_step():
             solver=DDIM(),
             grid=TimeGrid(),
             reference_size=256,
+            autoreset_mode="SameStep",
         )
 
     choices, env = np.linspace(-1, 1, 81, dtype=np.float32), make(256)

@@ -707,6 +707,7 @@ def test_network_learns_a_known_optimum():
     image = torch.tensor([[0.5, -0.5, 0.25, 0.0], [-0.25, 0.5, 0.0, -0.5], [0.5, 0.5, -0.5, 0.25], [0.0] * 4])
     teacher = GaussianMixtureTeacher(image[None, None], 0.02)
     options = {"num_steps": 1, "reference_size": 64, "teacher_steps": 10, "group_size": 8, **NOISE}
+    options["autoreset_mode"] = "SameStep"
     env = ReDiFVecEnv(
         GroupRelativeReward(ReDiFVectorEnv(64, teacher=teacher, reward=EndpointAlignment(1.0), **options))
     )

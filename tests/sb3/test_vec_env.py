@@ -7,6 +7,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from redif_env import ReDiFEnv, ReDiFVectorEnv, Student
+from redif_env.envs.environments import terms_of
 from redif_env.envs.wrappers import GroupRelativeReward, StepCost
 from redif_env.sb3 import GroupRelativeReturns, ReDiFVecEnv, make_vec_env
 
@@ -32,7 +33,7 @@ def test_adapter_matches_dummy_vec_env():
             if "terminal_observation" in expected:
                 np.testing.assert_array_equal(info["terminal_observation"], expected["terminal_observation"])
                 assert info["TimeLimit.truncated"] is False
-                assert info["rewards"] == expected["rewards"]
+                assert terms_of(info) == terms_of(expected)
                 assert info["pair"] == expected["pair"]
 
 
@@ -58,12 +59,12 @@ def test_group_relative_rewards_report_the_true_return():
     assert dones.all()
     np.testing.assert_allclose(rewards.reshape(2, 8).mean(1), 0, atol=1e-6)
     for info in infos:
-        assert info["episode"]["r"] == info["rewards"]["endpoint"] < 0
+        assert info["episode"]["r"] == info["reward/endpoint"] < 0
         assert info["episode"]["l"] == 4
 
 
 def test_wrapped_vector_envs_are_supported():
-    wrapped = ClipReward(ReDiFVectorEnv(2, **TINY), -0.5, 0.5)
+    wrapped = ClipReward(ReDiFVectorEnv(2, **TINY, autoreset_mode="SameStep"), -0.5, 0.5)
     env = VecMonitor(ReDiFVecEnv(wrapped))
     agent = PPO("MlpPolicy", env, n_steps=8, batch_size=16, n_epochs=1, seed=0)
     agent.learn(32)
@@ -131,7 +132,7 @@ def test_first_importance_ratio_is_one():
 def test_export_refuses_unsupported_agents():
     env = make_vec_env(2, **TINY)
     agent = PPO("MlpPolicy", env, n_steps=4, batch_size=8, policy_kwargs={"activation_fn": torch.nn.Hardswish})
-    with pytest.raises(ValueError, match="layers that a student does not support"):
+    with pytest.raises(ValueError, match="layers that a student cannot carry"):
         Student.from_agent(agent)
     other = PPO("MlpPolicy", "Pendulum-v1", n_steps=8, batch_size=8)
     with pytest.raises(ValueError, match="env must be a ReDiF environment"):
@@ -163,14 +164,14 @@ def test_images_through_sb3():
 
 def test_terms_of_wrappers_are_in_the_info():
     """Each finished episode has them by name and in its return."""
-    core = ReDiFVectorEnv(4, **TINY, num_steps=2, group_size=2)
+    core = ReDiFVectorEnv(4, **TINY, num_steps=2, group_size=2, autoreset_mode="SameStep")
     env = ReDiFVecEnv(GroupRelativeReward(StepCost(core, cost=0.25)))
     env.reset()
     for _ in range(2):
         infos = env.step(np.zeros((4, 5), np.float32))[3]
     for info in infos:
-        assert info["rewards"]["step_cost"] == -0.5
-        assert info["episode"]["r"] == pytest.approx(info["rewards"]["endpoint"] - 0.5)
+        assert info["reward/step_cost"] == -0.5
+        assert info["episode"]["r"] == pytest.approx(info["reward/endpoint"] - 0.5)
         assert info["nfe"] == info["episode"]["l"] == 2
 
 
@@ -178,7 +179,7 @@ def test_group_relative_returns_match_group_relative_rewards_for_fixed_steps():
     """The trained weights are equal if no group draws the same noise twice."""
     agents, settings = [], TINY | {"reference_size": 4096}
     for callback in (None, GroupRelativeReturns()):
-        core = ReDiFVectorEnv(8, **settings, num_steps=2, group_size=4)
+        core = ReDiFVectorEnv(8, **settings, num_steps=2, group_size=4, autoreset_mode="SameStep")
         env = ReDiFVecEnv(GroupRelativeReward(core) if callback is None else core)
         agent = PPO("MlpPolicy", env, n_steps=6, batch_size=24, n_epochs=2, gamma=1.0, gae_lambda=1.0, seed=0)
         agents.append(agent.learn(96, callback=callback))
@@ -188,7 +189,7 @@ def test_group_relative_returns_match_group_relative_rewards_for_fixed_steps():
 
 def test_group_relative_returns_of_episodes_of_different_lengths():
     """The relative returns of a rollout sum to 0 for each group and noise."""
-    env = ReDiFVecEnv(ReDiFVectorEnv(8, **TINY, num_steps=4, min_steps=1, group_size=4))
+    env = ReDiFVecEnv(ReDiFVectorEnv(8, **TINY, num_steps=4, min_steps=1, group_size=4, autoreset_mode="SameStep"))
     seen = []
 
     class Spy(GroupRelativeReturns):

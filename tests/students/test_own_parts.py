@@ -24,7 +24,7 @@ def test_a_plain_function_is_a_reward():
     env.step(np.zeros(5, np.float32))
     *_, info = env.step(np.zeros(5, np.float32))
     found = -float(env.unwrapped.last_transition.next_state.x.mean())
-    assert info["rewards"] == {"darkness": pytest.approx(found)}
+    assert {"darkness": info["reward/darkness"]} == {"darkness": pytest.approx(found)}
     env = gym.make("ReDiF-v0", **TINY, reward=lambda transition: torch.zeros_like(transition.terminated, dtype=float))
     env.reset(seed=0)
     assert env.step(np.zeros(5, np.float32))[1] == 0

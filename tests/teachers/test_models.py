@@ -13,6 +13,7 @@ import tyro
 
 from agents import ppo
 from redif_env import ReDiFVectorEnv, Student, Teacher
+from redif_env.envs.environments import terms_of
 from redif_env.judging.baselines import Baseline
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.settings import MDPSettings, build_mdp
@@ -174,7 +175,7 @@ def test_rewards_of_latents_look_at_images(saved):
     env.reset(seed=0)
     env.step(np.zeros(env.action_space.shape, np.float32))
     *_, infos = env.step(np.zeros(env.action_space.shape, np.float32))
-    found = infos["final_info"]["rewards"]
+    found = terms_of(infos)
     for name in terms:
         assert np.isfinite(found[name]).all()
         assert found[name].mean() < 0

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
+from redif_env.envs.environments import terms_of
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.rendering import tile, to_pixels
@@ -75,7 +76,7 @@ class HeldOutCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
-            for name, value in info.get("rewards", {}).items():
+            for name, value in terms_of(info).items():
                 self._terms.setdefault(name, []).append(value)
         return True
 

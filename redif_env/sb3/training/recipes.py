@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
-from redif_env.teachers.references import sizes_of
-from redif_env.training.command import DEFAULT_REWARD
+from redif_env.training.command import DEFAULT_REWARD, with_sizes
 from redif_env.training.runs import check_settings
 
 Settings = TypeVar("Settings")
@@ -89,7 +88,5 @@ def settled(settings: Settings) -> Settings:
     teacher's sizes of reference sets, where None."""
     check_settings(settings)
     recipe = NOISE if settings.action == "noise" else SOLVER  # type: ignore[attr-defined]
-    sizes = sizes_of(settings.teacher)  # type: ignore[attr-defined]
-    defaults = {item.name: getattr(part, item.name) for part in (recipe, sizes) for item in fields(part)}
-    missing = [name for name in defaults if getattr(settings, name) is None]
-    return replace(settings, **{name: defaults[name] for name in missing})  # type: ignore[type-var]
+    missing = [item.name for item in fields(recipe) if getattr(settings, item.name) is None]
+    return with_sizes(replace(settings, **{name: getattr(recipe, name) for name in missing}))  # type: ignore[type-var]

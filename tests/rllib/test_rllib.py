@@ -1,0 +1,143 @@
+"""RLlib: environments of runners, students of modules, a run that survives what is lost. Needs ``make test-ray``."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+ray = pytest.importorskip("ray", reason="make test-ray")
+# Ray, RLlib and Gymnasium 1.2 warn of their own changes to come.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+from agents import rllib as program  # noqa: E402
+from redif_env import Student  # noqa: E402
+from redif_env.rllib import CalmModule, make_env, shared_tensors, student_of_module  # noqa: E402
+from redif_env.storage import cache  # noqa: E402
+
+TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20}
+QUICK = dict(
+    **TINY, reward=(("endpoint", 1.0),), num_envs=32, group_size=8, held_out_every=3, held_out_size=32, test_size=32,
+    baselines="none",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+    yield
+    ray.shutdown()
+
+
+def test_environments_are_batched_and_reset_as_rllib_expects():
+    env = make_env({**TINY, "num_envs": 8, "group_size": 4})
+    assert env.unwrapped.autoreset_mode.value == "NextStep"
+    env.reset(seed=0)
+    rewards = [env.step(env.action_space.sample())[1] for _ in range(4)][-1]
+    np.testing.assert_allclose(rewards.reshape(2, 4).mean(1), 0, atol=1e-6)
+    assert make_env({**TINY, "group_size": 4}).action_space.shape == (5,)
+    with pytest.raises(ValueError, match="autoreset_mode='SameStep' cannot be used with RLlib"):
+        make_env({**TINY, "num_envs": 8, "autoreset_mode": "SameStep"})
+
+
+def test_costly_tensors_are_made_once(tmp_path, monkeypatch):
+    """On another machine, whose cache is empty, nothing is computed."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    settings = TINY | {"reward": {"path": 1.0}}
+    tensors = shared_tensors(**settings)
+    monkeypatch.setenv("REDIF_CACHE", str(tmp_path))
+    monkeypatch.setattr(cache, "_GIVEN", {})
+    monkeypatch.setattr(cache, "ASSETS", tmp_path)
+    monkeypatch.setattr(cache, "_stored", lambda key, compute: pytest.fail(f"{key} was computed"))
+    assert make_env({**settings, "tensors": tensors, "num_envs": 2}).num_envs == 2
+    monkeypatch.setattr(cache, "_GIVEN", {})
+    with pytest.raises(pytest.fail.Exception, match="was computed"):
+        make_env({**settings, "num_envs": 2})
+    ray.shutdown()
+
+
+def test_the_module_starts_at_the_base_solver_and_is_exported():
+    env = make_env({**TINY, "num_envs": 8})
+    spec = CalmModule.spec()
+    spec.observation_space, spec.action_space = env.single_observation_space, env.single_action_space
+    module = spec.build()
+    seen = torch.from_numpy(env.reset(seed=0)[0])
+    out = module.forward_inference({"obs": seen})["action_dist_inputs"]
+    assert out[:, :5].abs().max() < 0.05
+    torch.testing.assert_close(out[:, 5:].exp(), torch.full((8, 5), 0.2))
+    with torch.no_grad():
+        module.pi.net.mlp[-1].bias.add_(torch.linspace(-0.5, 0.5, 5))
+    student = student_of_module(module, env)
+    torch.testing.assert_close(
+        student.policy(seen), module.forward_inference({"obs": seen})["action_dist_inputs"][:, :5]
+    )
+    inference = module.forward_inference
+    module.forward_inference = lambda batch: {"action_dist_inputs": inference(batch)["action_dist_inputs"] * 0.5}
+    with pytest.raises(ValueError, match="does not decide as the agent does"):
+        student_of_module(module, env)
+
+
+def kill_a_runner(out, killed):
+    """SIGKILL to one runner once training has begun."""
+    import psutil
+
+    while not killed:
+        time.sleep(0.05)
+        for process in psutil.Process().children(recursive=True) if (out / "checkpoints").exists() else []:
+            try:
+                if "EnvRunner" in "".join(process.cmdline()):
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.append(process.pid)
+                    return
+            except psutil.Error:
+                continue
+
+
+def test_a_run_survives_a_lost_runner(tmp_path):
+    """It ends better than the base solver, its student evaluated; a finished run is left alone; another budget refused."""
+    killed = []
+    thread = threading.Thread(target=kill_a_runner, args=(tmp_path, killed), daemon=True)
+    thread.start()
+    # Raylets are children of this process, and runners theirs.
+    args = program.Args(**QUICK, network_calls=24 * 128, runners=2, out=tmp_path)
+    program.main(args)
+    assert killed
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["environment_steps"] == 24 * 128
+    assert result["rows"][0]["method"] == "redif-rllib"
+    assert Student.from_pretrained(tmp_path / "student")(num_samples=2).shape == (2, 2)
+    with pytest.raises(ValueError, match="holds a run already"):
+        program.main(args)
+
+
+def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    args = program.Args(**QUICK, network_calls=6 * 128, runners=0, out=tmp_path, resume=True)
+    save = program.save
+
+    def stop(out, algorithm, best, done, seconds):
+        save(out, algorithm, best, done, seconds)
+        algorithm.stop()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        program.main(args)
+    assert not (tmp_path / "result.json").exists()
+    monkeypatch.setattr(program, "save", save)
+    saved = []
+    monkeypatch.setattr(program, "save", lambda *given: saved.append(given[3]) or save(*given))
+    program.main(args)
+    assert saved == [6]
+    assert json.loads((tmp_path / "result.json").read_text())["environment_steps"] == 6 * 128
+
+
+def test_arguments_are_refused_before_anything_starts(tmp_path, capsys):
+    with pytest.raises(ValueError, match="num_envs=32 must be a multiple of runners=3 times group_size=8"):
+        program.train(program.Args(**QUICK, runners=3, out=tmp_path))
+    program.main(program.Args(**QUICK, dry_run=True, out=tmp_path))
+    assert "training" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
