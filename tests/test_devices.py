@@ -44,11 +44,11 @@ def played(env, steps=7):
 
 
 def same(found, expected):
-    for value, wanted in zip(found, expected, strict=True):
+    for value, target in zip(found, expected, strict=True):
         if isinstance(value, dict):
-            same(value.values(), wanted.values())
+            same(value.values(), target.values())
         else:
-            np.testing.assert_allclose(value, wanted, rtol=3e-5, atol=1e-5)
+            np.testing.assert_allclose(value, target, rtol=3e-5, atol=1e-5)
 
 
 # What the pretended device finds
@@ -254,13 +254,13 @@ def test_a_run_goes_on_on_another_device(device, first, then):
         env = make_vec_env(2, teacher=load_teacher("gaussian-ring"), device=name, **SMALL)
         return PPO("MlpPolicy", env, n_steps=3, batch_size=6, n_epochs=1, device=name, seed=0)
 
-    begun = agent_on(first)
-    begun.learn(6)
-    state = agent_state(begun)
+    first_agent = agent_on(first)
+    first_agent.learn(6)
+    state = agent_state(first_agent)
     action = np.full((2, 5), 0.1, np.float32)
     gone_on = agent_on(then)
     load_agent_state(gone_on, state)
-    expected = begun.env.step(action)
+    expected = first_agent.env.step(action)
     same(gone_on.env.step(action)[:3], expected[:3])
     gone_on.learn(6, reset_num_timesteps=False)
 

@@ -74,9 +74,9 @@ def fit(space: SigmaSpace, order: int, pool: Pool) -> tuple[Tensor | None, ...]:
         without = step(space, order, index, x, [*past, torch.zeros_like(direction)])
         size = step(space, order, index, torch.zeros_like(x), [torch.zeros_like(x)] * len(past) + [torch.ones_like(x)])
         scaled = vectors * size.flatten(1)[:, None].double()
-        wanted = (targets[index + 1] - without).flatten(1).double()
+        target = (targets[index + 1] - without).flatten(1).double()
         coordinates = torch.linalg.lstsq(
-            torch.einsum("nid,njd->ij", scaled, scaled), torch.einsum("nid,nd->i", scaled, wanted)[:, None]
+            torch.einsum("nid,njd->ij", scaled, scaled), torch.einsum("nid,nd->i", scaled, target)[:, None]
         ).solution[:, 0]
         better = step(space, order, index, x, [*past, corrected(vectors, coordinates, direction)])
         before, after = ((end - targets[index + 1]).square().mean() for end in (plain, better))

@@ -144,7 +144,7 @@ def read_scheduler(config: Mapping[str, Any], name: str, tokens: int | None = No
     if kind in _EDM:
         return _edm(config, name)
     if kind == "ScoreSdeVeScheduler":
-        # Its network is told sigma and answers with the score.
+        # Its network takes sigma and predicts the score.
         schedule = VarianceExplodingSchedule(config["sigma_min"], config["sigma_max"], label=NoiseLabel.SIGMA)
         return Parameterization(schedule, PredictionType.EPSILON, ScorePreconditioning())
     if kind in _FLOW or config.get("use_flow_sigmas"):

@@ -122,7 +122,7 @@ class Sample:
 
     =============  ===========  ===================================================================================
     ``sample``     ``(B, *S)``  the noisy sample, as the teacher's network takes it
-    ``timestep``   ``(B, 1)``   what the network is told, in the training schedule's units
+    ``timestep``   ``(B, 1)``   conditioning timestep, in the training schedule's units
     ``level``      ``(B, 1)``   ``half_logsnr``, clipped to [-10, 10]
     ``nfe_left``   ``(B, 1)``   network calls left, this one included; 0 once the sample is finished
     ``condition``  ``(B, 1)``   the row of the teacher's conditions

@@ -119,9 +119,9 @@ def test_training_moves_what_cloning_made(settings, tmp_path):
     teacher = load_teacher(settings.teacher)
     assert not same(weights(cloned), teacher.network.state_dict())
     cloned.save_pretrained(tmp_path / "clone" / "student")
-    begun = replace(settings.network, init=str(tmp_path / "clone" / "student"), clone_updates=None)
-    agent = ppo.build(replace(settings, network=begun))
-    warm_start(begun, agent.get_env().unwrapped.mdp, agent.policy, 0)
+    initialised = replace(settings.network, init=str(tmp_path / "clone" / "student"), clone_updates=None)
+    agent = ppo.build(replace(settings, network=initialised))
+    warm_start(initialised, agent.get_env().unwrapped.mdp, agent.policy, 0)
     assert same(agent.policy.plain_weights(), weights(cloned))
     trained, _ = ppo.train(settings)
     assert not same(weights(trained), weights(cloned))
@@ -132,8 +132,8 @@ def test_a_clone_is_refined(settings, saved_clone, tmp_path):
     args, cloned = saved_clone
     refined = replace(settings.network, refine_updates=2, refine_num_steps=4)
     together, _ = clone.make(replace(args, network=refined, out=tmp_path / "together"))
-    begun = replace(refined, init=str(tmp_path / "clone" / "student"), clone_updates=None)
-    later, _ = clone.make(replace(args, network=begun, out=tmp_path / "later"))
+    initialised = replace(refined, init=str(tmp_path / "clone" / "student"), clone_updates=None)
+    later, _ = clone.make(replace(args, network=initialised, out=tmp_path / "later"))
     assert same(weights(together), weights(later))
     assert not same(weights(together), weights(cloned))
     with pytest.raises(ValueError, match=r"leave both or network\.copy out"):
@@ -143,11 +143,13 @@ def test_a_clone_is_refined(settings, saved_clone, tmp_path):
 def test_a_clone_is_cloned_further(saved_clone, tmp_path):
     """A student to begin as and updates to make: it goes on from there, and without updates it stays what it is."""
     args, cloned = saved_clone
-    begun = NoiseSettings(init=str(tmp_path / "clone" / "student"), clone_batch_size=16)
-    kept, _ = clone.make(replace(args, network=begun, out=tmp_path / "kept"))
+    initialised = NoiseSettings(init=str(tmp_path / "clone" / "student"), clone_batch_size=16)
+    kept, _ = clone.make(replace(args, network=initialised, out=tmp_path / "kept"))
     assert same(weights(kept), weights(cloned))
     further = [
-        clone.make(replace(args, network=replace(begun, clone_updates=2, clone_by_sensitivity=weighed), out=out))[0]
+        clone.make(replace(args, network=replace(initialised, clone_updates=2, clone_by_sensitivity=weighed), out=out))[
+            0
+        ]
         for weighed, out in ((False, tmp_path / "equally"), (True, tmp_path / "weighed"))
     ]
     assert not any(same(weights(one), weights(cloned)) for one in further)
@@ -304,8 +306,8 @@ def test_the_plan_counts_what_a_network_costs_besides():
     assert found["cloning the teacher"] == 3 * 1000 * 128 + 10 * 512 * 4 * 2
     assert found["updates of the network, forward and back"] == 3 * 1000 * 2
     assert found["the teacher's trajectories, for the path reward"] == 50 * 10
-    begun = replace(args, network=NoiseSettings(init="elsewhere"), reward=(("feature", 1.0),))
-    assert [item.calls for item in network_items(begun)] == [0, 6000]
+    initialised = replace(args, network=NoiseSettings(init="elsewhere"), reward=(("feature", 1.0),))
+    assert [item.calls for item in network_items(initialised)] == [0, 6000]
     refined = replace(args, network=NoiseSettings(refine_updates=100))
     found = {item.name: item.calls for item in network_items(refined)}
     assert found["refining the clone"] == 100 * 256 * (3 * 4 + 3 + 8) + 2 * 1024 * 4 * 2

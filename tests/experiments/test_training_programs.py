@@ -122,7 +122,7 @@ def test_settings_that_mean_nothing_are_refused(name, value):
 
 
 def test_a_classifier_of_colour_images_is_trained(tmp_path):
-    """Red and blue pictures are told apart after a few epochs, on the data's own test split."""
+    """Red and blue pictures are classified after a few epochs, on the data's own test split."""
     colours = np.zeros((64, 16, 16, 3), np.uint8)
     labels = np.arange(64) % 2
     colours[labels == 0, ..., 0], colours[labels == 1, ..., 2] = 200, 200

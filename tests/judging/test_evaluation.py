@@ -32,14 +32,14 @@ def test_diffusers_rivals_approach_the_teacher(name):
 def test_the_judge_s_noise_is_nobody_else_s():
     """The evaluator's default noises are those of the test seed, and judging leaves global randomness alone."""
     torch.manual_seed(0)
-    wanted = torch.rand(1)
+    expected = torch.rand(1)
     torch.manual_seed(0)
     evaluator = Evaluator(GaussianMixtureTeacher.ring(), size=50)
     assert torch.equal(evaluator.noise, draw_starts(evaluator.teacher, 50, TEST_SEED)[0])
     row = evaluator.teacher_row()
     assert row.mse_teacher == 0
     assert row.fd_teacher == pytest.approx(0, abs=1e-4)
-    assert torch.rand(1) == wanted
+    assert torch.rand(1) == expected
 
 
 def test_screening_loses_none_of_the_best_solvers():

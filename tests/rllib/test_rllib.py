@@ -82,7 +82,7 @@ def test_the_module_starts_at_the_base_solver_and_is_exported():
 
 
 def kill_a_runner(out, killed):
-    """SIGKILL to one runner once training has begun."""
+    """SIGKILL to one runner once training has started."""
     import psutil
 
     while not killed:
@@ -98,7 +98,7 @@ def kill_a_runner(out, killed):
 
 
 def test_a_run_survives_a_lost_runner(tmp_path):
-    """It ends better than the base solver, its student evaluated; a finished run is left alone; another budget refused."""
+    """It ends better than the base solver; a finished run is left alone; another budget is refused."""
     killed = []
     thread = threading.Thread(target=kill_a_runner, args=(tmp_path, killed), daemon=True)
     thread.start()

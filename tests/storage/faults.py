@@ -127,7 +127,7 @@ def in_child(root, what, point=None, mode=None, limit=None):
     os._exit(0)
 
 
-def check(root, what, told, old):
+def check(root, what, outcome, old):
     """Raise if something half-written loads, something whole is lost, or a message does not name the file."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -137,10 +137,10 @@ def check(root, what, told, old):
             raise AssertionError(f"{what.name}: something half-written was there: {error}") from error
     if any("left out" in str(warning.message) for warning in caught):
         raise AssertionError(f"{what.name}: {caught[0].message}")
-    if told is None:
+    if outcome is None:
         assert found in (old, 2, None), (what.name, found)
         return
-    _, error, warned = told
+    _, error, warned = outcome
     if error is not None:
         assert what.place in error, (what.name, error)
         assert found in (old, 2), (what.name, found, error)
@@ -160,14 +160,14 @@ def main(stride=1, *names):
         def run(what=what, template=template, old=old, **fault):
             root = home / "trial"
             shutil.copytree(template, root)
-            told = in_child(root, what, **fault)
-            check(root, what, told, old)
+            outcome = in_child(root, what, **fault)
+            check(root, what, outcome, old)
             files = {path.stat().st_size for path in root.rglob("*") if path.is_file() and path.stat().st_size > 1}
             shutil.rmtree(root)
-            return told, files
+            return outcome, files
 
-        (told, files) = run()
-        points = range(0, told[0], stride)
+        (outcome, files) = run()
+        points = range(0, outcome[0], stride)
         for point in points:
             for mode in ("fail", "kill"):
                 run(point=point, mode=mode)
@@ -175,7 +175,7 @@ def main(stride=1, *names):
         for limit in limits:
             for mode in ("fail", "kill"):
                 run(limit=limit, mode=mode)
-        counts[what.name] = {"operations": told[0], "tried": 2 * len(points), "writes": 2 * len(limits)}
+        counts[what.name] = {"operations": outcome[0], "tried": 2 * len(points), "writes": 2 * len(limits)}
     shutil.rmtree(home)
     print(json.dumps(counts))
 

@@ -33,8 +33,8 @@ def test_timesteps_are_never_rounded_to_the_network_s_type(dtype):
     """bfloat16 would make 1000 of 999, and 748 of 749.25."""
     network = Noted(dtype)
     teacher = Teacher(network, SCHEDULE, (2,))
-    told = torch.tensor([999.0, 749.25], dtype=torch.float64)
-    teacher.predict(torch.zeros(2, 2), SCHEDULE.half_logsnr(told), told)
+    timesteps = torch.tensor([999.0, 749.25], dtype=torch.float64)
+    teacher.predict(torch.zeros(2, 2), SCHEDULE.half_logsnr(timesteps), timesteps)
     ((given, timestep),) = network.given
     assert (given, timestep.dtype) == (dtype, torch.float32)
     assert timestep.tolist() == [999.0, 749.25]
@@ -42,9 +42,9 @@ def test_timesteps_are_never_rounded_to_the_network_s_type(dtype):
 
 def test_a_double_network_is_given_doubles():
     network = Noted(torch.float64)
-    told = torch.tensor([749.123456789], dtype=torch.float64)
-    Teacher(network, SCHEDULE, (2,)).predict(torch.zeros(1, 2).double(), SCHEDULE.half_logsnr(told), told)
-    assert network.given[0][1].item() == told.item()
+    timesteps = torch.tensor([749.123456789], dtype=torch.float64)
+    Teacher(network, SCHEDULE, (2,)).predict(torch.zeros(1, 2).double(), SCHEDULE.half_logsnr(timesteps), timesteps)
+    assert network.given[0][1].item() == timesteps.item()
 
 
 @pytest.mark.parametrize("dtype", HALVES)

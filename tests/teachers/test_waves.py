@@ -1,4 +1,4 @@
-"""Suspended pipeline calls: abandoned, interrupted, interleaved, broken, and what bad input is told."""
+"""Suspended pipeline calls: abandoned, interrupted, interleaved, broken, and errors of bad input."""
 
 import dataclasses
 import gc
@@ -40,14 +40,14 @@ def teacher(entry):
     made.close()
 
 
-def begun(teacher, num_steps=3, seed=0, count=2):
+def started(teacher, num_steps=3, seed=0, count=2):
     noise = torch.randn(count, *teacher.sample_shape, generator=torch.Generator().manual_seed(seed))
     return initial_state(noise, teacher.schedule, TimeGrid(), num_steps, 1)
 
 
 def test_abandoned_waves_leave_no_thread_and_no_memory(teacher):
     for seed in range(200):
-        predict(teacher, begun(teacher, seed=seed))
+        predict(teacher, started(teacher, seed=seed))
     gc.collect()
     assert len(driven_threads()) <= 4
     assert sum(type(thing) is Wave for thing in gc.get_objects()) <= 4
@@ -59,7 +59,7 @@ def test_abandoned_waves_leave_no_thread_and_no_memory(teacher):
 
 def test_a_forgotten_teacher_ends_its_calls(entry):
     teacher = Teacher.from_pipeline(entry.pipe)
-    predict(teacher, begun(teacher))
+    predict(teacher, started(teacher))
     assert driven_threads()
     del teacher
     gc.collect()
@@ -103,12 +103,12 @@ def test_an_interrupt_does_not_wait_for_the_network(teacher):
     handle = teacher.network.register_forward_pre_hook(stands)
     threading.Thread(target=interrupts).start()
     with pytest.raises(KeyboardInterrupt):
-        predict(teacher, begun(teacher))
+        predict(teacher, started(teacher))
     leave.set()
     handle.remove()
     while driven_threads():  # they end by themselves
         time.sleep(0.01)
-    assert predict(teacher, begun(teacher)).x.isfinite().all()
+    assert predict(teacher, started(teacher)).x.isfinite().all()
 
 
 def alternately(*runs):
@@ -142,9 +142,9 @@ def test_two_runs_of_one_teacher_predict_as_each_alone(teacher):
 
 def test_episodes_of_different_lengths_predict_as_each_alone(teacher):
     """Rows that are at different steps, and rows that go on without others, have calls of their own."""
-    first = predict(teacher, begun(teacher, count=3))
+    first = predict(teacher, started(teacher, count=3))
     (second,) = [state for index, state in enumerate(trajectory(teacher, DDIM(), TimeGrid(), first.x, 3)) if index == 0]
-    mixed = second.merge(torch.tensor([True, False, True]), begun(teacher, count=3))
+    mixed = second.merge(torch.tensor([True, False, True]), started(teacher, count=3))
     found = predict(teacher, mixed)
     for row in range(3):
         alone = teacher.predict(mixed.x[row : row + 1], mixed.half_logsnr[row : row + 1], mixed.timestep[row : row + 1])
@@ -154,7 +154,7 @@ def test_episodes_of_different_lengths_predict_as_each_alone(teacher):
 def test_the_pipeline_stays_as_it_was(entry):
     before = dict(entry.pipe.__dict__)
     teacher = Teacher.from_pipeline(entry.pipe)
-    predict(teacher, begun(teacher))
+    predict(teacher, started(teacher))
     assert entry.pipe.__dict__ == before
     assert type(entry.pipe) is diffusers.DDPMPipeline
     assert all(parameter.requires_grad for parameter in entry.pipe.unet.parameters())
@@ -162,7 +162,7 @@ def test_the_pipeline_stays_as_it_was(entry):
 
 
 def test_gradients_of_the_caller_are_not_turned_off(teacher):
-    predict(teacher, begun(teacher))
+    predict(teacher, started(teacher))
     assert torch.is_grad_enabled()
 
 
@@ -218,7 +218,7 @@ def test_what_must_be_common_to_a_batch_is_named():
 def test_a_prediction_that_is_not_finite_names_the_step_and_the_prompt():
     made = ZOO["stable_diffusion"]()
     teacher = Teacher.from_pipeline(made.pipe, ["a cat", "two dogs"])
-    state = begun(teacher, count=2)
+    state = started(teacher, count=2)
     state = next(trajectory(teacher, DDIM(), TimeGrid(), state.x, 3, torch.tensor([0, 1])))
     overflowing = state.x.clone()
     overflowing[1] = torch.inf

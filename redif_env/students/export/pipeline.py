@@ -367,9 +367,9 @@ class ReDiFPipeline(DiffusionPipeline):
         if prompt is not None:
             if mdp.teacher.source is None or not isinstance(conditions.values[0], str) or not conditions.inputs:
                 raise ValueError(f"prompt={prompt!r} cannot be given to this student, which takes no text")
-            wanted = [prompt] if isinstance(prompt, str) else list(prompt)
+            requested = [prompt] if isinstance(prompt, str) else list(prompt)
             # The empty prompt too, so that what shows conditions always has a choice of them.
-            known = list(dict.fromkeys([*wanted, ""]))
+            known = list(dict.fromkeys([*requested, ""]))
             teacher = self.scheduler.teacher(self.unet, mdp.teacher.device, mdp.teacher.source, known)
             rows = teacher.conditions.rows_of(prompt, count)
             return replace(mdp, teacher=teacher), rows

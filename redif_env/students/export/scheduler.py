@@ -168,17 +168,21 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         )
 
     def teacher(
-        self, network: ModelMixin, device: torch.device, source: DiffusionPipeline | None, wanted: ConditionsLike | None
+        self,
+        network: ModelMixin,
+        device: torch.device,
+        source: DiffusionPipeline | None,
+        requested: ConditionsLike | None,
     ) -> Teacher:
-        """``network`` as a teacher with the conditions ``wanted``."""
+        """``network`` as a teacher with the conditions ``requested``."""
         name, config = self.config.teacher, {**network.config, "_class_name": type(network).__name__}
         shape = shape_of(config, name)
         described = self.config.conditions or {}
-        conditions = conditions_of(config, name, wanted, described.get("null_label"))
+        conditions = conditions_of(config, name, requested, described.get("null_label"))
         if conditions is None:
             assert source is not None
-            assert wanted is not None
-            conditions = encode_prompts(source, wanted)
+            assert requested is not None
+            conditions = encode_prompts(source, requested)
         return Teacher(
             network,
             self.schedule,

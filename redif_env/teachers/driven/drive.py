@@ -306,8 +306,10 @@ class Drive:
         forwards, recorded, seen = self._watched()
         self._probing = Start(PROBED, forwards.first, forwards.own_timesteps[forwards.first :])
         taken = [answer.timestep for answer in seen]
-        _, recorded_backwards, told = self._watched(taken[::-1])
-        if not torch.allclose(torch.tensor(taken[::-1]), torch.tensor([answer.timestep for answer in told]), rtol=1e-2):
+        _, recorded_backwards, answered = self._watched(taken[::-1])
+        if not torch.allclose(
+            torch.tensor(taken[::-1]), torch.tensor([answer.timestep for answer in answered]), rtol=1e-2
+        ):
             raise ValueError(
                 f"{type(self.pipe).__name__} cannot be driven: it steps by timesteps of its own, not its scheduler's"
             )
@@ -339,8 +341,8 @@ class Drive:
         answers: list[Answer] = []
         try:
             while not answers or wave.remaining > 1:
-                told = None if timesteps is None else torch.full((2,), timesteps[len(answers)]).double()
-                answer = wave.predict(Place(timestep=told))
+                timestep = None if timesteps is None else torch.full((2,), timesteps[len(answers)]).double()
+                answer = wave.predict(Place(timestep=timestep))
                 if answer is None:
                     break
                 answers.append(answer)

@@ -83,7 +83,7 @@ class ReversedOutput(Preconditioning):
 
 @dataclass(frozen=True)
 class LaterSchedule(Schedule):
-    """``whole`` from its level at ``start`` in (0, 1] of its time on: what remains where an image is begun from."""
+    """``whole`` from its level at ``start`` in (0, 1] of its time on: what remains where an image is started from."""
 
     whole: Schedule
     start: float

@@ -192,16 +192,16 @@ class Wave:
 
     def step(self, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
         """The next sample: suspended until it is known."""
-        told = float(torch.as_tensor(timestep).reshape(-1)[0])
+        given = float(torch.as_tensor(timestep).reshape(-1)[0])
         if self.first is None:
-            matching = (self.own_timesteps == told).nonzero()
+            matching = (self.own_timesteps == given).nonzero()
             self.first = int(matching[0, 0]) if len(matching) else 0
         copies = len(sample) // self.rows  # some pipelines carry every sample twice
         sample, predicted = sample[: self.rows], output[: self.rows]
         if predicted.shape[1] != sample.shape[1]:  # a variance beside the prediction
             predicted = predicted[:, : sample.shape[1]]
         assert self._suspend is not None
-        moved = self._suspend(Answer(predicted, sample, told))
+        moved = self._suspend(Answer(predicted, sample, given))
         if moved is None:
             moved = sample
         self.index += 1
