@@ -22,6 +22,7 @@ import gymnasium as gym
 import ray
 import torch
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.tune.registry import register_env
 from torch.utils.tensorboard import SummaryWriter
 
 from redif_env import ReDiFVectorEnv, Student
@@ -135,7 +136,8 @@ def rollouts(args: Args, calls: int) -> int:
 def config_of(args: Args, settings: dict[str, Any], tensors: list[Any], total: int) -> PPOConfig:
     frames = args.num_envs * args.num_steps
     each = args.num_envs // max(1, args.runners)
-    config = PPOConfig().environment(make_env, env_config={**settings, "tensors": tensors})
+    register_env("redif", make_env)
+    config = PPOConfig().environment("redif", env_config={**settings, "tensors": tensors})
     config.env_runners(
         num_env_runners=args.runners,
         num_envs_per_env_runner=each,

@@ -15,7 +15,8 @@ from redif_env.storage.cache import gathered, give
 
 
 def make_env(context: Mapping[str, Any]) -> ReDiFEnv | VectorEnv:
-    """RLlib's environment creator: ``PPOConfig().environment(make_env, env_config={"teacher": "digits"})``.
+    """RLlib's environment creator: ``ray.tune.register_env("redif", make_env)``, then
+    ``PPOConfig().environment("redif", env_config={"teacher": "digits"})``.
 
     Use it with ``.env_runners(gym_env_vectorize_mode=gym.VectorizeMode.VECTOR_ENTRY_POINT)``, so that all episodes of
     a runner share each network call.

@@ -28,7 +28,7 @@ QUICK = dict(
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     yield
     ray.shutdown()
 
@@ -98,7 +98,7 @@ def kill_a_runner(out, killed):
 
 
 def test_a_run_survives_a_lost_runner(tmp_path):
-    """It ends, better than the base solver, its student judged; a finished run is left alone; another budget refused."""
+    """It ends, better than the base solver, and its student is judged; its folder is not taken by another."""
     killed = []
     thread = threading.Thread(target=kill_a_runner, args=(tmp_path, killed), daemon=True)
     thread.start()
