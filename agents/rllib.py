@@ -182,7 +182,7 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
     settings = {**arguments_of(args, Task), "group_size": args.group_size}
     begin(args, PROGRAM)
     best = Best(Evaluator(teacher_of(args), args.held_out_size, VALIDATION_SEED, args.teacher_steps), args.average)
-    tensors = shared_tensors(**settings)
+    tensors = shared_tensors(args.runners, args.gpus_per_runner, **settings)
     env = ReDiFVectorEnv(8, **arguments_of(args, Task))
     total = rollouts(args, env.mdp.calls)
     algorithm: PPO = config_of(args, settings, tensors, total).build_algo()

@@ -60,6 +60,25 @@ def test_costly_tensors_are_made_once(tmp_path, monkeypatch):
     ray.shutdown()
 
 
+def test_references_are_made_in_parallel_as_one_process_makes_them(tmp_path, monkeypatch):
+    """By the same numbers, in batches that are not broken."""
+    from redif_env.teachers.references import TRAIN_SEED, reference_set
+    from redif_env.teachers.teacher import ENDPOINT_BATCH, load_teacher
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    size = ENDPOINT_BATCH + 5
+    settings = {"teacher": "gaussian-ring", "reference_size": size, "teacher_steps": 3}
+    found = []
+    for workers, folder in ((0, tmp_path / "alone"), (2, tmp_path / "together")):
+        monkeypatch.setenv("REDIF_CACHE", str(folder))
+        monkeypatch.setattr(cache, "_GIVEN", {})
+        shared_tensors(workers, **settings)
+        found.append(reference_set(load_teacher("gaussian-ring"), size, TRAIN_SEED, 3).endpoints)
+    assert torch.equal(*found)
+    assert len(list((tmp_path / "together").glob("*"))) == len(list((tmp_path / "alone").glob("*")))
+    ray.shutdown()
+
+
 def test_the_module_starts_at_the_base_solver_and_is_exported():
     env = make_env({**TINY, "num_envs": 8})
     spec = CalmModule.spec()
