@@ -22,6 +22,7 @@ import gymnasium as gym
 import ray
 import torch
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.tune.registry import register_env
 from torch.utils.tensorboard import SummaryWriter
 
 from redif_env import ReDiFVectorEnv, Student
@@ -135,7 +136,8 @@ def rollouts(args: Args, calls: int) -> int:
 def config_of(args: Args, settings: dict[str, Any], tensors: list[Any], total: int) -> PPOConfig:
     frames = args.num_envs * args.num_steps
     each = args.num_envs // max(1, args.runners)
-    config = PPOConfig().environment(make_env, env_config={**settings, "tensors": tensors})
+    register_env("redif", make_env)
+    config = PPOConfig().environment("redif", env_config={**settings, "tensors": tensors})
     config.env_runners(
         num_env_runners=args.runners,
         num_envs_per_env_runner=each,
@@ -180,36 +182,38 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
     settings = {**arguments_of(args, Task), "group_size": args.group_size}
     begin(args, PROGRAM)
     best = Best(Evaluator(teacher_of(args), args.held_out_size, VALIDATION_SEED, args.teacher_steps), args.average)
-    tensors = shared_tensors(**settings)
+    tensors = shared_tensors(args.runners, args.gpus_per_runner, **settings)
     env = ReDiFVectorEnv(8, **arguments_of(args, Task))
     total = rollouts(args, env.mdp.calls)
+    budget = total * args.num_envs * args.num_steps
     algorithm: PPO = config_of(args, settings, tensors, total).build_algo()
-    done, seconds, folder = 0, 0.0, args.out / "checkpoints"
+    done, steps, seconds, folder = 0, 0, 0.0, args.out / "checkpoints"
     stored = newest_state(folder) if args.resume else None
     if stored is not None:
         algorithm.restore_from_path(str((args.out / stored["rllib"]).absolute()))
         best.load_state_dict(stored["driver"], student_of_module(algorithm.get_module(), env))
-        done, seconds = stored["rollouts"], stored["seconds"]
-    writer = SummaryWriter(args.out / "tensorboard", purge_step=done or None)
+        done, steps, seconds = stored["rollouts"], stored["steps"], stored["seconds"]
+    writer = SummaryWriter(args.out / "tensorboard", purge_step=steps + 1 if steps else None)
     start, (first, last) = time.monotonic() - seconds, (std / args.num_steps for std in args.exploration)
-    while done < total:
-        std = first * (last / first) ** (done / total)
+    while steps < budget:
+        std = first * (last / first) ** (steps / budget)
         algorithm.learner_group.foreach_learner(lambda learner, std=std: set_std(learner.module, std))
         result = algorithm.train()
         done += 1
-        steps = done * args.num_envs * args.num_steps
+        # What was sampled: a lost runner's share of a rollout is made up for later.
+        steps += int(result["env_runners"].get("num_env_steps_sampled", 0))
         best.update(student_of_module(algorithm.get_module(), env))
         for name, value in result["env_runners"].get("rewards", {}).items():
             writer.add_scalar(f"rewards/{name}", float(value), steps)
-        if done % args.held_out_every == 0 or done == total:
+        if done % args.held_out_every == 0 or steps >= budget:
             fd = best.judge()
             writer.add_scalar("held_out/fd_teacher", fd, steps)
             print(f"{steps:>11,} steps: fd_teacher {fd:.4f} (best {best.fd:.4f})", flush=True)
-            save(args.out, algorithm, best, done, time.monotonic() - start)
+            save(args.out, algorithm, best, {"rollouts": done, "steps": steps, "seconds": time.monotonic() - start})
     writer.close()
     algorithm.stop()
     facts = {"train_seconds": round(time.monotonic() - start, 1)}
-    return best.student(), {**facts, "environment_steps": done * args.num_envs * args.num_steps}
+    return best.student(), {**facts, "environment_steps": steps}
 
 
 def set_std(module: Any, std: float) -> None:
@@ -217,20 +221,20 @@ def set_std(module: Any, std: float) -> None:
     module["default_policy"].set_std(std)
 
 
-def save(out: Path, algorithm: PPO, best: Best, done: int, seconds: float) -> None:
+def save(out: Path, algorithm: PPO, best: Best, progress: dict[str, Any]) -> None:
     """A checkpoint: RLlib's folder first, then the record that names it, so that half of one is never used.
 
     Episodes that were under way and what chance would have drawn are not in it: a resumed run is as good, but not the
     same bit for bit.
     """
-    name = f"rllib-{done:06d}"
+    name = f"rllib-{progress['rollouts']:06d}"
     shutil.rmtree(out / name, ignore_errors=True)
     with write_folder(out / name) as fresh:
         algorithm.save_to_path(str(fresh.absolute()))
     add_state(
         out / "checkpoints",
-        done,
-        {"rllib": name, "driver": best.state_dict(), "rollouts": done, "seconds": seconds},
+        progress["rollouts"],
+        {"rllib": name, "driver": best.state_dict(), **progress},
         keep=2,
     )
     for old in sorted(out.glob("rllib-*"))[:-2]:

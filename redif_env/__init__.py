@@ -43,14 +43,26 @@ _HOMES = {
 }
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "Digits-4": {"teacher": "digits", "num_steps": 4},
+    "Digits-6": {"teacher": "digits", "num_steps": 6},
+    "Digits-8": {"teacher": "digits", "num_steps": 8},
+    "DigitsClasses-4": {"teacher": "digits-classes", "num_steps": 4},
+    "Mnist-4": {"teacher": "mnist", "num_steps": 4},
+}
+"""Standard tasks, ``ReDiF/<name>-v0``: arguments that are never changed, so that results compare."""
+
+
 # Whoever only samples from a student never loads Gymnasium.
 @when_imported("gymnasium")
 def _register(gymnasium: ModuleType) -> None:
-    gymnasium.register(
-        id="ReDiF-v0",
-        entry_point="redif_env.envs.environments:ReDiFEnv",
-        vector_entry_point="redif_env.envs.environments:ReDiFVectorEnv",
-    )
+    points = {
+        "entry_point": "redif_env.envs.environments:ReDiFEnv",
+        "vector_entry_point": "redif_env.envs.environments:ReDiFVectorEnv",
+    }
+    gymnasium.register(id="ReDiF-v0", **points)
+    for name, arguments in PRESETS.items():
+        gymnasium.register(id=f"ReDiF/{name}-v0", **points, kwargs=arguments)
 
 
 def __getattr__(name: str) -> Any:

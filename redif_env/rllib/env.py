@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +11,20 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from redif_env.envs.environments import ReDiFEnv, ReDiFVectorEnv, parse_autoreset_mode
+from redif_env.envs.task import Task
 from redif_env.envs.wrappers import GroupRelativeReward
-from redif_env.storage.cache import gathered, give
+from redif_env.mdp.settings import build_mdp
+from redif_env.storage.cache import cached_file, gathered, give, store
+from redif_env.teachers.references import TRAIN_SEED, draw_starts, reference_key
+from redif_env.teachers.teacher import ENDPOINT_BATCH
+
+OF_TEACHER = ("teacher", "conditions", "null_label", "guidance_scale", "variant", "device")
+"""Arguments on which endpoints depend."""
 
 
 def make_env(context: Mapping[str, Any]) -> ReDiFEnv | VectorEnv:
-    """RLlib's environment creator: ``PPOConfig().environment(make_env, env_config={"teacher": "digits"})``.
+    """RLlib's environment creator: ``ray.tune.register_env("redif", make_env)``, then
+    ``PPOConfig().environment("redif", env_config={"teacher": "digits"})``.
 
     Use it with ``.env_runners(gym_env_vectorize_mode=gym.VectorizeMode.VECTOR_ENTRY_POINT)``, so that all episodes of
     a runner share each network call.
@@ -46,12 +55,46 @@ def make_env(context: Mapping[str, Any]) -> ReDiFEnv | VectorEnv:
     return GroupRelativeReward(env) if env.group_size > 1 and not env.mdp.adaptive else env
 
 
-def shared_tensors(**settings: Any) -> list[Any]:
+def shared_tensors(workers: int = 0, gpus: float = 0.0, **settings: Any) -> list[Any]:
     """Make what an environment of these arguments needs once, and put it into Ray's object store.
+
+    Args:
+        workers: Ray tasks that share the work of making the reference set; with fewer than 2, this process makes it.
+        gpus: that each of them needs.
+        settings: arguments of :class:`redif_env.ReDiFVectorEnv`.
 
     Returns:
         ``[reference]``, for ``env_config["tensors"]``: a list, since RLlib copies configs and Ray resolves bare ones.
     """
+    if workers > 1:
+        make_references(workers, gpus, settings)
     with gathered() as found:
         ReDiFVectorEnv(settings.get("group_size", 1), **settings)
     return [ray.put({key: tensor.numpy() for key, tensor in found.items()})]
+
+
+def make_references(workers: int, gpus: float, settings: Mapping[str, Any]) -> None:
+    """Make the reference set by Ray tasks, each a share of the noises, and store it in this machine's cache.
+
+    In the same batches as one process makes them, so that the numbers are the same.
+    """
+    chosen = {key: value for key, value in settings.items() if key in OF_TEACHER}
+    task = Task(**{key: value for key, value in settings.items() if key != "group_size"})
+    teacher = build_mdp(Task(**chosen)).teacher
+    noise, condition = draw_starts(teacher, task.reference_size, TRAIN_SEED)
+    key = reference_key(teacher, noise, condition, task.teacher_steps)
+    if cached_file(key) is not None:
+        return
+    share = math.ceil(len(noise) / workers / ENDPOINT_BATCH) * ENDPOINT_BATCH
+    make = ray.remote(num_gpus=gpus)(_endpoints)
+    parts = zip(noise.split(share), condition.split(share), strict=True)
+    made = [make.remote(chosen, part.numpy(), rows.numpy(), task.teacher_steps) for part, rows in parts]
+    endpoints = torch.cat([torch.from_numpy(part.copy()) for part in ray.get(made)])
+    give({key: endpoints})
+    store(key, endpoints)
+
+
+def _endpoints(chosen: Mapping[str, Any], noise: Any, condition: Any, steps: int) -> Any:
+    teacher = build_mdp(Task(**chosen)).teacher
+    made = teacher.endpoint(torch.from_numpy(noise.copy()), steps, torch.from_numpy(condition.copy()))
+    return made.cpu().numpy()

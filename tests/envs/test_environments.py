@@ -399,3 +399,15 @@ def test_gymnasiums_episode_statistics(mode):
             assert found["_reward/endpoint"].all()
             total[:], episodes = 0, episodes + 1
     assert episodes == 3
+
+
+@pytest.mark.parametrize("name", redif_env.PRESETS)
+def test_standard_tasks_are_registered(name):
+    """By their own ids, single and batched; what is not of the task may be chosen."""
+    arguments = redif_env.PRESETS[name]
+    assert gym.spec(f"ReDiF/{name}-v0").kwargs == arguments
+    if arguments["teacher"] == "digits":
+        env = gym.make(f"ReDiF/{name}-v0", reference_size=32, teacher_steps=20).unwrapped
+        assert env.batch.mdp.num_steps == arguments["num_steps"]
+        envs = gym.make_vec(f"ReDiF/{name}-v0", num_envs=2, reference_size=32, teacher_steps=20)
+        assert envs.unwrapped.mdp.teacher.name == "digits"

@@ -38,11 +38,11 @@ def test_rows_of_a_vector_environment():
     info = env.reset(options={"reset_mask": mask, "index": np.array([0, 5, 6])})[1]
     assert info["pair"].tolist() == [0, 5, 6]
     assert env.state_dict()["pair"].tolist() == [before[0], 5, 6]
-    torch.testing.assert_close(env._endpoint[0], env.reference.endpoints[before[0]])
+    torch.testing.assert_close(env.episodes.endpoint[0], env.reference.endpoints[before[0]])
     own = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     env.reset(options={"reset_mask": ~mask, "noise": own})
     made = env.mdp.teacher.endpoint(own[:1], 20)
-    torch.testing.assert_close(env._endpoint, torch.cat([made, env.reference.endpoints[[5, 6]]]))
+    torch.testing.assert_close(env.episodes.endpoint, torch.cat([made, env.reference.endpoints[[5, 6]]]))
     twin = ReDiFVectorEnv(3, **TINY)
     twin.reset(seed=1)
     twin.load_state_dict(env.state_dict())

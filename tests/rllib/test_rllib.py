@@ -60,6 +60,25 @@ def test_costly_tensors_are_made_once(tmp_path, monkeypatch):
     ray.shutdown()
 
 
+def test_references_are_made_in_parallel_as_one_process_makes_them(tmp_path, monkeypatch):
+    """By the same numbers, in batches that are not broken."""
+    from redif_env.teachers.references import TRAIN_SEED, reference_set
+    from redif_env.teachers.teacher import ENDPOINT_BATCH, load_teacher
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    size = ENDPOINT_BATCH + 5
+    settings = {"teacher": "gaussian-ring", "reference_size": size, "teacher_steps": 3}
+    found = []
+    for workers, folder in ((0, tmp_path / "alone"), (2, tmp_path / "together")):
+        monkeypatch.setenv("REDIF_CACHE", str(folder))
+        monkeypatch.setattr(cache, "_GIVEN", {})
+        shared_tensors(workers, **settings)
+        found.append(reference_set(load_teacher("gaussian-ring"), size, TRAIN_SEED, 3).endpoints)
+    assert torch.equal(*found)
+    assert len(list((tmp_path / "together").glob("*"))) == len(list((tmp_path / "alone").glob("*")))
+    ray.shutdown()
+
+
 def test_the_module_starts_at_the_base_solver_and_is_exported():
     env = make_env({**TINY, "num_envs": 8})
     spec = CalmModule.spec()
@@ -98,7 +117,7 @@ def kill_a_runner(out, killed):
 
 
 def test_a_run_survives_a_lost_runner(tmp_path):
-    """It ends better than the base solver; a finished run is left alone; another budget is refused."""
+    """It ends, better than the base solver, and its student is judged; its folder is not taken by another."""
     killed = []
     thread = threading.Thread(target=kill_a_runner, args=(tmp_path, killed), daemon=True)
     thread.start()
@@ -107,8 +126,8 @@ def test_a_run_survives_a_lost_runner(tmp_path):
     program.main(args)
     assert killed
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["environment_steps"] == 24 * 128
-    assert result["rows"][0]["method"] == "redif-rllib"
+    assert result["environment_steps"] >= 24 * 128
+    assert "redif-rllib" in [row["method"] for row in result["rows"]]
     assert Student.from_pretrained(tmp_path / "student")(num_samples=2).shape == (2, 2)
     with pytest.raises(ValueError, match="holds a run already"):
         program.main(args)
@@ -118,8 +137,8 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     args = program.Args(**QUICK, network_calls=6 * 128, runners=0, out=tmp_path, resume=True)
     save = program.save
 
-    def stop(out, algorithm, best, done, seconds):
-        save(out, algorithm, best, done, seconds)
+    def stop(out, algorithm, best, progress):
+        save(out, algorithm, best, progress)
         algorithm.stop()
         raise KeyboardInterrupt
 
@@ -129,7 +148,7 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     assert not (tmp_path / "result.json").exists()
     monkeypatch.setattr(program, "save", save)
     saved = []
-    monkeypatch.setattr(program, "save", lambda *given: saved.append(given[3]) or save(*given))
+    monkeypatch.setattr(program, "save", lambda *given: saved.append(given[3]["rollouts"]) or save(*given))
     program.main(args)
     assert saved == [6]
     assert json.loads((tmp_path / "result.json").read_text())["environment_steps"] == 6 * 128

@@ -9,6 +9,7 @@ pytest.importorskip("torchrl", reason="needs redif-env[torchrl]")
 # TorchRL and tensordict warn of their own changes to come.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
+from tensordict.nn import TensorDictModule  # noqa: E402
 from torchrl.envs import Compose, ObservationNorm, RewardSum, StepCounter, TransformedEnv, check_env_specs  # noqa: E402
 
 from redif_env import Student  # noqa: E402
@@ -102,7 +103,6 @@ def test_the_program_learns(tmp_path):
     env = ReDiFEnv(32, **TINY, seed=3)
 
     def paid(policy):
-        rollout = env.rollout(4, lambda data: data.set("action", policy(data["observation"])))
-        return rollout["next", "reward"].sum()
+        return env.rollout(4, TensorDictModule(policy, ["observation"], ["action"]))["next", "reward"].sum()
 
     assert paid(student.policy) > 0.8 * paid(lambda seen: torch.zeros(32, 5))
