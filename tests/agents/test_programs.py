@@ -226,7 +226,7 @@ def test_a_search_goes_on_to_the_same_end(tmp_path):
 
 def test_a_dry_run_says_what_a_run_costs(tmp_path, monkeypatch):
     """Calls, seconds and memory of every part; nothing is trained, nothing written."""
-    monkeypatch.setattr("agents.plan.TIMED_SECONDS", 0.0)
+    monkeypatch.setattr("redif_env.training.plan.TIMED_SECONDS", 0.0)
     process = run("agents.ppo", *TRAIN, "--dry-run", "--out", str(tmp_path / "run"))
     assert process.returncode == 0, process.stderr
     for said in (
