@@ -25,8 +25,9 @@ POLYNOMIALS = ("ipndm2", "ipndm3")
 """Solvers that are tried where samples are too large for linear steps."""
 SMALL = 256
 """Numbers a sample up to which linear steps are tried: larger ones need more trajectories than training does."""
-SCREEN_SIZE, SHORTLIST = 128, 4
-"""Noises on which candidates are compared first, and how many of them are evaluated on all."""
+SCREEN_SIZE, SHORTLIST, SCREENED_SHARE = 128, 4, 16
+"""Noises on which candidates are compared first, and how many of them are evaluated on all: the best four, or a
+sixteenth of many."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +84,26 @@ def nearest_base(evaluator: Evaluator, bases: list[Base], num_steps: int) -> Bas
 def nearest(evaluator: Evaluator, candidates: Mapping[str, Sampler]) -> str:
     """The name of the sampler that comes nearest to the teacher on the evaluator's noises.
 
-    All candidates are screened on ``SCREEN_SIZE`` noises, and the best ``SHORTLIST`` evaluated on all: a few noises
-    tell most candidates apart, since their samples are paired with the teacher's.
+    All candidates are screened on ``SCREEN_SIZE`` noises, and the best few evaluated on all: a few noises tell most
+    candidates apart, since their samples are paired with the teacher's.
     """
     if _screened(len(candidates), len(evaluator.noise)):
         distances = {name: evaluator.distance(made, SCREEN_SIZE) for name, made in candidates.items()}
-        candidates = {name: candidates[name] for name in sorted(distances, key=distances.__getitem__)[:SHORTLIST]}
+        best = sorted(distances, key=distances.__getitem__)[: _shortlist(len(candidates))]
+        candidates = {name: candidates[name] for name in best}
     distances = {name: evaluator.distance(made) for name, made in candidates.items()}
     return min(distances, key=distances.__getitem__)
 
 
 def evaluated_samples(candidates: int, size: int) -> int:
     """Samples that :func:`nearest` makes of so many candidates on ``size`` noises."""
-    return candidates * SCREEN_SIZE + SHORTLIST * size if _screened(candidates, size) else candidates * size
+    if not _screened(candidates, size):
+        return candidates * size
+    return candidates * SCREEN_SIZE + _shortlist(candidates) * size
+
+
+def _shortlist(candidates: int) -> int:
+    return max(SHORTLIST, candidates // SCREENED_SHARE)
 
 
 def _screened(candidates: int, size: int) -> bool:

@@ -21,9 +21,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents import cem, ppo
 from redif_env import GaussianMixtureTeacher, Student
 from redif_env.judging.baselines import QUICK
+from redif_env.judging.bases import Base, bases_of
 from redif_env.judging.evaluation import Evaluator
+from redif_env.sb3.training import ppo as ppo_program
 from redif_env.sb3.training.recipes import settled
 from redif_env.storage.checkpoints import checkpoints, remove_checkpoint
+from redif_env.teachers.references import VALIDATION_SEED
 from redif_env.training import command
 from redif_env.training.runs import check, read_settings
 
@@ -271,3 +274,36 @@ def test_an_adaptive_student_is_trained_exported_and_judged(tmp_path):
     log = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert {"rewards/endpoint", "rewards/price", "held_out/nfe"} <= set(log.Tags()["scalars"])
     assert all(2 <= event.value <= 3 for event in log.Scalars("held_out/nfe"))
+
+
+@QUIET
+def test_the_base_of_a_run_may_be_chosen_by_validation_noises(tmp_path, monkeypatch):
+    """It is the nearest of all candidates, printed, stored, counted in a dry run, and not chosen again on resuming."""
+    given = [*TRAIN, *SMALL, "--teacher-steps", "20", "--baselines", "none", "--out", str(tmp_path / "run")]
+    planned = run("agents.ppo", *given, "--solver", "auto", "--dry-run").stdout
+    assert "choice among 3 base solvers" in planned
+    assert f"{3 * 32 * 3:,}" in planned
+    assert "choice among" not in run("agents.ppo", *given, "--dry-run").stdout
+    process = run("agents.ppo", *given, "--solver", "auto")
+    assert process.returncode == 0, process.stderr
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    chosen = Base(*(settings[name] for name in ("solver", "grid", "initial_map")))
+    teacher = GaussianMixtureTeacher.ring()
+    judge = Evaluator(teacher, 32, VALIDATION_SEED, 20)
+    distances = {base: judge.distance(base.sampler(teacher, 3)) for base in bases_of(teacher, 3)}
+    assert chosen == min(distances, key=distances.__getitem__)
+    assert f"validation noises: {chosen}" in process.stdout
+    monkeypatch.setattr(ppo_program, "nearest_base", None)
+    assert "is finished" in run("agents.ppo", *given, "--solver", "auto", "--resume").stdout
+    assert "is finished" in run("agents.ppo", "--resume", "--out", str(tmp_path / "run")).stdout
+    assert "holds a run already" in run("agents.ppo", *given, "--solver", "auto").stderr
+    refused = run("agents.ppo", *given[:-1], str(tmp_path / "other"), "--solver", "auto", "--grid", "time@8")
+    assert "grid='time@8' and initial_map=None belong to a solver that is named" in refused.stderr
+
+
+def test_bases_that_cannot_be_fitted_are_not_tried():
+    """Linear steps are for samples of few numbers, for few steps, and for episodes of one length."""
+    teacher = GaussianMixtureTeacher.ring()
+    assert {base.solver for base in bases_of(teacher, 4)} == {"linear"}
+    assert {base.solver for base in bases_of(teacher, 4, adaptive=True)} == {"ipndm", "ipndm2", "ipndm3"}
+    assert "linear" not in {base.solver for base in bases_of(teacher, 5000)}
