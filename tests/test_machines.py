@@ -190,6 +190,7 @@ def test_random_states_of_every_accelerator_go_into_a_checkpoint(monkeypatch):
         get_rng_state=states.__getitem__, set_rng_state=lambda state, i: states.__setitem__(i, state)
     )
     monkeypatch.setattr(torch, "get_device_module", lambda: module)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     stored = accelerator_random_states()
     states[:] = [torch.tensor([8]), torch.tensor([9])]

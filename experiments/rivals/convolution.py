@@ -21,7 +21,10 @@ from redif_env.diffusion.grids import GRIDS, Grid
 from redif_env.diffusion.placement import place
 from redif_env.diffusion.solvers import Estimate, Solver, clean_target, initial_state, predict, sample
 from redif_env.diffusion.types import Level, State
-from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
+from redif_env.teachers.teacher import Teacher
+
+BATCH = 512
+"""Rows that go through a network together."""
 
 KERNEL = 9
 """Places a side of the kernels, at most as many as a sample has."""
@@ -98,7 +101,7 @@ def fitted_kernel(seen: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     flat = prior.flatten(1)
     gram = torch.zeros(flat.shape[1] + 1, flat.shape[1] + 1, dtype=torch.float64)
     moments = torch.zeros(flat.shape[1] + 1, channels, dtype=torch.float64)
-    for part, ends in zip(seen.split(ENDPOINT_BATCH), target.split(ENDPOINT_BATCH), strict=True):
+    for part, ends in zip(seen.split(BATCH), target.split(BATCH), strict=True):
         patches = F.unfold(part, side, padding=side // 2).transpose(1, 2).flatten(0, 1).cpu().double()
         rows = torch.cat([patches, torch.ones_like(patches[:, :1])], dim=1)
         gram += rows.T @ rows
@@ -124,7 +127,7 @@ def inputs(state: State, level: Level, predictions: int, clipped: bool) -> Tenso
 def _bound(task: Task, grid: Grid, solver: ConvolutionSolver) -> Sampler:
     @torch.inference_mode()
     def made(noise: Tensor, condition: Tensor) -> Tensor:
-        parts = zip(noise.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True)
+        parts = zip(noise.split(BATCH), condition.split(BATCH), strict=True)
         return torch.cat([sample(task.teacher, solver, grid, x, task.num_steps, rows) for x, rows in parts])
 
     return made

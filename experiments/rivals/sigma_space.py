@@ -16,7 +16,10 @@ from redif_env.diffusion.grids import Grid
 from redif_env.diffusion.placement import HOST, place
 from redif_env.diffusion.solvers import IPNDM
 from redif_env.teachers.references import ReferencePaths, ReferenceSet, reference_paths
-from redif_env.teachers.teacher import ENDPOINT_BATCH, Teacher
+from redif_env.teachers.teacher import Teacher
+
+BATCH = 512
+"""Rows that go through a network together."""
 
 POOL = 1024
 """Trajectories of the reference set that rivals may be fitted to."""
@@ -105,7 +108,7 @@ def in_batches(make: Sampler) -> Sampler:
 
     @torch.inference_mode()
     def sampler(noise: Tensor, condition: Tensor) -> Tensor:
-        parts = zip(noise.split(ENDPOINT_BATCH), condition.split(ENDPOINT_BATCH), strict=True)
+        parts = zip(noise.split(BATCH), condition.split(BATCH), strict=True)
         return torch.cat([make(*part) for part in parts])
 
     return sampler

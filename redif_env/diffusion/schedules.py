@@ -76,7 +76,7 @@ class Schedule(ABC):
 
 def noise_share(level: Level) -> Tensor:
     """``sigma / sqrt(alpha**2 + sigma**2)``: 1 at pure noise, 0 at clean data, on any schedule."""
-    return level.sigma / torch.hypot(level.alpha, level.sigma)
+    return level.sigma / (level.alpha.square() + level.sigma.square()).sqrt()  # ONNX has no hypot
 
 
 @lru_cache(maxsize=64)

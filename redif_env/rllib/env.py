@@ -16,7 +16,6 @@ from redif_env.envs.wrappers import GroupRelativeReward
 from redif_env.mdp.settings import build_mdp
 from redif_env.storage.cache import cached_file, gathered, give, store
 from redif_env.teachers.references import TRAIN_SEED, draw_starts, reference_key
-from redif_env.teachers.teacher import ENDPOINT_BATCH
 
 OF_TEACHER = ("teacher", "conditions", "null_label", "guidance_scale", "variant", "device")
 """Arguments on which endpoints depend."""
@@ -81,14 +80,15 @@ def make_references(workers: int, gpus: float, settings: Mapping[str, Any]) -> N
     chosen = {key: value for key, value in settings.items() if key in OF_TEACHER}
     task = Task(**{key: value for key, value in settings.items() if key != "group_size"})
     teacher = build_mdp(Task(**chosen)).teacher
-    noise, condition = draw_starts(teacher, task.reference_size, TRAIN_SEED)
-    key = reference_key(teacher, noise, condition, task.teacher_steps)
+    noise, condition = draw_starts(teacher, task.sizes.reference_size, TRAIN_SEED)
+    steps = task.sizes.teacher_steps
+    key = reference_key(teacher, noise, condition, steps)
     if cached_file(key) is not None:
         return
-    share = math.ceil(len(noise) / workers / ENDPOINT_BATCH) * ENDPOINT_BATCH
+    share = math.ceil(len(noise) / workers / teacher.run_size) * teacher.run_size
     make = ray.remote(num_gpus=gpus)(_endpoints)
     parts = zip(noise.split(share), condition.split(share), strict=True)
-    made = [make.remote(chosen, part.numpy(), rows.numpy(), task.teacher_steps) for part, rows in parts]
+    made = [make.remote(chosen, part.numpy(), rows.numpy(), steps) for part, rows in parts]
     endpoints = torch.cat([torch.from_numpy(part.copy()) for part in ray.get(made)])
     give({key: endpoints})
     store(key, endpoints)

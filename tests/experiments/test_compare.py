@@ -268,7 +268,9 @@ def test_gradient_rivals_learn(fit):
 def test_the_loss_is_of_what_is_shown():
     """Judges clip, so a sample beyond the data's range costs nothing where its endpoint is at the border; it still has
     a gradient where it is not, and so does not get stuck."""
-    apart = loss_of(task_of())
+    task = task_of()
+    task.teacher.bounds = (-1.0, 1.0)
+    apart = loss_of(task)
     samples = torch.tensor([[3.0, -0.5]], requires_grad=True)
     assert apart(samples, torch.tensor([[1.0, -0.5]])).item() < 1e-5
     apart(samples, torch.tensor([[0.2, -0.5]])).backward()
@@ -335,7 +337,7 @@ def tiny_task(num_steps=2, updates=8):
     """A small random UNet, and a student network of the same kind that begins as it."""
     torch.manual_seed(0)
     kind = PredictionType.FLOW_PREDICTION
-    teacher = Teacher(unet(), FlowSchedule(), (3, 8, 8), kind, "tiny", call=call_by_name)
+    teacher = Teacher(unet(), FlowSchedule(), (3, 8, 8), kind, "tiny", call=call_by_name, bounds=(-1.0, 1.0))
     chooser = Evaluator(teacher, 16, VALIDATION_SEED, 20, 64)
     return Task(teacher, reference_set(teacher, 64, num_steps=20), chooser, num_steps, 0, math.inf, updates * 384)
 

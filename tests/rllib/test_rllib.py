@@ -63,10 +63,10 @@ def test_costly_tensors_are_made_once(tmp_path, monkeypatch):
 def test_references_are_made_in_parallel_as_one_process_makes_them(tmp_path, monkeypatch):
     """By the same numbers, in batches that are not broken."""
     from redif_env.teachers.references import TRAIN_SEED, reference_set
-    from redif_env.teachers.teacher import ENDPOINT_BATCH, load_teacher
+    from redif_env.teachers.teacher import load_teacher
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
-    size = ENDPOINT_BATCH + 5
+    size = load_teacher("gaussian-ring").run_size + 5
     settings = {"teacher": "gaussian-ring", "reference_size": size, "teacher_steps": 3}
     found = []
     for workers, folder in ((0, tmp_path / "alone"), (2, tmp_path / "together")):
