@@ -22,6 +22,7 @@ from redif_env.envs.starts import CHOICES, check_options, chosen_start
 from redif_env.envs.task import Task
 from redif_env.mdp.arguments import list_of, takes
 from redif_env.measures.rendering import Filmstrip
+from redif_env.storage.checks import check_argument
 
 RENDER_MODES = ["rgb_array"]
 
@@ -72,6 +73,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         task = Task(**arguments)
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode={render_mode!r} is unknown: choose None or 'rgb_array'")
+        check_argument("max_episode_steps", max_episode_steps, int | None)
         if max_episode_steps is not None and max_episode_steps < task.num_steps:
             raise ValueError(
                 f"max_episode_steps={max_episode_steps} is below num_steps={task.num_steps}, after which every episode "
