@@ -47,12 +47,8 @@ def counts(settings, num_envs=8):
     """Of a step that ends no episode, and of one that ends all, with the lines that cause them."""
     with PretendedDevice(float64=False) as device:
         teacher = load_teacher(settings.pop("teacher", "digits"))
-<<<<<<< HEAD
-        env = ReDiFVectorEnv(num_envs, teacher=teacher, device=NAME, autoreset_mode="SameStep", **SMALL | settings)
-=======
         placed = {"teacher": teacher, "device": NAME, "autoreset_mode": "SameStep"}
         env = ReDiFVectorEnv(num_envs, **placed, **SMALL | settings)
->>>>>>> anyagent
         actions = np.full(env.action_space.shape, 0.1, np.float32)
         with device.not_counting(teacher.network):
             env.reset(seed=0)
