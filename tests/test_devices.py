@@ -152,7 +152,8 @@ def test_single_environments(device):
 def test_network_students(device, pipeline_folder):
     """``action="noise"``: rollouts of a network student and an update."""
     settings = SMALL | {"action": "noise", "observation": "sample", "reward": "trajectory"}
-    expected = played(ReDiFVectorEnv(2, teacher=load_teacher(pipeline_folder), **settings))
+    near = ReDiFVectorEnv(2, teacher=load_teacher(pipeline_folder), autoreset_mode="SameStep", **settings)
+    expected = played(near)
     env = make_vec_env(2, teacher=load_teacher(pipeline_folder), device=NAME, **settings)
     same(played(env.unwrapped), expected)
     kwargs = student_kwargs(env.unwrapped.mdp)

@@ -59,7 +59,7 @@ def test_reduced_budget_is_the_base_solver_with_fewer_steps(calls):
 
 
 def test_budget_is_at_least_the_minimum():
-    env = ReDiFVectorEnv(2, **ADAPTIVE)
+    env = ReDiFVectorEnv(2, **ADAPTIVE, autoreset_mode="SameStep")
     env.reset(seed=0)
     spent = []
     for _ in range(12):
