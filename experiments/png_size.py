@@ -68,7 +68,9 @@ def small_files(transition: Transition) -> Tensor:
 
 def train(weight: float, seed: int, network_calls: int) -> Student:
     """A student at this price of a byte; without network calls, the base solver (no late start, as in the docs)."""
-    env = ReDiFVectorEnv(ENVS, num_steps=STEPS, solver="dpm++3m", grid="time^1.5", group_size=8)
+    env = ReDiFVectorEnv(
+        ENVS, num_steps=STEPS, solver="dpm++3m", grid="time^1.5", group_size=8, autoreset_mode="SameStep"
+    )
     wrapped = ReDiFVecEnv(GroupRelativeReward(CallableReward(env, small_files, name="png_bytes", weight=weight)))
     settings = {"n_steps": STEPS, "batch_size": ENVS, "n_epochs": 4, "gamma": 1.0, "gae_lambda": 1.0}
     agent = PPO("MlpPolicy", wrapped, learning_rate=linear_to_zero(3e-3), seed=seed, **settings)

@@ -11,10 +11,15 @@ ROOT = Path(__file__).parent.parent
 BOUND = re.compile(r"([\w.-]+)(?:\[.*\])?>=([\w.]+)")
 
 
+OF_THEIR_OWN = ("rllib", "torchrl")
+"""Extras with an environment and constraints of their own (constraints-ray.txt)."""
+
+
 def requirements():
     """What pyproject.toml asks for, its extras included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    extras = project["optional-dependencies"]
+    lists = [project["dependencies"], *(lines for extra, lines in extras.items() if extra not in OF_THEIR_OWN)]
     return [line for lines in lists for line in lines if not line.startswith(project["name"])]
 
 

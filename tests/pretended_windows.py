@@ -13,6 +13,7 @@ import runpy
 import signal
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -42,11 +43,17 @@ def write_text(path, text, encoding=None, errors=None, newline=None):
     return path.write_bytes(text.replace("\n", "\r\n").encode(encoding or "utf-8"))
 
 
+OPTIONAL = {"rllib": "ray", "torchrl": "tensordict"}
+"""Libraries that not every environment has, by part of the names of the files that need them."""
+
+
 def main():
     Path.write_text = write_text
     builtins.__import__ = on_windows
     warnings.filterwarnings("error", category=EncodingWarning, module="|".join(OURS))
     for path in sorted(path for package in OURS for path in (ROOT / package).rglob("*.py")):
+        if any(name in path.as_posix() and find_spec(library) is None for name, library in OPTIONAL.items()):
+            continue
         importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
     for module, names in NAMES.items():
         for name in names:

@@ -83,8 +83,8 @@ RIGHT = {
     "device": one_of(),
     "dtype": one_of(),
     "reward": either(callable),
-    "reference_size": whole(1, 3),
-    "teacher_steps": whole(1, 3),
+    "reference_size": either(nothing, whole(1, 3)),
+    "teacher_steps": either(nothing, whole(1, 3)),
     "autocast": flag,
     "render_mode": lambda value: not isinstance(value, str) or not value,  # Gymnasium reads it first
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 from experiments.rivals.rival import Sampler
 from redif_env.diffusion.grids import Grid
 from redif_env.diffusion.placement import HOST, place
-from redif_env.diffusion.solvers import IPNDM
+from redif_env.diffusion.solvers import ADAMS_BASHFORTH
 from redif_env.teachers.references import ReferencePaths, ReferenceSet, reference_paths
 from redif_env.teachers.teacher import Teacher
 
@@ -66,7 +66,7 @@ def sigma_space(teacher: Teacher, grid: Grid, num_steps: int) -> SigmaSpace:
 
 def adams_bashforth(order: int) -> Tensor:
     """iPNDM's weights of that order, newest first, ``(order,)`` float64."""
-    return torch.tensor(IPNDM._TABLE[order - 1][:order], dtype=torch.float64, device=HOST)
+    return ADAMS_BASHFORTH[order - 1, :order]
 
 
 def weighted(weights: Tensor, directions: list[Tensor]) -> Tensor:

@@ -25,7 +25,7 @@ from redif_env.diffusion.types import Decision, Level, Prediction, State
 _FAR = 1e30
 """A distance of levels larger than any that occurs; its square is finite in double precision."""
 
-_ADAMS_BASHFORTH = torch.tensor(
+ADAMS_BASHFORTH = torch.tensor(
     (
         (1.0, 0.0, 0.0, 0.0),
         (3 / 2, -1 / 2, 0.0, 0.0),
@@ -128,7 +128,7 @@ class IPNDM(MultistepSolver):
         if self.cautious:
             steps = state.predictions - 1 + state.steps_left
             usable = torch.where(steps <= self._SHORT_RUN, usable.clamp(max=2), usable)
-        return _ADAMS_BASHFORTH[usable - 1, : self.order]
+        return ADAMS_BASHFORTH[usable - 1, : self.order]
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def test_environments_are_independent_of_global_random_state_and_each_other():
     """Global generators of torch and numpy do not change, and interleaved environments give the same results."""
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
-    wanted_torch, wanted_numpy = torch.rand(1), np.random.rand()  # noqa: NPY002
+    expected_torch, expected_numpy = torch.rand(1), np.random.rand()  # noqa: NPY002
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
 
@@ -133,8 +133,8 @@ def test_environments_are_independent_of_global_random_state_and_each_other():
     alone = episode(ReDiFVectorEnv(2, **TINY))
     together = episode(ReDiFVectorEnv(2, **TINY), ReDiFVectorEnv(3, **TINY))
     np.testing.assert_array_equal(alone, together)
-    assert torch.rand(1) == wanted_torch
-    assert np.random.rand() == wanted_numpy  # noqa: NPY002
+    assert torch.rand(1) == expected_torch
+    assert np.random.rand() == expected_numpy  # noqa: NPY002
 
 
 def test_seeds():

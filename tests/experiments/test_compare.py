@@ -390,7 +390,7 @@ def test_a_clean_target_is_where_the_step_lands():
         torch.testing.assert_close(clean_target(x, landed, here, end), x0)
 
 
-def test_landing_where_the_network_lands_costs_nothing():
+def test_the_target_of_the_network_itself_costs_nothing():
     task = tiny_task()
     student, schedule = task.teacher, task.teacher.schedule
     batch = Batch(task.reference.noise[:8], task.reference.condition[:8], task.reference.endpoints[:8], torch.arange(8))

@@ -187,7 +187,7 @@ def test_checkers_pass(pipeline_folder):
 
 def test_single_and_batched_environments_agree(pipeline_folder):
     options = {"teacher": str(pipeline_folder), **SMALL, **NOISE}
-    single, batched = ReDiFEnv(**options), ReDiFVectorEnv(2, **options)
+    single, batched = ReDiFEnv(**options), ReDiFVectorEnv(2, autoreset_mode="SameStep", **options)
     observations, _ = batched.reset(seed=5)
     alone, _ = single.reset(seed=6)
     rng = np.random.default_rng(0)

@@ -53,7 +53,7 @@ def seen_through(factor):
     return call
 
 
-def test_modules_without_weights_are_told_apart(cache):
+def test_modules_without_weights_are_distinguished(cache):
     """By their classes, by what they hold, by how they are called: each has its own endpoints."""
     teachers = [
         plain(Scaled(1.0)),

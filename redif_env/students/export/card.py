@@ -18,7 +18,7 @@ pipeline = ReDiFPipeline.from_pretrained("path/or/hub-id")  # pip install redif-
 images = pipeline(batch_size=4).images
 ```"""
 
-INITIAL_MAP = ", after an initial map that is fitted to trajectories of the teacher"
+INITIAL_MAP = ", after a linear map of the noise, fitted to trajectories of the teacher"
 
 
 def model_card(mdp: DenoisingMDP, record: Record) -> str:

@@ -164,7 +164,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             )
         solver = linear or look_up("solver", self.config.solver, SOLVERS)
         return replace(
-            self._mdp(self.teacher(network, device, source, self._wanted()), solver), initial_map=initial_map
+            self._mdp(self.teacher(network, device, source, self._requested()), solver), initial_map=initial_map
         )
 
     def teacher(
@@ -199,7 +199,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             own_network=self.config.own_network,
         )
 
-    def _wanted(self) -> ConditionsLike | None:
+    def _requested(self) -> ConditionsLike | None:
         described = self.config.conditions
         if described is None:
             return None

@@ -193,7 +193,7 @@ class Drive:
         """
         called = num_steps
         while num_steps not in self._starts:
-            found = self._begun(called)
+            found = self._started(called)
             if len(found.timesteps) > num_steps:
                 raise ValueError(
                     f"{type(self.pipe).__name__} takes {len(found.timesteps)} steps when called with {called}: "
@@ -207,7 +207,7 @@ class Drive:
         """``half_logsnr`` of the pipeline's own timesteps for so many steps."""
         return tuple(self.parameterization.schedule.half_logsnr(self.start(num_steps).timesteps).tolist())
 
-    def _begun(self, called: int) -> Start:
+    def _started(self, called: int) -> Start:
         """Where a call with so many steps begins."""
         wave = self.wave(self._pair, Start(called), injection=NONE)
         wave.skipping = True
@@ -220,7 +220,7 @@ class Drive:
     def _begin_later(self) -> None:
         """Take the level at which a long run begins for the first of all runs."""
         schedule = self.parameterization.schedule
-        start = float(schedule.time(schedule.half_logsnr(self._begun(LONG).timesteps[:1])))
+        start = float(schedule.time(schedule.half_logsnr(self._started(LONG).timesteps[:1])))
         self.parameterization = replace(self.parameterization, schedule=LaterSchedule(schedule, start))
 
     @property
