@@ -57,9 +57,8 @@ def check_settings(settings: Any) -> None:
     given = {item.name: getattr(settings, item.name) for item in fields(settings)}
     check_at_least(1, **{name: given.get(name) for name in COUNTS})
     for name, value in given.items():
-        limit = 2**63 if isinstance(value, int) else math.inf
-        if isinstance(value, int | float) and not abs(value) < limit:
-            raise ValueError(f"{name} must be a finite number, an integer of at most 64 bits, got {value}")
+        if isinstance(value, int | float) and not abs(value) < 2**63:
+            raise ValueError(f"{name} must be a finite number of 64 bits, got {value}")
     check_at_least(2, test_size=given.get("test_size"), held_out_size=given.get("held_out_size"))
     for name, (low, high) in RANGES.items():
         value = given.get(name)
