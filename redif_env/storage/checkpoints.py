@@ -14,7 +14,7 @@ from torch import Tensor
 
 from redif_env.storage.files import CorruptFileError, read_sealed, remove_debris, write_folder, write_sealed
 
-FORMAT = 1
+FORMAT = 2
 STATE_FILE, TENSORS_FILE = "state.json", "tensors.safetensors"
 
 

@@ -63,7 +63,7 @@ def test_another_format_is_refused(tmp_path):
     write_state(tmp_path / "1", STATE)
     content = read_sealed(tmp_path / "1", STATE_FILE, "")
     write_sealed(tmp_path / "1", STATE_FILE, {"format": 9, "state": content["state"]})
-    with pytest.raises(CorruptFileError, match="has format 9, this version reads 1"):
+    with pytest.raises(CorruptFileError, match="has format 9, this version reads 2"):
         read_state(tmp_path / "1")
 
 
