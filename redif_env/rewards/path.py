@@ -14,7 +14,7 @@ from redif_env.diffusion.types import State, Transition
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.distances import root_mean_square
 from redif_env.rewards.reward import check_scale
-from redif_env.teachers.references import BASE_SIZE, ReferencePaths, ReferenceSet, reference_paths
+from redif_env.teachers.references import ReferencePaths, ReferenceSet, reference_paths, sizes_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class PathAlignment:
     def calibrated(cls, mdp: DenoisingMDP, reference: ReferenceSet, name: str = "path") -> PathAlignment:
         """Make the reward with the base solver's mean sum of distances over the reference set as scale."""
         bare = cls(reference_paths(mdp.teacher, reference), mdp.teacher.schedule, 1.0, name)
-        noise, condition = reference.noise[:BASE_SIZE].to(mdp.teacher.device), reference.condition[:BASE_SIZE]
+        size = sizes_of(mdp.teacher).base_size
+        noise, condition = reference.noise[:size].to(mdp.teacher.device), reference.condition[:size]
         pair = torch.arange(len(noise), device=HOST)
         with torch.no_grad(), full_precision(noise.device):
             initial = mdp.initial_sample(noise, condition)

@@ -20,9 +20,6 @@ from redif_env.teachers.teacher import Teacher
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 0, 1, 2
 """Noise seeds of the three disjoint sets: to train on, to choose the best student by, and to report."""
 
-BASE_SIZE = 1024
-"""Noises on which rewards look up what the base solver makes of them."""
-
 PATH_LEVELS = 25
 """Levels at which a teacher's way is kept, beside its start."""
 
@@ -42,9 +39,11 @@ class SetSizes:
     """Noises of the report; 2,000 if not given, 512 of "cifar10"."""
     teacher_steps: int = 100
     """Predictions per endpoint."""
+    base_size: int = 1024
+    """Noises of the reference set on which rewards are scaled by what the base solver makes of them."""
 
 
-SHIPPED_SIZES = {"cifar10": SetSizes(1024, 256, 512, 40)}
+SHIPPED_SIZES = {"cifar10": SetSizes(1024, 256, 512, 40, 256)}
 """Of teachers that are slow on a CPU: the sets that come with the package (``experiments.ship_references``)."""
 
 
@@ -194,13 +193,14 @@ def base_samples(
 ) -> Tensor:
     """A solver's samples of the reference set's first noises in ``num_steps`` calls; cached like the endpoints.
 
-    They start from the initial map of the noises, if ``initial_map`` is given. At most ``BASE_SIZE`` samples
+    They start from the initial map of the noises, if ``initial_map`` is given. At most ``base_size`` samples
     ``(M, *S)``, on the teacher's device, in the noises' type.
     """
-    described = f"samples {reference.key} {solver} {grid} {num_steps} {BASE_SIZE}"
+    size = sizes_of(teacher).base_size
+    described = f"samples {reference.key} {solver} {grid} {num_steps} {size}"
     if initial_map is not None:
         described += f" {initial_map.key}"
-    noise, condition = reference.noise[:BASE_SIZE].to(teacher.device), reference.condition[:BASE_SIZE]
+    noise, condition = reference.noise[:size].to(teacher.device), reference.condition[:size]
 
     @torch.inference_mode()
     def compute() -> Tensor:

@@ -61,7 +61,9 @@ PROGRAM = "ppo"
 VALUE = (64, 64)
 """Hidden layers of the value function, whatever the policy."""
 TaskOptions: Any = options_of(Task, observation=None, reward=None)
-SizeOptions: Any = options_of(SetSizes, without=("reference_size", "teacher_steps"), held_out_size=None, test_size=None)
+OF_TASK = ("reference_size", "teacher_steps", "base_size")
+"""Sizes that are arguments of the task, or not for users to set."""
+SizeOptions: Any = options_of(SetSizes, without=OF_TASK, held_out_size=None, test_size=None)
 RecipeOptions: Any = options_of(Recipe, without=("observation", "reward"))
 
 
