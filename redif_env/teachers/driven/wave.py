@@ -89,6 +89,7 @@ class Wave:
         self.plan, self.injection, self.recorder = plan, injection, recorder
         self.blanks: dict[CallKey, Blank] = {} if blanks is None else blanks
         self.skipping = False
+        self.start_size = 1.0  # what the pipeline multiplies its first noise with
         self.index = self.predicted = 0
         self.own_timesteps = torch.empty(0)
         self.own_sigmas: Tensor | None = None
