@@ -14,6 +14,7 @@ from redif_env.storage.files import CorruptFileError, read_sealed, write_folder,
 from redif_env.students.export import redif_scheduler
 from redif_env.students.export.card import model_card
 from redif_env.students.export.modular_block import write_block
+from redif_env.students.export.stock import write_stock
 from redif_env.students.record import Record
 from redif_env.teachers.components import COMPONENTS
 
@@ -28,6 +29,7 @@ OWN_ENTRIES = {
     "initial_map",
     "linear",
     "block",
+    "stock",
     *COMPONENTS,
     "model_index.json",
     CONFIG_FILE,
@@ -45,7 +47,8 @@ def write_student(
 
     Besides the parts: ``config.json`` (how it was made, and every file's digest), ``README.md`` (the model card), and
     where the steps are fixed ``steps.json`` (the mean steps as plain numbers); for a pipeline's student the scheduler's
-    own source and a block for modular pipelines, which are read without this library, and have no digest.
+    own source and a block for modular pipelines, which are read without this library and have no digest, and where
+    levels alone were learned a stock scheduler.
 
     Raises:
         ValueError: if the folder holds something that is not a student's.
@@ -63,6 +66,7 @@ def write_student(
         if trained_with and not scheduler.config.refusal:
             shutil.copy(redif_scheduler.__file__, fresh / "scheduler")
             write_block(scheduler, fresh / "block")
+            write_stock(scheduler, fresh / "stock")
         (fresh / CARD_FILE).write_text(model_card(mdp, record, trained_with), encoding="utf-8")
         content = {"format": FORMAT, "teacher": mdp.teacher.name, **record.to_json()}
         # Code is not fetched from the hub.

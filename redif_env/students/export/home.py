@@ -42,7 +42,7 @@ def scheduler_at_home(mdp: DenoisingMDP, actions: Tensor | None) -> ReDiFSchedul
         actions: mean action of each step ``(num_steps, A)``; None where the number of steps is decided.
     """
     assert isinstance(mdp.teacher, PipelineTeacher)
-    scheduler: ReDiFScheduler = scheduler_of(mdp, actions, _trained_with(mdp.teacher))
+    scheduler: ReDiFScheduler = scheduler_of(mdp, actions, trained_with(mdp.teacher))
     return scheduler
 
 
@@ -223,7 +223,7 @@ def _deciding_class(kind: Any) -> type:
     return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
 
 
-def _trained_with(teacher: PipelineTeacher) -> dict[str, Any]:
+def trained_with(teacher: PipelineTeacher) -> dict[str, Any]:
     """What a student remembers of the pipeline that it was trained in, as JSON values."""
     pipe, drive = teacher.source, teacher.drive
     assert pipe is not None

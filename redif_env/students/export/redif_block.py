@@ -30,8 +30,37 @@ class ReDiFStep(ModularPipelineBlocks):
     def intermediate_outputs(self):
         return [OutputParam("latents", type_hint=torch.Tensor, description="The latents after the step")]
 
+    @property
+    def scheduler(self):
+        """The student's scheduler, for ``pipe.update_components(scheduler=...)`` where the pipeline loads its own."""
+        return ReDiFScheduler.from_config(CONFIG)
+
+    def put_into(self, blocks):
+        """Take the place of every ``after_denoiser`` below ``blocks``.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if not self._replace_in(blocks):
+            raise ValueError(f"{type(blocks).__name__} has no block named after_denoiser, whose place this one takes")
+
+    def _replace_in(self, blocks):
+        found = 0
+        for name, block in getattr(blocks, "sub_blocks", {}).items():
+            if name == "after_denoiser":
+                blocks.sub_blocks[name] = self
+                found += 1
+            else:
+                found += self._replace_in(block)
+        return found
+
     @torch.no_grad()
     def __call__(self, components, block_state, i, t):
+        if type(components.scheduler).__name__ != "ReDiFScheduler":
+            raise ValueError(
+                f"the pipeline has a {type(components.scheduler).__name__}, whose timesteps are not this student's: "
+                "pipe.update_components(scheduler=step.scheduler), where step is this block"
+            )
         latents = block_state.latents
         (moved,) = components.scheduler.step(block_state.noise_pred, t, latents, return_dict=False)
         block_state.latents = moved.to(latents.dtype)

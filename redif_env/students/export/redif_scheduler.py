@@ -36,7 +36,6 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         sigma_data: of EDM's preconditioning, where there is one.
         score: whether the network predicts the score, ``-eps / sigma``.
         reverse_output: whether the network's output has the opposite sign.
-        scale_inputs: whether the network is given ``x / sqrt(1 + sigma**2)``.
         init_noise_sigma: standard deviation of the first sample.
         num_train_timesteps: of the schedule.
         refusal: why a scheduler cannot take the student's steps; empty if it can.
@@ -58,7 +57,6 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         sigma_data=None,
         score=False,
         reverse_output=False,
-        scale_inputs=False,
         init_noise_sigma=1.0,
         num_train_timesteps=1000,
         refusal="",
@@ -157,10 +155,9 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
     def scale_model_input(self, sample, timestep=None):
         """The network's input for ``sample`` ``(B, *S)`` at the next step."""
         config = self.config
-        if config.sigma_data is None and not config.scale_inputs:
+        if config.sigma_data is None:
             return sample
-        data = 1.0 if config.sigma_data is None else config.sigma_data
-        return sample / (config.steps[self._place(timestep)]["sigma"] ** 2 + data**2) ** 0.5
+        return sample / (config.steps[self._place(timestep)]["sigma"] ** 2 + config.sigma_data**2) ** 0.5
 
     def add_noise(self, original_samples, noise, timesteps):
         """``alpha * original_samples + sigma * noise`` at the level of the step whose timestep is given first."""

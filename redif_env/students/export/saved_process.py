@@ -65,7 +65,6 @@ def scheduler_of(mdp: DenoisingMDP, actions: Tensor | None, trained_with: Mappin
         sigma_data=held.sigma_data if isinstance(held, EDMPreconditioning) else None,
         score=isinstance(held, ScorePreconditioning),
         reverse_output=isinstance(held, ReversedOutput),
-        scale_inputs=isinstance(held, ScaledInputs),
         init_noise_sigma=_first_size(mdp),
         num_train_timesteps=_timesteps(teacher),
         refusal=_refusal(mdp),
@@ -170,14 +169,23 @@ def _described(mdp: DenoisingMDP, actions: Tensor | None) -> dict[str, Any]:
         "learn_guidance": mdp.learn_guidance,
         "linear_initial_map": mdp.initial_map is not None,
         "actions": None if actions is None else actions.tolist(),
-        # A pipeline's own is read off the pipeline.
-        "noise": None if isinstance(teacher, PipelineTeacher) else scheduler_config(teacher.parameterization),
+        "noise": _noise(teacher),
         "conditions": _conditions(teacher.conditions),
         "guidance_scale": teacher.guidance_scale,
         "teacher": teacher.name,
         "own_network": teacher.own_network,
         "bounds": None if teacher.bounds is None else list(teacher.bounds),
     }
+
+
+def _noise(teacher: Teacher) -> dict[str, Any] | None:
+    """The config that has its schedule; None where none has, which for a pipeline is read off the pipeline."""
+    try:
+        return scheduler_config(teacher.parameterization)
+    except TypeError:
+        if isinstance(teacher, PipelineTeacher):
+            return None
+        raise
 
 
 def _grid_name(grid: Grid, teacher: Teacher, num_steps: int) -> str:
@@ -198,6 +206,11 @@ def _refusal(mdp: DenoisingMDP) -> str:
         return (
             f"this student decides its number of calls ({mdp.min_steps} to {mdp.num_steps}), so it has no fixed steps: "
             "use ReDiFPipeline or Student"
+        )
+    if isinstance(mdp.teacher.preconditioning, ScaledInputs):
+        return (
+            "this student's pipeline computes with its scheduler's sigmas, which no student's steps hold: use "
+            "ReDiFPipeline.of"
         )
     return ""
 

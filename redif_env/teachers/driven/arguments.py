@@ -54,6 +54,14 @@ def batched(conditions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _together(name: str, values: list[Any]) -> Any:
     first = values[0]
+    if name == "ip_adapter_image":
+        raise ValueError(
+            "conditions have ip_adapter_image, of which a pipeline takes one for all its samples: give each its "
+            "ip_adapter_image_embeds (pipe.prepare_ip_adapter_image_embeds)"
+        )
+    if name == "ip_adapter_image_embeds":  # one for each adapter; with guidance the half without the image first
+        adapters = zip(*values, strict=True)
+        return [torch.stack(adapter, dim=1).flatten(0, 1) for adapter in adapters]
     if isinstance(first, Tensor):
         shapes = sorted({tuple(value.shape[1:]) for value in values})
         if len(shapes) > 1:
@@ -89,7 +97,8 @@ def call_arguments(
 ) -> tuple[list[dict[str, Any]], Conditions]:
     """Arguments of the call for each condition, and the conditions as a table of names and weights.
 
-    Texts among the arguments that are ``shared`` move to each condition: pipelines want as many as there are prompts.
+    Texts and embeddings of pictures among the arguments that are ``shared`` move to each condition: pipelines want as
+    many as there are prompts.
 
     Raises:
         ValueError: if there is no condition.
@@ -102,7 +111,8 @@ def call_arguments(
         weights = list(conditions.values())
     else:
         weights = [float(arguments.pop("weight", 1.0)) for arguments in found]
-    texts = {key: shared.pop(key) for key in list(shared) if isinstance(shared[key], str) and "prompt" in key}
+    each = {key for key, value in shared.items() if isinstance(value, str) and "prompt" in key}
+    texts = {key: shared.pop(key) for key in list(shared) if key in each or key.startswith("ip_adapter_image")}
     found = [{**texts, **arguments} for arguments in found]
     names = tuple(name_of(condition, number) for number, condition in enumerate(given))
     equal = len(set(weights)) == 1
