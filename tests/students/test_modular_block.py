@@ -46,7 +46,10 @@ def test_the_block_repository_makes_the_student_s_samples(name, tmp_path):
         if block is not None:
             block.put_into(blocks)
         pipe = blocks.init_pipeline()
-        parts = {**teacher.source.components, "scheduler": teacher.source.scheduler if block is None else step.scheduler}
+        parts = {
+            **teacher.source.components,
+            "scheduler": teacher.source.scheduler if block is None else step.scheduler,
+        }
         pipe.update_components(**{key: parts[key] for key in pipe.component_names if parts.get(key) is not None})
         for guider, scale in guiders.items():
             pipe.update_components(**{guider: type(getattr(pipe, guider))(guidance_scale=scale)})

@@ -210,13 +210,13 @@ def test_an_error_in_any_component_comes_out_as_it_is(component):
     part = getattr(made.pipe, component)
     broken = part.decoder if component == "vae" else part
     handle = broken.register_forward_pre_hook(fails)
+    uses = {
+        "text_encoder": lambda: Teacher.from_pipeline(made.pipe, ["two dogs"]),
+        "unet": lambda: predict(teacher, started(teacher)),
+        "vae": lambda: teacher.images(latents),
+    }
     with pytest.raises(ZeroDivisionError, match="inside") as caught:
-        if component == "text_encoder":
-            Teacher.from_pipeline(made.pipe, ["two dogs"])
-        elif component == "vae":
-            teacher.images(latents)
-        else:
-            predict(teacher, started(teacher))
+        uses[component]()
     handle.remove()
     names = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
     assert names[-1] == "fails"

@@ -209,9 +209,7 @@ def _updated(whole: Place, part: Place, rows: Tensor) -> Place:
         assert new is not None
         return old.index_copy(0, rows.to(old.device), new)
 
-    return Place(
-        put(whole.x, part.x), put(whole.half_logsnr, part.half_logsnr), put(whole.timestep, part.timestep)
-    )
+    return Place(put(whole.x, part.x), put(whole.half_logsnr, part.half_logsnr), put(whole.timestep, part.timestep))
 
 
 @functools.cache
@@ -242,9 +240,7 @@ def trained_with(teacher: PipelineTeacher) -> dict[str, Any]:
 
 def _with_defaults(drive: Drive) -> dict[str, Any]:
     """Arguments common to all samples, and the default of the guidance."""
-    guidance = {
-        name: drive.takes[name].default for name in ("guidance_scale", "true_cfg_scale") if name in drive.takes
-    }
+    guidance = {name: drive.takes[name].default for name in ("guidance_scale", "true_cfg_scale") if name in drive.takes}
     return {**guidance, **drive.shared}
 
 

@@ -39,6 +39,7 @@ from redif_env.students.record import Record
 from redif_env.teachers.components import COMPONENTS, components_of, stock_pipeline
 from redif_env.teachers.pipelines import as_model
 
+
 class ReDiFPipeline(DiffusionPipeline):
     """Few-step sampling as a trained policy decides: what a :class:`~redif_env.Student` does, for users of diffusers.
 

@@ -118,7 +118,9 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             if network is None or weights_digest(network) not in (digest, None):
                 found.append(f"trained with other weights of {name}, or in another precision")
         if found:
-            warnings.warn(f"this pipeline is not the one that the student was trained in: {'; '.join(found)}")
+            warnings.warn(
+                f"this pipeline is not the one that the student was trained in: {'; '.join(found)}", stacklevel=2
+            )
         return found
 
     def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None):
@@ -239,17 +241,17 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         return self._index
 
     def _refuse(self, given):
-        raise ValueError(
-            f"timestep {given:g} is none of this student's, which are {[step['timestep'] for step in self.config.steps]}"
-        )
+        own = [step["timestep"] for step in self.config.steps]
+        raise ValueError(f"timestep {given:g} is none of this student's, which are {own}")
 
     def _check_shape(self, sample):
-        trained = (self.config.trained_with or {}).get("sample_shape")
-        if trained is not None and tuple(trained) != tuple(sample.shape[1:]):
+        trained, found = (self.config.trained_with or {}).get("sample_shape"), tuple(sample.shape[1:])
+        if trained is not None and tuple(trained) != found:
+            sizes = {name: value for name, value in self.arguments.items() if name in ("height", "width", "num_frames")}
             warnings.warn(
-                f"the student was trained with samples of shape {tuple(trained)} (height={self.arguments.get('height')}, "
-                f"width={self.arguments.get('width')}), and this run's have {tuple(sample.shape[1:])}: its steps may "
-                "not fit"
+                f"the student was trained with samples of shape {tuple(trained)} ({sizes or 'the default size'}), and "
+                f"this run's have {found}: its steps may not fit",
+                stacklevel=3,
             )
 
     def _read(self, output, x, alpha, sigma):
@@ -321,7 +323,9 @@ def weights_digest(network):
         if tensor.is_meta:
             return None
         flat = tensor.detach().flatten()
-        part = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].cpu().double() if tensor.is_floating_point() else flat[:0]
+        part = (
+            flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].cpu().double() if tensor.is_floating_point() else flat[:0]
+        )
         digest.update(f"{name}{tuple(tensor.shape)}{part.tolist()}".encode())
     return digest.hexdigest()
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from redif_env.diffusion.grids import GRIDS, Grid
 from redif_env.diffusion.noise_schedulers import read_scheduler, scheduler_config
@@ -196,7 +196,9 @@ def _grid_name(grid: Grid, teacher: Teacher, num_steps: int) -> str:
 def _refusal(mdp: DenoisingMDP) -> str:
     """Why a scheduler alone cannot take a student's steps; empty if it can."""
     if isinstance(mdp.solver, LinearSolver):
-        return "this student steps with matrices (solver='linear'), which no scheduler holds: use ReDiFPipeline or Student"
+        return (
+            "this student steps with matrices (solver='linear'), which no scheduler holds: use ReDiFPipeline or Student"
+        )
     if mdp.initial_map is not None:
         return (
             "this student maps its noise first (linear_initial_map=True), which no pipeline does for a scheduler: use "
