@@ -147,6 +147,13 @@ def test_the_policy_in_the_loop_makes_the_student_s_samples(name, tmp_path, monk
     teacher.close()
 
 
+def test_the_policy_goes_into_a_pipeline_that_has_the_scheduler(at_home):
+    teacher, folder = at_home
+    pipe = stock(teacher, ReDiFScheduler.from_pretrained(folder))
+    fixed = shown(call(pipe, teacher, num_inference_steps=3))
+    torch.testing.assert_close(shown(call(ReDiFPipeline.of(pipe, folder), teacher)), fixed, rtol=0, atol=1e-4)
+
+
 def test_a_student_that_decides_its_number_of_calls_goes_home_too(tmp_path):
     teacher = teacher_of(ZOO["stable_diffusion"]())
     student = looking_student_of(teacher, min_steps=1)

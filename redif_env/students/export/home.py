@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,11 @@ def deciding(
     pipe: DiffusionPipeline, scheduler: ReDiFScheduler, policy: Policy | None, allow_imports: bool = False
 ) -> DiffusionPipeline:
     """A copy of ``pipe`` whose calls let ``policy`` decide each step; the scheduler's mean actions if it is None."""
+    if isinstance(pipe.scheduler, ReDiFScheduler):  # driven by the one that it was trained with
+        import diffusers
+
+        trained, pipe = pipe.scheduler.config.trained_with or {}, copy.copy(pipe)
+        pipe.__dict__["scheduler"] = getattr(diffusers, trained["scheduler_class"]).from_config(trained["scheduler"])
     made = copy.copy(pipe)
     made.__class__ = _deciding_class(type(pipe))  # type: ignore[assignment]
     made.__dict__["policy_loop"] = PolicyLoop(pipe, scheduler, policy, allow_imports)
@@ -179,9 +185,7 @@ def _in_one_call(mdp: DenoisingMDP, teacher: PipelineTeacher, wave: Wave) -> Den
     made = copy.copy(teacher)
     made.waves = _OneCall(wave)  # type: ignore[assignment]
     made.initial_sample = lambda noise, *_: noise  # type: ignore[method-assign]
-    changed = copy.copy(mdp)
-    object.__setattr__(changed, "teacher", made)
-    return changed
+    return replace(mdp, teacher=made)
 
 
 class _OneCall:
@@ -234,6 +238,7 @@ def trained_with(teacher: PipelineTeacher) -> dict[str, Any]:
         "loras": loras_of(pipe),
         "networks": {name: weights_digest(getattr(pipe, name)) for name in drive.called},
         "sample_shape": list(teacher.sample_shape),
+        "scheduler_class": type(pipe.scheduler).__name__,
         "scheduler": {key: value for key, value in config.items() if _json(value)},
     }
 

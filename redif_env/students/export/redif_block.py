@@ -4,6 +4,8 @@
 It is copied beside ``redif_scheduler.py`` and ``redif_steps.py`` (the config), which makes a block repository.
 """
 
+import copy
+
 import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.modular_pipelines import ModularPipelineBlocks
@@ -36,13 +38,15 @@ class ReDiFStep(ModularPipelineBlocks):
         return ReDiFScheduler.from_config(CONFIG)
 
     def put_into(self, blocks):
-        """Take the place of every ``after_denoiser`` below ``blocks``.
+        """A copy of ``blocks`` in which this block has the place of every ``after_denoiser``.
 
         Raises:
             ValueError: if there is none.
         """
+        blocks = copy.deepcopy(blocks)  # diffusers' own share their parts
         if not self._replace_in(blocks):
             raise ValueError(f"{type(blocks).__name__} has no block named after_denoiser, whose place this one takes")
+        return blocks
 
     def _replace_in(self, blocks):
         found = 0

@@ -42,8 +42,8 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         process: of the student, for ``ReDiFPipeline``.
         trained_with: what the student was trained in, where that is a pipeline: ``pipeline`` (its class),
             ``base_model`` (hub id), ``task`` (the hub's name for it), ``arguments`` of its call, ``loras`` (names),
-            ``networks`` (digests of their weights), ``sample_shape``, and ``scheduler`` (config of its own one, in
-            which pipelines look things up).
+            ``networks`` (digests of their weights), ``sample_shape``, and ``scheduler`` and ``scheduler_class`` (config
+            of its own one, in which pipelines look things up).
     """
 
     order = 1
