@@ -212,7 +212,7 @@ def test_samples_of_another_shape_are_a_warning(at_home):
     teacher, folder = at_home
     pipe = stock(teacher, ReDiFScheduler.from_pretrained(folder))
     with pytest.warns(UserWarning, match=r"trained with samples of shape \(4, 16, 16\)"):
-        call(pipe, teacher, num_inference_steps=3, height=64)
+        call(pipe, teacher, num_inference_steps=3, height=64, width=64)
     for wrong in ({"num_inference_steps": 5}, {"sigmas": [3.0, 1.0]}, {"timesteps": [900, 500]}):
         with pytest.raises(ValueError, match="has learned 3 steps: pass num_inference_steps=3"):
             call(pipe, teacher, **wrong)

@@ -17,11 +17,10 @@ pytestmark = [
 ]
 
 PACKAGES = {
-    "flux_base": ("FluxAutoBlocks", ("text_encoder",), {}, 1e-3),
-    "qwen_image": ("QwenImageAutoBlocks", ("text_encoder",), {"guider": 4.0}, 2e-2),
-    # Its modular pipeline gives its network other conditions than its stock pipeline does.
-    "sdxl_base": ("StableDiffusionXLAutoBlocks", (), {"guider": 5.0}, None),
-    "wan": ("WanBlocks", ("text_encoder",), {"guider": 5.0}, 2e-2),
+    "flux_base": ("FluxAutoBlocks", ("text_encoder",), {}),
+    "qwen_image": ("QwenImageAutoBlocks", ("text_encoder",), {"guider": 4.0}),
+    "sdxl_base": ("StableDiffusionXLAutoBlocks", (), {"guider": 5.0}),
+    "wan": ("WanBlocks", ("text_encoder",), {"guider": 5.0}),
 }
 
 
@@ -36,17 +35,15 @@ def test_the_block_repository_makes_the_student_s_samples(name, tmp_path):
     step = ModularPipelineBlocks.from_pretrained(tmp_path / "student" / "block", trust_remote_code=True)
     latents = torch.randn(1, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
     found = modular(teacher, name, latents, step.scheduler, step)
-    torch.testing.assert_close(found, modular(teacher, name, latents, scheduler, None), rtol=0, atol=1e-6)
-    assert not torch.allclose(found, modular(teacher, name, latents, teacher.source.scheduler, None), atol=2e-2)
-    if (tolerance := PACKAGES[name][3]) is not None:
-        expected = shown(call(stock(teacher, scheduler), teacher, num_inference_steps=3, latents=latents))
-        torch.testing.assert_close(found.reshape(expected.shape), expected.float(), rtol=0, atol=tolerance)
+    expected = shown(call(stock(teacher, scheduler), teacher, num_inference_steps=3, latents=latents))
+    torch.testing.assert_close(found.reshape(expected.shape), expected.float(), rtol=0, atol=1e-3)
+    assert not torch.allclose(found, modular(teacher, name, latents, teacher.source.scheduler, None), rtol=0, atol=2e-3)
     teacher.close()
 
 
 def modular(teacher, name, latents, scheduler, step):
     """What the package's blocks make with a scheduler, and with a block in the place of the step after the network."""
-    kind, without, guiders, _ = PACKAGES[name]
+    kind, without, guiders = PACKAGES[name]
     blocks = getattr(importlib.import_module("diffusers.modular_pipelines"), kind)()
     if blocks._workflow_map:
         blocks = blocks.get_workflow("text2image")

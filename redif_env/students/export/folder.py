@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,9 +12,9 @@ from typing import Any
 
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.storage.files import CorruptFileError, read_sealed, write_folder, write_sealed
-from redif_env.students.export import redif_scheduler
 from redif_env.students.export.card import model_card
 from redif_env.students.export.modular_block import write_block
+from redif_env.students.export.redif_scheduler import ReDiFScheduler
 from redif_env.students.export.stock import write_stock
 from redif_env.students.record import Record
 from redif_env.teachers.components import COMPONENTS
@@ -41,7 +42,7 @@ REMEDY = "export the student again"
 
 @contextmanager
 def write_student(
-    folder: str | Path, scheduler: redif_scheduler.ReDiFScheduler, mdp: DenoisingMDP, record: Record
+    folder: str | Path, scheduler: ReDiFScheduler, mdp: DenoisingMDP, record: Record
 ) -> Iterator[Path]:
     """Give a temporary folder to save the student's parts in, then seal it and put it in the place of ``folder``.
 
@@ -64,7 +65,7 @@ def write_student(
         if steps:
             (fresh / STEPS_FILE).write_text(json.dumps(steps, indent=2) + "\n", encoding="utf-8")
         if trained_with and not scheduler.config.refusal:
-            shutil.copy(redif_scheduler.__file__, fresh / "scheduler")
+            shutil.copy(inspect.getfile(ReDiFScheduler), fresh / "scheduler")
             write_block(scheduler, fresh / "block")
             write_stock(scheduler, fresh / "stock")
         (fresh / CARD_FILE).write_text(model_card(mdp, record, trained_with), encoding="utf-8")

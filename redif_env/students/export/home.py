@@ -118,9 +118,10 @@ class PolicyLoop:
         names = [name for name in inspect.signature(type(self.pipe).__call__).parameters if name != "self"]
         arguments = {**self.scheduler.arguments, **dict(zip(names, args, strict=False)), **given}
         saved, asked = self.scheduler.config.process, arguments.pop("num_inference_steps", None)
-        own = saved["num_steps"] + self.scheduler.config.skipped
-        if asked not in (None, own):
-            raise ValueError(f"num_inference_steps={asked}, but this student has learned {own}: leave it out")
+        if asked not in (None, saved["num_steps"] + self.scheduler.config.skipped):
+            raise ValueError(
+                f"num_inference_steps={asked}, but this student has learned {saved['num_steps']}: leave it out"
+            )
         condition, shared, count = split(arguments)
         teacher, mdp = self._process(condition, shared)
         wave = teacher.drive.call(arguments, count, teacher.drive.start(mdp.num_steps))
