@@ -38,7 +38,8 @@ def check(entry, tolerance=1e-5):
     assert zero_action_error(teacher) < tolerance
     error, control = row_errors(teacher)
     assert error < tolerance
-    assert control > 2 * error
+    if teacher.drive.dtype == torch.float32:  # elsewhere rounding is as large as what is left out
+        assert control > 10 * error
     assert standing(entry.pipe) == before
     assert type(entry.pipe) is diffusers.StableDiffusionPipeline
     return teacher
@@ -135,15 +136,15 @@ def ip_adapter_weights(unet, width):
 
 
 def test_an_image_adapter(entry):
-    """Each sample with its own picture's embedding, which guidance doubles."""
+    """One picture for all samples, with and without which guidance predicts."""
     bare = predicted(teacher_of(entry))
     entry.pipe.unet._load_ip_adapter_weights([ip_adapter_weights(entry.pipe.unet, 8)], low_cpu_mem_usage=False)
-    conditions = [
-        {**condition, "ip_adapter_image_embeds": [torch.cat([torch.zeros(1, 1, 8), noise("face", row, 1, 8)])]}
-        for row, condition in enumerate(entry.conditions)
-    ]
-    teacher = check(Entry(entry.pipe, conditions, entry.shared), 1e-4)
+    faces = [torch.cat([torch.zeros(1, 1, 8), noise("face", row, 1, 8)]) for row in range(2)]
+    teacher = check(Entry(entry.pipe, entry.conditions, {**entry.shared, "ip_adapter_image_embeds": [faces[0]]}))
     assert not torch.allclose(predicted(teacher), bare, atol=1e-3)
     teacher.close()
-    with pytest.raises(ValueError, match="give each its ip_adapter_image_embeds"):
+    with pytest.raises(ValueError, match="ip_adapter_image cannot be given for a batch"):
         Teacher.from_pipeline(entry.pipe, ["a cat"], ip_adapter_image=torch.zeros(1, 3, 8, 8))
+    differing = [{"prompt": "a cat", "ip_adapter_image_embeds": [face]} for face in faces]
+    with pytest.raises(ValueError, match="pictures of image adapters are common to a batch"):
+        Teacher.from_pipeline(entry.pipe, differing)

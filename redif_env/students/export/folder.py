@@ -41,9 +41,7 @@ REMEDY = "export the student again"
 
 
 @contextmanager
-def write_student(
-    folder: str | Path, scheduler: ReDiFScheduler, mdp: DenoisingMDP, record: Record
-) -> Iterator[Path]:
+def write_student(folder: str | Path, scheduler: ReDiFScheduler, mdp: DenoisingMDP, record: Record) -> Iterator[Path]:
     """Give a temporary folder to save the student's parts in, then seal it and put it in the place of ``folder``.
 
     Besides the parts: ``config.json`` (how it was made, and every file's digest), ``README.md`` (the model card), and

@@ -56,12 +56,21 @@ def _together(name: str, values: list[Any]) -> Any:
     first = values[0]
     if name == "ip_adapter_image":
         raise ValueError(
-            "conditions have ip_adapter_image, of which a pipeline takes one for all its samples: give each its "
-            "ip_adapter_image_embeds (pipe.prepare_ip_adapter_image_embeds)"
+            "ip_adapter_image cannot be given for a batch: give its ip_adapter_image_embeds "
+            "(pipe.prepare_ip_adapter_image_embeds) to from_pipeline"
         )
-    if name == "ip_adapter_image_embeds":  # one for each adapter; with guidance the half without the image first
-        adapters = zip(*values, strict=True)
-        return [torch.stack(adapter, dim=1).flatten(0, 1) for adapter in adapters]
+    if name == "ip_adapter_image_embeds":
+        if any(
+            not given.is_meta and not torch.equal(given, own)
+            for value in values
+            for given, own in zip(value, first, strict=True)
+        ):
+            raise ValueError(
+                "conditions have ip_adapter_image_embeds that differ, and pictures of image adapters are common to a "
+                "batch: give one to from_pipeline, or make a teacher of each"
+            )
+        # One for each adapter; with guidance, the half without the picture first.
+        return [embeds.repeat_interleave(len(values), dim=0) for embeds in first]
     if isinstance(first, Tensor):
         shapes = sorted({tuple(value.shape[1:]) for value in values})
         if len(shapes) > 1:
