@@ -1,7 +1,7 @@
 # mypy: ignore-errors
 """A student's step as a block of diffusers' modular pipelines. This file needs diffusers and torch alone.
 
-It is copied beside ``redif_scheduler.py`` and ``redif_steps.py`` (the config), which makes a block repository.
+With the scheduler's config in it, it is copied beside ``redif_scheduler.py``, which makes a block repository.
 """
 
 import copy
@@ -12,7 +12,8 @@ from diffusers.modular_pipelines import ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, OutputParam
 
 from .redif_scheduler import ReDiFScheduler
-from .redif_steps import CONFIG
+
+CONFIG = {}
 
 
 class ReDiFStep(ModularPipelineBlocks):

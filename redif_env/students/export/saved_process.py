@@ -214,6 +214,11 @@ def _refusal(mdp: DenoisingMDP) -> str:
             "this student's pipeline computes with its scheduler's sigmas, which no student's steps hold: use "
             "ReDiFPipeline.of"
         )
+    if isinstance(mdp.teacher, PipelineTeacher) and mdp.teacher.drive.follows:
+        return (
+            "this student's pipeline steps a second state along, such as the sound of a video, by other steps than "
+            "these: use ReDiFPipeline.of"
+        )
     return ""
 
 

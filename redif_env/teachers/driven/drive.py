@@ -329,6 +329,7 @@ class Drive:
         self.parameterization = replace(self.parameterization, schedule=self._schedule(forwards))
         self.dtype = seen[0].x.dtype
         self.network = getattr(self.pipe, list(recorded.steps[0])[-1][0])
+        self.follows = forwards.follows
         self.called = sorted({name for calls in recorded.steps.values() for name, _ in calls})
         if forwards.noised_shape is not None:
             self._begin_later()
