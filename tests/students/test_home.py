@@ -89,7 +89,7 @@ def test_the_stock_pipeline_makes_the_student_s_samples(name, tmp_path):
     student.save_pretrained(tmp_path / "student")
     scheduler = ReDiFScheduler.from_pretrained(tmp_path / "student")
     if scheduler.config.refusal:
-        with pytest.raises(ValueError, match="this student's pipeline .*: use ReDiFPipeline"):
+        with pytest.raises(ValueError, match=r"this student's pipeline .*: use ReDiFPipeline"):
             scheduler.set_timesteps(3)
         return
     pipe = stock(teacher, scheduler)
