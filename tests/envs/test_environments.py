@@ -270,6 +270,7 @@ def test_samples_that_are_not_images_are_rendered():
         ({"action": "jump"}, "action='jump' is unknown: choose one of 'solver', 'step'"),
         ({"observation": "all"}, "observation='all' is unknown"),
         ({"solver": "euler"}, "solver='euler' is unknown: choose one of 'ddim'"),
+        ({"solver": "unipc"}, "solver='unipc' is one of diffusers' own, .*: choose one of 'ddim'"),
         ({"grid": "fine"}, "grid='fine' is unknown: choose one of 'time'"),
         ({"reward": "praise"}, "reward='praise' is unknown: choose one of 'endpoint'"),
         ({"reference_size": 0}, "reference_size must be at least 1, got 0"),

@@ -54,6 +54,21 @@ def image_student(pipeline_folder):
 # The pipeline
 
 
+def test_diffusers_itself_opens_a_student(image_student, tmp_path, monkeypatch):
+    """Told to trust one line that imports this library; which itself never runs a folder's code."""
+    image_student.save_pretrained(tmp_path / "student")
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DiffusionPipeline.from_pretrained(tmp_path / "student")
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
+    noise = noise_of(image_student)
+    assert torch.equal(pipeline(latents=noise, output_type="latent").images, image_student(noise=noise))
+
+    (tmp_path / "student" / "redif_pipeline.py").write_text("raise RuntimeError")
+    for load in (ReDiFPipeline.from_pretrained, Student.from_pretrained):
+        load(tmp_path / "student")
+
+
 def test_student_and_pipeline_give_the_same_samples(student, tmp_path):
     """Exactly in float32, before and after saving by either."""
     noise = noise_of(student)
