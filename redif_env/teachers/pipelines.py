@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +207,8 @@ def _bounds(index: Mapping[str, Any], scheduling: Mapping[str, Any], latent: boo
     import diffusers
 
     if "bounds" in scheduling:  # said by this library
-        return None if scheduling["bounds"] is None else tuple(map(float, scheduling["bounds"]))  # type: ignore[return-value]
+        low, high = scheduling["bounds"] or (-math.inf, math.inf)
+        return None if (low, high) == (-math.inf, math.inf) else (float(low), float(high))
     if latent:
         return None
     taken = inspect.signature(getattr(diffusers, str(scheduling.get("_class_name")), dict).__init__).parameters
@@ -264,5 +266,6 @@ def _nothing(name: str, error: Exception, folder: Path | None, variant: str | No
     hint = f" Its weights are stored as variants: give variant={sorted(stored)[0]!r}." if stored else ""
     return ValueError(
         f"teacher={name!r}{named} cannot be loaded: it is no built-in name ({', '.join(BUILT_IN)}), and no diffusers "
-        f"folder or reachable hub id with a network (config.json, safetensors) and a scheduler that fit together.{hint} diffusers said: {error}"
+        f"folder or reachable hub id with a network (config.json, safetensors) and a scheduler that fit together."
+        f"{hint} diffusers said: {error}"
     )

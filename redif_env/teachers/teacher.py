@@ -482,8 +482,8 @@ class PipelineTeacher(Teacher):
     def on(self, device: torch.device) -> PipelineTeacher:
         if device.type != self.device.type:
             raise ValueError(
-                f"teacher {self.name!r} computes where its pipeline does, on {self.device}: call pipe.to({device.type!r}) "
-                "and make the teacher of it again"
+                f"teacher {self.name!r} computes where its pipeline does, on {self.device}: call "
+                f"pipe.to({device.type!r}) and make the teacher of it again"
             )
         return self
 
