@@ -30,6 +30,7 @@ OWN_ENTRIES = {
     "initial_map",
     "linear",
     "block",
+    "redif_pipeline.py",
     "stock",
     *COMPONENTS,
     "model_index.json",
