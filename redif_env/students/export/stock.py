@@ -48,7 +48,8 @@ def stock_scheduler(scheduler: ReDiFScheduler) -> tuple[SchedulerMixin, dict[str
     euler = EulerDiscreteScheduler(
         num_train_timesteps=len(betas), trained_betas=betas, prediction_type=kind, timestep_spacing="leading"
     )
-    return euler, {"sigmas": [step["sigma"] / step["alpha"] for step in steps]}
+    # It wants the level that the last step leads to, too.
+    return euler, {"sigmas": [*(step["sigma"] / step["alpha"] for step in steps), 0.0]}
 
 
 def write_stock(scheduler: ReDiFScheduler, folder: Path) -> None:
