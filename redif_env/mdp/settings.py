@@ -182,7 +182,7 @@ def parse_dtype(dtype: str) -> torch.dtype:
     return look_up("dtype", dtype, {"float32": torch.float32, "float64": torch.float64})
 
 
-def parse_device(device: str) -> torch.device:
+def parse_device(device: str | torch.device) -> torch.device:
     """A torch device that this machine has; ``"auto"`` is its accelerator (cuda, xpu, mps), or the CPU without one.
 
     Raises:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import diffusers
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from redif_env.teachers.driven.wave import Answer, Place, Wave
 from redif_env.teachers.teacher import PipelineTeacher, Teacher
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, SchedulerMixin
 
 _OF_THE_CALL = {"latents", "generator", "output_type", "return_dict", "batch_size"}
 _EACH = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
@@ -87,14 +88,29 @@ def deciding(
 ) -> DiffusionPipeline:
     """A copy of ``pipe`` whose calls let ``policy`` decide each step; the scheduler's mean actions if it is None."""
     if isinstance(pipe.scheduler, ReDiFScheduler):  # driven by the one that it was trained with
-        import diffusers
-
-        trained, pipe = pipe.scheduler.config.trained_with or {}, copy.copy(pipe)
-        pipe.__dict__["scheduler"] = getattr(diffusers, trained["scheduler_class"]).from_config(trained["scheduler"])
+        stock, pipe = _stock_scheduler(pipe.scheduler), copy.copy(pipe)
+        pipe.__dict__["scheduler"] = stock
     made = copy.copy(pipe)
-    made.__class__ = _deciding_class(type(pipe))  # type: ignore[assignment]
+    made.__class__ = _deciding_class(type(pipe))  # type: ignore[assignment, arg-type]
     made.__dict__["policy_loop"] = PolicyLoop(pipe, scheduler, policy, allow_imports)
     return made
+
+
+def _stock_scheduler(scheduler: ReDiFScheduler) -> SchedulerMixin:
+    """The scheduler that the pipeline had in training.
+
+    Raises:
+        ValueError: if the folder names none of diffusers' schedulers.
+    """
+    trained = scheduler.config.trained_with or {}
+    kind: Any = getattr(diffusers, str(trained.get("scheduler_class")), None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise ValueError(
+            f"scheduler_class={trained.get('scheduler_class')!r} of the student is no scheduler of diffusers "
+            f"{diffusers.__version__}: give the pipeline its own scheduler before ReDiFPipeline.of"
+        )
+    stock: SchedulerMixin = kind.from_config(trained["scheduler"])
+    return stock
 
 
 class PolicyLoop:
