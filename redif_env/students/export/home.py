@@ -103,14 +103,13 @@ def _stock_scheduler(scheduler: ReDiFScheduler) -> SchedulerMixin:
         ValueError: if the folder names none of diffusers' schedulers.
     """
     trained = scheduler.config.trained_with or {}
-    kind: Any = getattr(diffusers, str(trained.get("scheduler_class")), None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+    kind = getattr(diffusers, str(trained.get("scheduler_class")), None)
+    if not (inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)):
         raise ValueError(
             f"scheduler_class={trained.get('scheduler_class')!r} of the student is no scheduler of diffusers "
             f"{diffusers.__version__}: give the pipeline its own scheduler before ReDiFPipeline.of"
         )
-    stock: SchedulerMixin = kind.from_config(trained["scheduler"])
-    return stock
+    return kind.from_config(trained["scheduler"])  # type: ignore[attr-defined, no-any-return]
 
 
 class PolicyLoop:
