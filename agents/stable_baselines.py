@@ -59,13 +59,13 @@ def build(args: Args) -> BaseAlgorithm:
     settings: dict[str, Any] = {"gamma": 1.0, "seed": args.seed, "device": "cpu"}
     settings["learning_rate"] = linear_to_zero(args.learning_rate)
     if args.algorithm in OFF_POLICY:
-        # What groups pay depends on the policy of the day, and a replay buffer keeps it for longer. Sixteen episodes
-        # together, so that there is an update for every four steps.
+        # No groups: what they pay depends on the policy of the day, and a replay buffer keeps it for longer.
+        # Sixteen episodes run together, and each of their steps is followed by an update.
         env = make_vec_env(16, **args.task)
         if args.algorithm in ("SAC", "TQC", "CrossQ"):
             settings["ent_coef"] = "auto_0.01"
-        layers = {"pi": [64, 64], "qf": [256, 256]}
-        return kind("MlpPolicy", env, gradient_steps=4, batch_size=256, policy_kwargs={"net_arch": layers}, **settings)
+        layers = {"pi": [64, 64], "qf": [128, 128]}
+        return kind("MlpPolicy", env, batch_size=256, policy_kwargs={"net_arch": layers}, **settings)
     # An update of A2C is one step of the gradient, so it has many small rollouts; others few large ones.
     num_envs = 2 * args.group_size if args.algorithm == "A2C" else args.num_envs
     env = make_vec_env(num_envs, group_size=args.group_size, **args.task)

@@ -7,6 +7,7 @@ In the environment of ``make test-ray``. Each run is stored in ``--out`` when it
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -98,7 +99,9 @@ def trained(args: Args, name: str, agent: str, seed: int) -> dict[str, Any]:
         entry = FIELD[agent]
         program = import_module(entry.program)
         task, budget = gym.spec(name).kwargs, {"network_calls": args.network_calls, "seed": seed}
+        start = time.process_time()
         student, facts = program.train(program.Args(**task, **entry.settings, **budget, out=folder, resume=True))
+        facts["processor_seconds"] = time.process_time() - start
         student.save_pretrained(folder / "student")
         return judged(args, name, agent, student) | {"library": entry.library, "seed": seed, **facts}
 
@@ -140,7 +143,7 @@ def lines(rows: list[dict[str, Any]]) -> list[list[str]]:
     for name in sorted(groups, key=middle):
         group, ratio = groups[name], f"{middle(name) / middle(FIRST):.2f}" if FIRST in groups else ""
         measures = [spread([row["fd_teacher"] for row in group]), ratio, f"{middle(name, 'mse_teacher'):.4f}"]
-        costs = f"{middle(name, 'train_seconds'):.0f}" if "train_seconds" in group[0] else ""
+        costs = f"{middle(name, 'processor_seconds'):.0f}" if "processor_seconds" in group[0] else ""
         found.append([name, group[0].get("library", ""), *measures, costs, str(len(group))])
     return found
 
@@ -154,7 +157,7 @@ def main(args: Args) -> None:
     for name in args.ids:
         rows = untrained(args, name)
         rows += [trained(args, name, agent, seed) for seed, agent in product(args.seeds, args.agents)]
-        columns = ("agent", "library", "FD to teacher", "of agents.ppo's", "MSE", "seconds", "seeds")
+        columns = ("agent", "library", "FD to teacher", "of agents.ppo's", "MSE", "processor s", "seeds")
         noises = f"{len(evaluator(name, args.test_size).noise):,} held-out noises"
         print_table(f"{name}, {args.network_calls:,} network calls, {noises}", columns, lines(rows))
 
