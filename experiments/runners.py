@@ -37,7 +37,7 @@ class Machine:
     jitter: float = 0.1
     """Relative deviation of each step's time, lognormal and independent; a rollout waits for the slowest runner."""
     message: float = 0.02
-    """Of sending weights and fetching episodes, a rollout: they are kilobytes a sample, since images stay on the GPU."""
+    """Of sending weights and fetching episodes, a rollout: kilobytes a sample, since images stay on the GPU."""
     learn: float = 0.6
     """Of PPO's update on the driver, which no runner shortens."""
 

@@ -12,9 +12,11 @@ BLOCKS = dict(re.findall(r"<!-- tested: (\w+) -->\n```python\n(.*?)```", PAGE, r
 
 
 @pytest.mark.parametrize("library", BLOCKS)
-def test_a_block_of_the_page_trains_and_exports(library):
+def test_a_block_of_the_page_trains_and_exports(library, request):
     for name in {"CleanRL": [], "own": []}.get(library, [library]):
         pytest.importorskip(name, reason="make test-ray")
+    if library == "ray":
+        request.getfixturevalue("patient_ray")
     space = {}
     exec(compile(BLOCKS[library], f"docs/agents.md, {library}", "exec"), space)
     assert space["student"](num_samples=2).shape == (2, 2)
