@@ -24,9 +24,12 @@ import redif_env  # noqa: F401  (registers the tasks)
 from experiments.stored import file_name, once, same_settings
 from experiments.tables import print_table, spread
 from redif_env import Student
+from redif_env.envs.task import Task
 from redif_env.judging.baselines import QUICK
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.policies import Policy
+from redif_env.mdp.process import DenoisingMDP
+from redif_env.mdp.settings import build_mdp
 from redif_env.training.command import run
 from redif_env.training.runs import prepare_folder
 
@@ -83,12 +86,12 @@ def evaluator(name: str, size: int | None) -> Evaluator:
     """The judge of a task's students."""
     kwargs = gym.spec(name).kwargs
     sizes = {"teacher_steps": kwargs.get("teacher_steps"), "train_size": kwargs.get("reference_size")}
-    return Evaluator(build_mdp_of(name).teacher, size, **sizes)
+    return Evaluator(mdp_of(name).teacher, size, **sizes)
 
 
-def build_mdp_of(name: str) -> Any:
+def mdp_of(name: str) -> DenoisingMDP:
     """The decision process of a task."""
-    return gym.make(name).unwrapped.mdp
+    return build_mdp(Task(**gym.spec(name).kwargs))
 
 
 def trained(args: Args, name: str, agent: str, seed: int) -> dict[str, Any]:
@@ -121,7 +124,7 @@ def untrained(args: Args, name: str) -> list[dict[str, Any]]:
     """Rows of the base solver, which is the zero action, and of the best of the quick training-free solvers."""
 
     def make() -> list[dict[str, Any]]:
-        mdp, judge = build_mdp_of(name), evaluator(name, args.test_size)
+        mdp, judge = mdp_of(name), evaluator(name, args.test_size)
         zero = Policy.from_table(torch.zeros(mdp.num_steps, mdp.action_size), mdp.observation_size)
         best = asdict(judge.baselines(mdp.num_steps * mdp.teacher.calls, QUICK)[0])
         described = {"method": f"{SOLVER}: {best['method']} {best['grid']}", "task": name}
