@@ -107,7 +107,7 @@ def test_batch_normalisations_become_part_of_the_layers():
     env, (first, activation, last) = vector(), network(vector())
     policy = nn.Sequential(nn.BatchNorm1d(first.in_features), first, nn.BatchNorm1d(16, affine=False), activation, last)
     torch.manual_seed(1)
-    policy[0].weight.uniform_(0.5, 2)
+    policy.requires_grad_(False)[0].weight.uniform_(0.5, 2)
     policy[0].bias.normal_(0, 0.2)
     seen = torch.randn(64, first.in_features) * 2 + 1
     for _ in range(30):
