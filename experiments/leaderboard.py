@@ -158,8 +158,8 @@ def main(args: Args) -> None:
     prepare_folder(args.out)
     same_settings(args.out, {"network_calls": args.network_calls, "test_size": args.test_size})
     for name in args.ids:
-        rows = untrained(args, name)
-        rows += [trained(args, name, agent, seed) for seed, agent in product(args.seeds, args.agents)]
+        rows = [trained(args, name, agent, seed) for seed, agent in product(args.seeds, args.agents)]
+        rows += untrained(args, name)
         columns = ("agent", "library", "FD to teacher", "of agents.ppo's", "MSE", "processor s", "seeds")
         noises = f"{len(evaluator(name, args.test_size).noise):,} held-out noises"
         print_table(f"{name}, {args.network_calls:,} network calls, {noises}", columns, lines(rows))
