@@ -81,18 +81,19 @@ def _folded(layers: Sequence[nn.Module]) -> list[nn.Module]:
     found: list[nn.Module] = []
     ahead: tuple[Tensor, Tensor] | None = None
     for layer in layers:
-        normalisation = _normalisation(layer)
-        if normalisation is None:
-            found.append(layer)
-            if ahead is not None and isinstance(layer, nn.Linear):
-                found[-1] = _with_bias(layer, layer.out_features)
-                _fold_before(found[-1], *ahead)
-                ahead = None
-        elif found and isinstance(found[-1], nn.Linear):
-            found[-1] = _with_bias(found[-1], found[-1].out_features)
-            _fold(found[-1], *normalisation)
-        else:
+        normalisation, last = _normalisation(layer), found[-1] if found else None
+        if normalisation is not None and isinstance(last, nn.Linear):
+            found[-1] = own = _with_bias(last, last.out_features)
+            _fold(own, *normalisation)
+        elif normalisation is not None:
             ahead = normalisation
+        elif ahead is not None and isinstance(layer, nn.Linear):
+            own = _with_bias(layer, layer.out_features)
+            _fold_before(own, *ahead)
+            found.append(own)
+            ahead = None
+        else:
+            found.append(layer)
     return found
 
 
