@@ -38,8 +38,7 @@ def test_every_library_has_a_block():
     [
         ("cleanrl_ppo", "torch", {}),
         ("skrl_ppo", "skrl", {}),
-        ("stable_baselines", "stable_baselines3", {"algorithm": "A2C"}),
-        ("stable_baselines", "sb3_contrib", {"algorithm": "TRPO"}),
+        ("stable_baselines", "sb3_contrib", {"algorithm": "TRPO", "network_calls": 1000}),
         ("stable_baselines", "sb3_contrib", {"algorithm": "CrossQ", "network_calls": 1000}),
     ],
 )
@@ -56,5 +55,5 @@ def test_a_program_trains_exports_and_judges(program, library, settings, tmp_pat
     zero = Policy.from_table(torch.zeros(4, 5), student.mdp.observation_size)
     judge = Evaluator(student.mdp.teacher, 64, teacher_steps=20, train_size=32)
     assert judge.student_row("loaded", student).mse_teacher == pytest.approx(row["mse_teacher"])
-    if "network_calls" not in settings:  # it has learned
+    if "network_calls" not in settings:  # long enough to learn
         assert row["mse_teacher"] < judge.student_row("base", Student(student.mdp, zero)).mse_teacher
