@@ -17,15 +17,14 @@ from tqdm import tqdm
 
 from redif_env.envs.environments import ReDiFVectorEnv
 from redif_env.envs.task import Task
-from redif_env.judging.baselines import Which, baselines_of
-from redif_env.judging.evaluation import Evaluator
+from redif_env.judging.baselines import Which
 from redif_env.mdp.policies import Policy
 from redif_env.storage.checkpoints import add_state, newest_state
 from redif_env.students.student import Student
 from redif_env.training.command import DEFAULT_REWARD, run, with_sizes
 from redif_env.training.options import arguments_of, options_of
-from redif_env.training.report import report
-from redif_env.training.runs import begin, settings_json, unfinished
+from redif_env.training.report import judge
+from redif_env.training.runs import begin, unfinished
 
 PROGRAM = "cem"
 TaskOptions: Any = options_of(Task, reward=DEFAULT_REWARD)
@@ -52,6 +51,8 @@ class Args(TaskOptions):
     """Weight of the elite's mean and deviation against the last ones."""
     checkpoint_every: int = 10
     """Generations between two checkpoints."""
+    test_size: int | None = None
+    """Noises of the report."""
     baselines: Which = "quick"
     """Training-free solvers in the report: none, the few that are best at such call counts, or all on all grids."""
     license: str | None = None
@@ -137,8 +138,7 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
 def main(args: Args) -> None:
     if unfinished(args, PROGRAM):
         student, facts = train(args)
-        evaluator, baselines = Evaluator(student.mdp.teacher), baselines_of(args.baselines)
-        report("cem", student, settings_json(args), facts, args.out, evaluator, baselines)
+        judge("cem", student, args, facts)
 
 
 if __name__ == "__main__":

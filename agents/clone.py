@@ -13,17 +13,16 @@ from typing import Any
 from stable_baselines3.common.utils import set_random_seed
 
 from redif_env.envs.spaces import action_space, observation_space
-from redif_env.judging.baselines import Which, baselines_of
-from redif_env.judging.evaluation import Evaluator
+from redif_env.judging.baselines import Which
 from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.sb3 import StudentPolicy
 from redif_env.sb3.export import student_of
 from redif_env.sb3.training.networks import NoiseSettings, noise_map, policy_kwargs, warm_start
 from redif_env.students.student import Student
-from redif_env.training.command import run, teacher_of, with_sizes
+from redif_env.training.command import run, with_sizes
 from redif_env.training.options import arguments_of, options_of
-from redif_env.training.report import report
-from redif_env.training.runs import begin, settings_json, unfinished
+from redif_env.training.report import judge
+from redif_env.training.runs import begin, unfinished
 
 PROGRAM = "clone"
 DECIDED = ("action", "observation", "min_steps", "prices", "learn_guidance", "dtype")
@@ -66,9 +65,7 @@ def make(args: Args) -> tuple[Student, dict[str, Any]]:
 def main(args: Args) -> None:
     if unfinished(args, PROGRAM):
         student, facts = make(args)
-        sizes = {"teacher_steps": args.teacher_steps, "train_size": args.test_size}
-        evaluator = Evaluator(teacher_of(args), args.test_size, **sizes)
-        report("clone", student, settings_json(args), facts, args.out, evaluator, baselines_of(args.baselines))
+        judge("clone", student, args, facts)
 
 
 if __name__ == "__main__":

@@ -25,32 +25,29 @@ from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.tune.registry import register_env
 from torch.utils.tensorboard import SummaryWriter
 
+from agents.program import Settings, finish
 from redif_env import ReDiFVectorEnv, Student
-from redif_env.envs.task import Task
-from redif_env.judging.baselines import Which, baselines_of
+from redif_env.judging.baselines import baselines_of
 from redif_env.judging.evaluation import Evaluator
 from redif_env.rllib import CalmModule, ReDiFCallback, make_env, shared_tensors, student_of_module
 from redif_env.storage.checkpoints import add_state, newest_state
 from redif_env.storage.files import write_folder
 from redif_env.teachers.references import VALIDATION_SEED
-from redif_env.training.command import DEFAULT_REWARD, run, teacher_of, with_sizes
-from redif_env.training.options import arguments_of, options_of
+from redif_env.training.command import run, teacher_of, with_sizes
 from redif_env.training.plan import Sizes, plan, print_plan
-from redif_env.training.report import report
-from redif_env.training.runs import begin, settings_json, unfinished
+from redif_env.training.runs import begin
 
 PROGRAM = "rllib"
-TaskOptions: Any = options_of(Task, reward=DEFAULT_REWARD)
 
 
 @dataclass(frozen=True)
-class Args(TaskOptions):
+class Args(Settings):
     """Settings of the environment, of Ray and of the run."""
 
-    seed: int = 0
-    """Of the agent, and of all that is drawn."""
     out: Path = Path("runs/ray")
     """Folder for config.json, checkpoints/, student/, result.json, samples.png and TensorBoard logs."""
+    network_calls: int = 120_000
+    """Budget: as many episodes as it pays for."""
     runners: int = 2
     """Processes with environments."""
     gpus_per_runner: float = 0.0
@@ -59,30 +56,12 @@ class Args(TaskOptions):
     """That Ray reserves."""
     address: str | None = None
     """Of a Ray cluster, "auto" for the one of this machine; by default a Ray of its own is started."""
-    network_calls: int = 120_000
-    """Budget: as many episodes as it pays for."""
-    num_envs: int = 128
-    """Episodes that run together, over all runners."""
-    group_size: int = 8
-    """Sub-environments that share their initial noise; 1 turns the group-relative reward off."""
-    epochs: int = 4
-    """Passes of an update over its rollout."""
-    batches: int = 4
-    """Minibatches a rollout."""
-    learning_rate: float = 1e-3
-    """Falls linearly to zero."""
-    exploration: tuple[float, float] = (0.8, 0.25)
-    """Standard deviation of the actions at the start and at the end, divided by the number of steps."""
     average: float = 0.98
     """Decay of the policy's moving average over rollouts, which is what is evaluated and exported."""
     held_out_size: int | None = None
     """Noises by which the best student is chosen."""
     held_out_every: int = 20
     """Rollouts between two evaluations on them, and between two checkpoints."""
-    test_size: int | None = None
-    """Noises of the report."""
-    baselines: Which = "quick"
-    """Training-free solvers in the report."""
     resume: bool = False
     """Go on with the run in out, with its settings; start it if there is none."""
     dry_run: bool = False
@@ -128,13 +107,8 @@ class Best:
         self.best, self.fd = state["best"], state["fd"]
 
 
-def rollouts(args: Args, calls: int) -> int:
-    """How many the budget pays for."""
-    return max(1, args.network_calls // (args.num_envs * args.num_steps * calls))
-
-
 def config_of(args: Args, settings: dict[str, Any], tensors: list[Any], total: int) -> PPOConfig:
-    frames = args.num_envs * args.num_steps
+    frames = args.frames
     each = args.num_envs // max(1, args.runners)
     register_env("redif", make_env)
     config = PPOConfig().environment("redif", env_config={**settings, "tensors": tensors})
@@ -173,19 +147,31 @@ def config_of(args: Args, settings: dict[str, Any], tensors: list[Any], total: i
 
 
 def train(args: Args) -> tuple[Student, dict[str, Any]]:
-    """The best student on held-out noise, and what it cost."""
+    """The best student on held-out noise, and what it cost; in a cluster, or a Ray of its own."""
     if args.num_envs % (max(1, args.runners) * args.group_size):
         raise ValueError(
             f"num_envs={args.num_envs} must be a multiple of runners={args.runners} times "
             f"group_size={args.group_size}, so that each group lives on one runner"
         )
-    settings = {**arguments_of(args, Task), "group_size": args.group_size}
+    # Ray's processes run at the lowest priority by default, behind everything else on the machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    local = {} if args.address else {"num_cpus": max(2, args.runners + 1), "include_dashboard": False}
+    ray.init(address=args.address, log_to_driver=False, **local)
+    try:
+        return train_on_ray(args)
+    finally:
+        ray.shutdown()
+
+
+def train_on_ray(args: Args) -> tuple[Student, dict[str, Any]]:
+    """:func:`train` once Ray is there."""
+    settings = {**args.task, "group_size": args.group_size}
     begin(args, PROGRAM)
     best = Best(Evaluator(teacher_of(args), args.held_out_size, VALIDATION_SEED, args.teacher_steps), args.average)
     tensors = shared_tensors(args.runners, args.gpus_per_runner, **settings)
-    env = ReDiFVectorEnv(8, **arguments_of(args, Task))
-    total = rollouts(args, env.mdp.calls)
-    budget = total * args.num_envs * args.num_steps
+    env = ReDiFVectorEnv(8, **args.task)
+    total = args.rollouts(env.mdp.calls)
+    budget = total * args.frames
     algorithm: PPO = config_of(args, settings, tensors, total).build_algo()
     done, steps, seconds, folder = 0, 0, 0.0, args.out / "checkpoints"
     stored = newest_state(folder) if args.resume else None
@@ -194,9 +180,9 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
         best.load_state_dict(stored["driver"], student_of_module(algorithm.get_module(), env))
         done, steps, seconds = stored["rollouts"], stored["steps"], stored["seconds"]
     writer = SummaryWriter(args.out / "tensorboard", purge_step=steps + 1 if steps else None)
-    start, (first, last) = time.monotonic() - seconds, (std / args.num_steps for std in args.exploration)
+    start = time.monotonic() - seconds
     while steps < budget:
-        std = first * (last / first) ** (steps / budget)
+        std = args.std(steps / budget)
         algorithm.learner_group.foreach_learner(lambda learner, std=std: set_std(learner.module, std))
         result = algorithm.train()
         done += 1
@@ -243,7 +229,7 @@ def save(out: Path, algorithm: PPO, best: Best, progress: dict[str, Any]) -> Non
 
 def print_cost(args: Args) -> None:
     teacher = teacher_of(args)
-    total = rollouts(args, teacher.calls)
+    total = args.rollouts(teacher.calls)
     sizes = Sizes(args.reference_size, args.held_out_size, args.test_size, args.teacher_steps)
     evaluations, solvers = total // args.held_out_every + 1, len(baselines_of(args.baselines))
     items = plan(teacher, args.num_steps, args.network_calls, evaluations, sizes, solvers)
@@ -251,23 +237,10 @@ def print_cost(args: Args) -> None:
 
 
 def main(args: Args) -> None:
-    """Train, export, evaluate."""
     if args.dry_run:
-        return print_cost(args)
-    if not unfinished(args, PROGRAM):
-        return None
-    # Ray's processes run at the lowest priority by default, behind everything else on the machine.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    local = {} if args.address else {"num_cpus": max(2, args.runners + 1), "include_dashboard": False}
-    ray.init(address=args.address, log_to_driver=False, **local)
-    try:
-        student, facts = train(args)
-    finally:
-        ray.shutdown()
-    sizes = {"teacher_steps": args.teacher_steps, "train_size": args.reference_size}
-    evaluator = Evaluator(teacher_of(args), args.test_size, **sizes)
-    report("redif-rllib", student, settings_json(args), facts, args.out, evaluator, baselines_of(args.baselines))
-    return None
+        print_cost(args)
+    else:
+        finish(args, PROGRAM, train)
 
 
 if __name__ == "__main__":

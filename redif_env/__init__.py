@@ -49,6 +49,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "Digits-8": {"teacher": "digits", "num_steps": 8},
     "DigitsClasses-4": {"teacher": "digits-classes", "num_steps": 4},
     "Mnist-4": {"teacher": "mnist", "num_steps": 4},
+    "Cifar10-4": {"teacher": "cifar10", "num_steps": 4},
+    "Cifar10-6": {"teacher": "cifar10", "num_steps": 6},
 }
 """Standard tasks, ``ReDiF/<name>-v0``: arguments that are never changed, so that results compare."""
 

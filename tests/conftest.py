@@ -52,6 +52,25 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture
+def patient_ray(monkeypatch):
+    """Ray gives its processes 30 seconds to start; beside other work on the machine it is started again."""
+    import ray
+
+    start = ray.init
+
+    def init(*arguments, **options):
+        for left in reversed(range(5)):
+            try:
+                return start(*arguments, **options)
+            except Exception as error:
+                if not left or "timed out during startup" not in str(error):
+                    raise
+                ray.shutdown()
+
+    monkeypatch.setattr(ray, "init", init)
+
+
+@pytest.fixture
 def ring():
     """Eight Gaussians on a circle."""
     return GaussianMixtureTeacher.ring()

@@ -206,7 +206,8 @@ class Evaluator:
 
     def floor_row(self) -> Row:
         """The row of teacher samples from other noises: the sampling floor of the Frechet distance."""
-        others = reference_set(self.teacher, self.train_size, TRAIN_SEED, self.teacher_steps)
+        size = max(self.train_size, len(self.noise))
+        others = reference_set(self.teacher, size, TRAIN_SEED, self.teacher_steps)
         samples = others.endpoints[: len(self.noise)].to(self.teacher.device)
         return self.row("teacher, other noises", "time", self.teacher_steps * self.teacher.calls, samples)
 

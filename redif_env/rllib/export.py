@@ -9,6 +9,7 @@ from ray.rllib.core.columns import Columns
 from torch import Tensor
 
 from redif_env.envs.environments import ReDiFVectorEnv
+from redif_env.rllib.env import made
 from redif_env.students.student import Student
 
 CHECKED = 8
@@ -32,7 +33,7 @@ def student_of_agent(agent: Any, env: Any | None = None) -> Student:
                 "Student.from_policy with decide=, observation= and action="
             )
     if env is None:
-        settings = {**agent.config.env_config}
+        settings = made(agent.config.env_config)
         for name in ("tensors", "num_envs", "group_size", "autoreset_mode"):
             settings.pop(name, None)
         env = ReDiFVectorEnv(CHECKED, **settings)

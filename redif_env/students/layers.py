@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from redif_env.mdp.observations import BOUND
 from redif_env.mdp.policies import ACTIVATIONS, Policy
@@ -22,7 +21,7 @@ def policy_of(modules: Sequence[nn.Module], squash: bool | None = None, num_acti
     """The policy of linear layers with one kind of activation between them, one after the other in ``modules``.
 
     Args:
-        modules: the layers, or modules that hold them.
+        modules: the layers, or modules that hold them; batch normalisations become part of a linear layer.
         squash: whether the last layer's output goes through tanh; by default, whether a ``Tanh`` follows it.
         num_actions: size A of an action, where the last layer may have ``2 * A`` outputs: means, and then deviations.
 
@@ -30,7 +29,7 @@ def policy_of(modules: Sequence[nn.Module], squash: bool | None = None, num_acti
         ValueError: if there are other layers, or activations of several kinds.
     """
     leaves = [layer for module in modules for layer in module.modules() if not any(layer.children())]
-    layers = [layer for layer in leaves if not isinstance(layer, nn.Identity | nn.Flatten | nn.Sequential)]
+    layers = _folded([layer for layer in leaves if not isinstance(layer, nn.Identity | nn.Flatten | nn.Sequential)])
     linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
     if not linears:
         raise ValueError("policy has no linear layers: give the network that maps observations to actions")
@@ -65,12 +64,9 @@ def with_maps(policy: Policy, maps: Between, mdp: DenoisingMDP) -> Policy:
         )
     linears = [copy.deepcopy(linear) for linear in policy.linears]
     if not policy.config.squash:  # the others' output is a share of the range, whatever that is
-        _fold(linears[-1], gain=maps.gain, offset=maps.offset)
+        _fold(linears[-1], torch.as_tensor(maps.gain), torch.as_tensor(maps.offset))
     if not _may_clip(maps, mdp):
-        first = linears[0].weight.detach().double().numpy(force=True)
-        with torch.no_grad():
-            linears[0].bias.sub_(torch.as_tensor(first @ (maps.mean * maps.scale)).to(linears[0].bias))
-            linears[0].weight.mul_(torch.as_tensor(maps.scale).to(linears[0].weight))
+        _fold_before(linears[0], torch.as_tensor(maps.scale), torch.as_tensor(-maps.mean * maps.scale))
         return Policy.from_linears(linears, policy.config.activation, policy.config.squash)
     return Policy.from_linears(
         linears,
@@ -80,6 +76,42 @@ def with_maps(policy: Policy, maps: Between, mdp: DenoisingMDP) -> Policy:
     )
 
 
+def _folded(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """The layers without batch normalisations: what each does in a finished policy is part of a linear layer."""
+    found: list[nn.Module] = []
+    ahead: tuple[Tensor, Tensor] | None = None
+    for layer in layers:
+        normalisation, last = _normalisation(layer), found[-1] if found else None
+        if normalisation is not None and isinstance(last, nn.Linear):
+            found[-1] = own = _with_bias(last, last.out_features)
+            _fold(own, *normalisation)
+        elif normalisation is not None:
+            ahead = normalisation
+        elif ahead is not None and isinstance(layer, nn.Linear):
+            own = _with_bias(layer, layer.out_features)
+            _fold_before(own, *ahead)
+            found.append(own)
+            ahead = None
+        else:
+            found.append(layer)
+    return found
+
+
+def _normalisation(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Gain and offset of a batch normalisation with running statistics: torch's, or sb3-contrib's ``BatchRenorm``."""
+    if isinstance(layer, nn.BatchNorm1d):
+        names = ("running_mean", "running_var", "weight", "bias")
+    elif type(layer).__name__.startswith("BatchRenorm"):
+        names = ("ra_mean", "ra_var", "scale", "bias")
+    else:
+        return None
+    mean, variance, weight, bias = (getattr(layer, name) for name in names)
+    if mean is None:
+        return None
+    gain = (variance.double() + layer.eps).rsqrt() * (1.0 if weight is None else weight.detach().double())
+    return gain, (0.0 if bias is None else bias.detach().double()) - mean.double() * gain
+
+
 def _with_means(linears: list[nn.Linear], num_actions: int | None) -> list[nn.Linear]:
     """The layers, each with a bias; of the last one the rows that give the means."""
     found = []
@@ -87,17 +119,30 @@ def _with_means(linears: list[nn.Linear], num_actions: int | None) -> list[nn.Li
         rows = linear.out_features
         if linear is linears[-1] and rows == 2 * (num_actions or 0):
             rows //= 2
-        own = nn.Linear(linear.in_features, rows, dtype=linear.weight.dtype, device=linear.weight.device)
-        with torch.no_grad():
-            own.weight.copy_(linear.weight[:rows])
-            own.bias.zero_() if linear.bias is None else own.bias.copy_(linear.bias[:rows])
-        found.append(own)
+        found.append(_with_bias(linear, rows))
     return found
 
 
-def _fold(linear: nn.Linear, gain: NDArray, offset: NDArray) -> None:
+def _with_bias(linear: nn.Linear, rows: int) -> nn.Linear:
+    """A copy of the first ``rows`` outputs of a layer, with a bias."""
+    own = nn.Linear(linear.in_features, rows, dtype=linear.weight.dtype, device=linear.weight.device)
+    with torch.no_grad():
+        own.weight.copy_(linear.weight[:rows])
+        own.bias.zero_() if linear.bias is None else own.bias.copy_(linear.bias[:rows])
+    return own
+
+
+def _fold_before(linear: nn.Linear, gain: Tensor, offset: Tensor) -> None:
+    """Give a layer ``gain * x + offset`` in the place of ``x``."""
+    weight = linear.weight.detach().double()
+    with torch.no_grad():
+        linear.bias.add_((weight @ offset.to(weight)).to(linear.bias))
+        linear.weight.mul_(gain.to(linear.weight))
+
+
+def _fold(linear: nn.Linear, gain: Tensor, offset: Tensor) -> None:
     """Multiply what a layer gives by ``gain`` and add ``offset``."""
-    factor, added = (torch.as_tensor(values).to(linear.weight) for values in (gain, offset))
+    factor, added = gain.to(linear.weight), offset.to(linear.weight)
     with torch.no_grad():
         linear.weight.mul_(factor[:, None])
         linear.bias.mul_(factor).add_(added)

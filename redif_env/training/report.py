@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from redif_env.judging.baselines import Baseline, all_baselines
+from redif_env.judging.baselines import Baseline, all_baselines, baselines_of
 from redif_env.judging.evaluation import Evaluator, Row, evaluate
 from redif_env.judging.tables import print_table
 from redif_env.measures.rendering import tile, to_pixels
@@ -20,11 +20,22 @@ from redif_env.storage.files import write_file
 from redif_env.students.record import Record, installed_versions
 from redif_env.students.student import Student
 from redif_env.teachers.pipelines import BUILT_IN
-from redif_env.training.runs import RESULT
+from redif_env.training.command import teacher_of
+from redif_env.training.runs import RESULT, settings_json
 
 PICTURED = 12
 BEST = 3
 """Solvers that a student's own table names."""
+
+
+def judge(method: str, student: Student, settings: Any, facts: dict[str, Any]) -> None:
+    """:func:`report` with what a program's ``settings`` (a dataclass) name: folder, test noises and solvers."""
+    sizes = {
+        "teacher_steps": settings.teacher_steps,
+        "train_size": getattr(settings, "reference_size", settings.test_size),
+    }
+    evaluator = Evaluator(teacher_of(settings), settings.test_size, **sizes)
+    report(method, student, settings_json(settings), facts, settings.out, evaluator, baselines_of(settings.baselines))
 
 
 def report(

@@ -12,7 +12,7 @@ import torch
 
 ray = pytest.importorskip("ray", reason="make test-ray")
 # Ray, RLlib and Gymnasium 1.2 warn of their own changes to come.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("patient_ray")]
 
 from agents import rllib as program  # noqa: E402
 from redif_env import Student  # noqa: E402
@@ -100,13 +100,14 @@ def test_the_module_starts_at_the_base_solver_and_is_exported():
         student_of_module(module, env)
 
 
-def kill_a_runner(out, killed):
-    """SIGKILL to one runner once training has started."""
+def kill_a_runner(out, killed, rollouts):
+    """SIGKILL to one runner once so many rollouts are stored."""
     import psutil
 
     while not killed:
         time.sleep(0.05)
-        for process in psutil.Process().children(recursive=True) if (out / "checkpoints").exists() else []:
+        stored = [int(path.name.split("-")[1]) for path in out.glob("rllib-*") if path.name[6:].isdigit()]
+        for process in psutil.Process().children(recursive=True) if max(stored, default=0) >= rollouts else []:
             try:
                 if "EnvRunner" in "".join(process.cmdline()):
                     os.kill(process.pid, signal.SIGKILL)
@@ -116,10 +117,13 @@ def kill_a_runner(out, killed):
                 continue
 
 
-def test_a_run_survives_a_lost_runner(tmp_path):
-    """It ends, better than the base solver, and its student is judged; its folder is not taken by another."""
+@pytest.mark.parametrize(
+    "rollouts", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (6, 9, 12, 15))]
+)  # fmt: skip
+def test_a_run_survives_a_lost_runner(tmp_path, rollouts):
+    """It ends, and its student is judged; its folder is not taken by another. ``-m ''`` runs all five."""
     killed = []
-    thread = threading.Thread(target=kill_a_runner, args=(tmp_path, killed), daemon=True)
+    thread = threading.Thread(target=kill_a_runner, args=(tmp_path, killed, rollouts), daemon=True)
     thread.start()
     # Raylets are children of this process, and runners theirs.
     args = program.Args(**QUICK, network_calls=24 * 128, runners=2, out=tmp_path)
@@ -129,8 +133,42 @@ def test_a_run_survives_a_lost_runner(tmp_path):
     assert result["environment_steps"] >= 24 * 128
     assert "redif-rllib" in [row["method"] for row in result["rows"]]
     assert Student.from_pretrained(tmp_path / "student")(num_samples=2).shape == (2, 2)
+    (row,) = (row for row in result["rows"] if row["method"] == "redif-rllib")
+    print(f"killed after {rollouts} rollouts: {result['environment_steps']} steps, FD {row['fd_teacher']:.4f}")
     with pytest.raises(ValueError, match="holds a run already"):
         program.main(args)
+
+
+def test_teachers_that_drive_pipelines_work_in_runners(pipeline_folder):
+    """Each runner makes its own by a function; endpoints are made once, and the student is the module."""
+    import gymnasium as gym
+    from ray.rllib.algorithms.ppo import PPOConfig
+    from ray.tune.registry import register_env
+
+    def driven():
+        from diffusers import DDPMPipeline
+
+        from redif_env import Teacher
+
+        return Teacher.from_pipeline(DDPMPipeline.from_pretrained(pipeline_folder, low_cpu_mem_usage=False))
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    settings = {"teacher": driven, "reference_size": 8, "teacher_steps": 3, "num_steps": 2, "group_size": 2}
+    register_env("redif", make_env)
+    config = PPOConfig().environment("redif", env_config={**settings, "tensors": shared_tensors(**settings)})
+    mode = gym.VectorizeMode.VECTOR_ENTRY_POINT
+    config.env_runners(
+        num_env_runners=1, num_envs_per_env_runner=4, rollout_fragment_length=2, gym_env_vectorize_mode=mode
+    )
+    config.rl_module(rl_module_spec=CalmModule.spec())
+    config.training(train_batch_size_per_learner=8, minibatch_size=4, num_epochs=1, gamma=1.0, lambda_=1.0)
+    algorithm = config.build_algo()
+    assert algorithm.train()["env_runners"]["num_env_steps_sampled"] >= 8
+    student = Student.from_agent(algorithm)
+    assert type(student.mdp.teacher).__name__ == "PipelineTeacher"
+    assert student(num_samples=2).isfinite().all()
+    algorithm.stop()
+    ray.shutdown()
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):

@@ -102,6 +102,23 @@ def test_means_and_deviations_in_one_output():
     assert Student.from_policy(nn.Sequential(policy, nn.Softplus()), env, decide=lambda o: policy(o)[:, :5])
 
 
+def test_batch_normalisations_become_part_of_the_layers():
+    """Before a linear layer and after one; what they do while training is not what a student does."""
+    env, (first, activation, last) = vector(), network(vector())
+    policy = nn.Sequential(nn.BatchNorm1d(first.in_features), first, nn.BatchNorm1d(16, affine=False), activation, last)
+    torch.manual_seed(1)
+    policy.requires_grad_(False)[0].weight.uniform_(0.5, 2)
+    policy[0].bias.normal_(0, 0.2)
+    seen = torch.randn(64, first.in_features) * 2 + 1
+    for _ in range(30):
+        policy(seen)
+    with pytest.raises(ValueError, match="does not decide as the agent does"):
+        Student.from_policy(policy, env)
+    student = Student.from_policy(policy.eval(), env)
+    torch.testing.assert_close(student.policy(seen), policy(seen).clamp(-1, 1), rtol=0, atol=1e-5)
+    assert (student.policy(seen) - last(activation(first(seen))).clamp(-1, 1)).abs().max() > 0.1
+
+
 def test_a_final_tanh_squashes():
     env = vector()
     policy = nn.Sequential(network(env), nn.Tanh())

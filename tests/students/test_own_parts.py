@@ -1,6 +1,10 @@
 """Rewards and action maps of one's own: from ``gym.make`` to the exported student, or refused at once."""
 
+import re
+import runpy
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -65,3 +69,44 @@ def test_what_cannot_be_written_is_refused_at_once():
     for action in (Local(), Bare(len)):
         with pytest.raises(ValueError, match="cannot be written to a student's file"):
             gym.make("ReDiF-v0", **TINY, action=action)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "own-parts.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", PAGE, re.DOTALL))
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Runs a program of docs/own-parts.md as its user would, in a folder with nothing else."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield lambda name, *arguments: monkeypatch.setattr(sys, "argv", [name, *arguments]) or runpy.run_path(name)
+    sys.modules.pop("two_numbers", None)
+
+
+def test_the_page_s_reward_is_what_the_agent_is_paid(program):
+    space = program("brightness.py", "256")
+    bright, noise = space["student"], space["noise"]
+    assert torch.equal(Student.from_pretrained("bright")(noise=noise[:4]), bright(noise=noise[:4]))
+    env = gym.make("ReDiF-v0", **TINY, reward=space["brightness"])
+    env.reset(seed=0)
+    rewards = [env.step(np.zeros(5, np.float32))[1] for _ in range(2)]
+    finished = env.unwrapped.last_transition.next_state.x.clamp(-1, 1).mean()
+    assert rewards == [0.0, pytest.approx(float(finished))]
+
+
+def test_the_page_s_action_map_goes_with_the_student(program, capsys):
+    space = program("train_two_numbers.py", "256")
+    assert space["agent"].action_space.shape == (2,)
+    assert "largest difference of the loaded student: 0.0" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"'two_numbers:TwoNumbers' is code outside .*allow_imports=True"):
+        Student.from_pretrained("two-numbers")
+    zero = gym.make("ReDiF-v0", **TINY, action=space["TwoNumbers"]())
+    base = gym.make("ReDiF-v0", **TINY)
+    paid = []
+    for env, size in ((zero, 2), (base, 5)):
+        env.reset(seed=0)
+        paid.append([env.step(np.zeros(size, np.float32))[1] for _ in range(2)])
+    assert paid[0] == paid[1]

@@ -46,14 +46,13 @@ from redif_env.teachers.teacher import Teacher
 from redif_env.training.command import teacher_of
 from redif_env.training.options import arguments_of, options_of
 from redif_env.training.plan import Item, Sizes, plan, print_plan
-from redif_env.training.report import report
+from redif_env.training.report import judge
 from redif_env.training.runs import (
     CONFIG_FILE,
     RunStoppedError,
     UnhealthyRunError,
     begin,
     read_settings,
-    settings_json,
     unfinished,
 )
 
@@ -106,10 +105,7 @@ def main(args: Args) -> None:
     args = with_base(args)
     if unfinished(args, PROGRAM):
         student, facts = train(args)
-        sizes = {"teacher_steps": args.teacher_steps, "train_size": args.reference_size}
-        evaluator = Evaluator(teacher_of(args), args.test_size, **sizes)
-        baselines = baselines_of(args.baselines)
-        report("redif-ppo", student, settings_json(args), facts, args.out, evaluator, baselines)
+        judge("redif-ppo", student, args, facts)
 
 
 def train(args: Args, action: ActionMap | None = None) -> tuple[Student, dict[str, Any]]:
