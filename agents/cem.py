@@ -137,7 +137,8 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
 def main(args: Args) -> None:
     if unfinished(args, PROGRAM):
         student, facts = train(args)
-        evaluator, baselines = Evaluator(student.mdp.teacher), baselines_of(args.baselines)
+        evaluator = Evaluator(student.mdp.teacher)
+        baselines = baselines_of(args.baselines, evaluator.teacher)
         report("cem", student, settings_json(args), facts, args.out, evaluator, baselines)
 
 

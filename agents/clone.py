@@ -68,7 +68,15 @@ def main(args: Args) -> None:
         student, facts = make(args)
         sizes = {"teacher_steps": args.teacher_steps, "train_size": args.test_size}
         evaluator = Evaluator(teacher_of(args), args.test_size, **sizes)
-        report("clone", student, settings_json(args), facts, args.out, evaluator, baselines_of(args.baselines))
+        report(
+            "clone",
+            student,
+            settings_json(args),
+            facts,
+            args.out,
+            evaluator,
+            baselines_of(args.baselines, evaluator.teacher),
+        )
 
 
 if __name__ == "__main__":

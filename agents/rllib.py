@@ -245,7 +245,7 @@ def print_cost(args: Args) -> None:
     teacher = teacher_of(args)
     total = rollouts(args, teacher.calls)
     sizes = Sizes(args.reference_size, args.held_out_size, args.test_size, args.teacher_steps)
-    evaluations, solvers = total // args.held_out_every + 1, len(baselines_of(args.baselines))
+    evaluations, solvers = total // args.held_out_every + 1, len(baselines_of(args.baselines, teacher))
     items = plan(teacher, args.num_steps, args.network_calls, evaluations, sizes, solvers)
     print_plan(items, teacher, args.num_envs // max(1, args.runners), sizes)
 
@@ -266,7 +266,15 @@ def main(args: Args) -> None:
         ray.shutdown()
     sizes = {"teacher_steps": args.teacher_steps, "train_size": args.reference_size}
     evaluator = Evaluator(teacher_of(args), args.test_size, **sizes)
-    report("redif-rllib", student, settings_json(args), facts, args.out, evaluator, baselines_of(args.baselines))
+    report(
+        "redif-rllib",
+        student,
+        settings_json(args),
+        facts,
+        args.out,
+        evaluator,
+        baselines_of(args.baselines, evaluator.teacher),
+    )
     return None
 
 

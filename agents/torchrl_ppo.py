@@ -133,7 +133,15 @@ def main(args: Args) -> None:
         student, facts = train(args)
         sizes = {"teacher_steps": args.teacher_steps, "train_size": args.reference_size}
         evaluator = Evaluator(student.mdp.teacher, args.test_size, **sizes)
-        report("redif-torchrl", student, settings_json(args), facts, args.out, evaluator, baselines_of(args.baselines))
+        report(
+            "redif-torchrl",
+            student,
+            settings_json(args),
+            facts,
+            args.out,
+            evaluator,
+            baselines_of(args.baselines, evaluator.teacher),
+        )
 
 
 if __name__ == "__main__":

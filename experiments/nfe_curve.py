@@ -14,15 +14,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from agents import ppo
 from experiments.stored import once
 from experiments.tables import print_table, spread
 from experiments.tasks import Task, finish_all
 from redif_env.judging.baselines import Baseline
 from redif_env.judging.evaluation import Evaluator, Row
-from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, shared_teacher
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, TeacherSettings, shared_teacher
 from redif_env.training.command import run
 from redif_env.training.runs import prepare_folder
 
@@ -70,7 +68,7 @@ def solvers_at(out: Path, teacher_name: str, nfe: int) -> list[Row]:
     """All training-free solvers, best first; stored in ``out`` like the runs."""
 
     def evaluated() -> list[dict[str, Any]]:
-        teacher = shared_teacher(teacher_name, torch.device("cpu"), torch.float32)
+        teacher = shared_teacher(TeacherSettings(teacher=teacher_name))
         return [asdict(row) for row in Evaluator(teacher).baselines(nfe)]
 
     return [Row(**row) for row in once(out / f"solvers-{nfe}.json", evaluated)]
@@ -108,7 +106,7 @@ def print_sources(args: Args, rows: Sequence[dict[str, Any]]) -> None:
 
 def sources(args: Args, rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
     """The lines of that table: the best solver and the students at each number of calls."""
-    evaluator = Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32))
+    evaluator = Evaluator(shared_teacher(TeacherSettings(teacher=args.teacher)))
     for nfe in (*args.nfe, *args.solvers_only):
         best = solvers_at(args.out, args.teacher, nfe)[0]
         baseline = Baseline(best.method, best.grid)

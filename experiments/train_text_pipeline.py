@@ -5,7 +5,8 @@
 Saves a ``StableDiffusionPipeline`` folder of 32x32 grey images, with its captions in prompts.txt, one a line: a
 student of it is trained by
 
-    python -m agents.ppo --teacher runs/text-mnist --prompts runs/text-mnist/prompts.txt --guidance-scale 3 --num-steps 6
+    python -m agents.ppo --teacher runs/text-mnist --prompts runs/text-mnist/prompts.txt --guidance-scale 3 \
+        --num-steps 6 --run-size 64 --out runs/text-mnist-6
 """
 
 from __future__ import annotations
@@ -76,9 +77,7 @@ def build_tokenizer(captions: tuple[str, ...]) -> CLIPTokenizer:
     model = Tokenizer(BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     model.pre_tokenizer = Whitespace()
     ends = ["<|startoftext|>", "<|endoftext|>"]
-    model.train_from_iterator(
-        captions, BpeTrainer(special_tokens=ends, end_of_word_suffix="</w>", show_progress=False)
-    )
+    model.train_from_iterator(captions, BpeTrainer(special_tokens=ends, end_of_word_suffix="</w>", show_progress=False))
     learned = json.loads(model.to_str())["model"]
     with tempfile.TemporaryDirectory() as folder:
         vocabulary, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
@@ -191,7 +190,9 @@ def main(args: Args) -> None:
     train_vae(vae, images, args)
     latents = encoded(vae.eval(), images)
     texts = tokenizer([*captions, ""], padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
-    network = CaptionedNetwork(build_network().to(memory_format=torch.channels_last), build_text_encoder(tokenizer), texts)
+    network = CaptionedNetwork(
+        build_network().to(memory_format=torch.channels_last), build_text_encoder(tokenizer), texts
+    )
     teacher = train_teacher.Args(
         kind=Kind.EPSILON,
         conditional=True,

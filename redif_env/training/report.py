@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from redif_env.judging.baselines import Baseline, all_baselines
+from redif_env.judging.baselines import AnyBaseline, all_baselines
 from redif_env.judging.evaluation import Evaluator, Row, evaluate
+from redif_env.judging.stock import StockBaseline
 from redif_env.judging.tables import print_table
+from redif_env.mdp.settings import OWN
 from redif_env.measures.rendering import tile, to_pixels
 from redif_env.storage.files import write_file
 from redif_env.students.record import Record, installed_versions
@@ -34,7 +36,7 @@ def report(
     facts: dict[str, Any],
     out: Path,
     evaluator: Evaluator,
-    baselines: Sequence[Baseline],
+    baselines: Sequence[AnyBaseline],
 ) -> None:
     """Export a student, evaluate it beside training-free solvers at the same NFE, and write all of it to ``out``.
 
@@ -53,7 +55,7 @@ def report(
     nfe = math.ceil(max(row.nfe for row in rows if row.method == method))
     title = f"{student.mdp.teacher.name}, {nfe} NFE, {evaluator.description}"
     recorded(student, method, settings, rows, title).save_pretrained(out / "student")
-    save_samples(out / "samples.png", student, rows, evaluator)
+    save_samples(out / "samples.png", student, rows, evaluator, baselines)
     described = {"features": evaluator.feature_name, "samples": len(evaluator.noise)}
     result = {"settings": settings, "versions": installed_versions(), **facts, **described}
     with write_file(out / RESULT) as temporary:
@@ -64,14 +66,20 @@ def report(
     print(f"Trained in {facts['train_seconds']} s, {facts['environment_steps']} environment steps. Results: {out}")
 
 
-def save_samples(path: Path, student: Student, rows: Sequence[Row], evaluator: Evaluator) -> None:
-    """Picture of the same noises down the rows: best solver, if any, student (at its smallest price), teacher."""
+def save_samples(
+    path: Path, student: Student, rows: Sequence[Row], evaluator: Evaluator, baselines: Sequence[AnyBaseline]
+) -> None:
+    """Picture of the same noises down the rows: best solver, if any, student (at its smallest price), teacher.
+
+    Of a pipeline that is driven, its own scheduler comes first.
+    """
     teacher, noise, condition = evaluator.teacher, evaluator.noise[:PICTURED], evaluator.condition[:PICTURED]
     lines = [student.trajectory(noise, condition=condition)[-1].x, evaluator.endpoints[:PICTURED]]
     best = min(solvers_of(rows), key=lambda row: row.fd_teacher, default=None)
-    if best is not None:
-        baseline = Baseline(best.method, best.grid)
-        lines.insert(0, baseline(teacher, noise, int(best.nfe) // teacher.calls, condition))
+    for baseline in reversed(baselines):
+        own = baseline is baselines[0] and isinstance(baseline, StockBaseline)
+        if best is not None and (own or (baseline.method, baseline.grid) == (best.method, best.grid)):
+            lines.insert(0, baseline(teacher, noise, math.ceil(best.nfe) // teacher.calls, condition))
     samples = torch.stack([teacher.images(line) for line in lines])
     if samples.ndim != 5:
         samples = samples.reshape(*samples.shape[:2], 1, 1, -1)
@@ -92,4 +100,4 @@ def recorded(student: Student, method: str, settings: dict[str, Any], rows: Sequ
 def solvers_of(rows: Sequence[Row]) -> list[Row]:
     """The rows of training-free solvers, in their order."""
     names = {(baseline.method, baseline.grid) for baseline in all_baselines()}
-    return [row for row in rows if (row.method, row.grid) in names]
+    return [row for row in rows if (row.method, row.grid) in names or row.grid == OWN]

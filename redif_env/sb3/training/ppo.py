@@ -108,7 +108,7 @@ def main(args: Args) -> None:
         student, facts = train(args)
         sizes = {"teacher_steps": args.teacher_steps, "train_size": args.reference_size}
         evaluator = Evaluator(teacher_of(args), args.test_size, **sizes)
-        baselines = baselines_of(args.baselines)
+        baselines = baselines_of(args.baselines, evaluator.teacher)
         report("redif-ppo", student, settings_json(args), facts, args.out, evaluator, baselines)
 
 
@@ -261,7 +261,7 @@ def print_cost(args: Args) -> None:
     rollouts = math.ceil(args.network_calls / (args.num_envs * args.num_steps * calls))
     evaluations = math.ceil(rollouts / args.held_out_every) + 1
     sizes = Sizes(args.reference_size, args.held_out_size, args.test_size, args.teacher_steps)
-    solvers = len(baselines_of(args.baselines))
+    solvers = len(baselines_of(args.baselines, teacher))
     items = plan(teacher, args.num_steps, args.network_calls, evaluations, sizes, solvers)
     if args.solver == AUTO:
         items.insert(0, choice_item(args, teacher))

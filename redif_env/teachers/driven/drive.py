@@ -158,6 +158,7 @@ class Drive:
         start: Start,
         recorder: Recorder | None = None,
         injection: Injection | None = None,
+        kind: type[Wave] = Wave,
     ) -> Wave:
         """A call for samples with the given rows of the conditions."""
         pipe = self._copy()
@@ -172,7 +173,7 @@ class Drive:
             arguments["batch_size"] = len(rows)
         if "output_type" in self.takes:
             arguments["output_type"] = "pt"
-        return Wave(
+        return kind(
             pipe,
             self.stock,
             self.parameterization,
