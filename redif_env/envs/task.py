@@ -28,8 +28,8 @@ class Task(MDPSettings):
     returns a tensor `(B,)`."""
     reference_size: int | None = None
     """Pairs (initial noise, the teacher's endpoint of it) that episodes are drawn from; 4,096 if not given, 1,024 of
-    `"cifar10"`, 512 of a driven pipeline. Computed once and cached under `$REDIF_CACHE` or `~/.cache/redif`; shipped for the defaults of
-    `"digits"` and `"cifar10"`."""
+    `"cifar10"`, 512 of a driven pipeline. Computed once and cached under `$REDIF_CACHE` or `~/.cache/redif`; shipped
+    for the defaults of `"digits"` and `"cifar10"`."""
     teacher_steps: int | None = None
     """Predictions that the teacher spends on each endpoint; 100 if not given, 40 of `"cifar10"` and of a driven
     pipeline."""

@@ -94,7 +94,8 @@ def baselines_of(which: Which, teacher: Teacher | None = None) -> list[AnyBaseli
     if isinstance(teacher, PipelineTeacher) and which != "none":
         stock: list[AnyBaseline] = [*stock_baselines(teacher)]
         return [*stock, *QUICK] if which == "all" else stock or [*QUICK]
-    return {"none": [], "quick": [*QUICK], "all": [*all_baselines()]}[which]
+    solvers: dict[Which, list[AnyBaseline]] = {"none": [], "quick": [*QUICK], "all": [*all_baselines()]}
+    return solvers[which]
 
 
 def all_baselines() -> list[Baseline]:

@@ -34,15 +34,22 @@ class PixelFeatures(nn.Module):
 
 
 class PenultimateFeatures(nn.Module):
-    """The penultimate layer of a classifier as a module, the form that torchmetrics takes."""
+    """The penultimate layer of a classifier as a module, the form that torchmetrics takes.
 
-    def __init__(self, classifier: Classifier) -> None:
+    Args:
+        classifier: the network.
+        side: of its images in pixels; of larger ones the middle is taken.
+    """
+
+    def __init__(self, classifier: Classifier, side: int) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.side = classifier, side
         self.num_features = classifier.num_features
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier.features(images.float())
+        top, left = ((size - self.side) // 2 for size in images.shape[-2:])
+        middle = images[..., top : top + self.side, left : left + self.side]
+        return self.classifier.features(middle.float())
 
 
 class VisionFeatures(nn.Module):
@@ -130,8 +137,8 @@ class VAEFeatures(nn.Module):
 
     def _of(self, images: Tensor) -> Tensor:
         vae: Any = self._vae[0]
-        kind = vae.dtype
-        if kind == torch.float16 and vae.config.get("force_upcast"):
+        kind, upcast = vae.dtype, vae.dtype == torch.float16 and vae.config.get("force_upcast")
+        if upcast:
             vae.to(torch.float32)  # as pipelines themselves do to decode
         seen: list[Tensor] = []
         hook = self.last[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].float()))
@@ -139,7 +146,8 @@ class VAEFeatures(nn.Module):
             vae.encode((images.movedim(1, 2) if images.ndim == 5 else images).to(vae.dtype))
         finally:
             hook.remove()
-            vae.to(kind)
+            if upcast:
+                vae.to(kind)
         hidden = torch.cat(seen)
         hidden = hidden.mean(dim=2) if hidden.ndim == 5 else hidden
         side = next(side for side in (4, 2, 1) if side**2 * hidden.shape[1] <= VAE_FEATURES or side == 1)
@@ -215,11 +223,13 @@ def _features(name: str, sample_shape: tuple[int, ...], vae: nn.Module | None) -
         network = VAEFeatures(vae)
     elif name in SHIPPED:
         shipped = SHIPPED[name]
-        if sample_shape != shipped.sample_shape:
+        channels, *sides = shipped.sample_shape
+        if len(sample_shape) != 3 or sample_shape[0] != channels or min(sample_shape[1:]) < sides[0]:
             raise ValueError(
-                f"features={name!r} takes samples of shape {shipped.sample_shape}, not {sample_shape}: try 'pixels'"
+                f"features={name!r} takes samples of shape {shipped.sample_shape} or larger, not {sample_shape}: try "
+                "'pixels'"
             )
-        network = PenultimateFeatures(shipped.load())
+        network = PenultimateFeatures(shipped.load(), sides[0])
     elif len(sample_shape) == 3 and name.startswith(INCEPTION):
         network = InceptionFeatures(Path(name.removeprefix(INCEPTION)))
     elif len(sample_shape) == 3:

@@ -51,9 +51,9 @@ def teacher(settings):
 
 def test_environments_take_prompts(folder, settings, teacher):
     """The teacher is the pipeline as it drives itself, and all environments share it."""
-    env = gym.make("ReDiF-v0", teacher=folder, prompts=settings.prompts, guidance_scale=3.0, run_size=4, **SMALL)
-    found = env.unwrapped.mdp.teacher
-    assert found is teacher
+    given = {"teacher": folder, "prompts": settings.prompts, "guidance_scale": 3.0, "run_size": 4, **SMALL}
+    assert gym.make_vec("ReDiF-v0", num_envs=2, **given).unwrapped.mdp.teacher is teacher
+    env, found = gym.make("ReDiF-v0", **given), teacher
     assert isinstance(found, PipelineTeacher)
     assert (found.calls, found.run_size, found.drive.shared["guidance_scale"]) == (2, 4, 3.0)
     assert found.conditions.names == ("a cat", "two dogs")
@@ -124,10 +124,10 @@ def test_bad_input_is_a_sentence(folder, tmp_path, given, message):
 
 
 def test_half_precision_is_that_of_the_networks_alone(settings):
-    env = gym.make("ReDiF-v0", **vars(replace(settings, dtype="bfloat16")), **SMALL)
-    assert env.unwrapped.mdp.teacher.drive.dtype == torch.bfloat16
-    env.reset(seed=0)
-    assert env.unwrapped.episodes.state.x.dtype == torch.float32
+    envs = gym.make_vec("ReDiF-v0", num_envs=2, **vars(replace(settings, dtype="bfloat16")), **SMALL).unwrapped
+    assert envs.mdp.teacher.drive.dtype == torch.bfloat16
+    envs.reset(seed=0)
+    assert envs.state.x.dtype == torch.float32
 
 
 # The rivals.

@@ -18,7 +18,8 @@ from redif_env.diffusion.grids import GRIDS
 from redif_env.envs.task import Task
 from redif_env.judging.baselines import Which, baselines_of
 from redif_env.judging.bases import AUTO, Base, bases_of, evaluated_samples, nearest_base
-from redif_env.judging.evaluation import Evaluator
+from redif_env.judging.evaluation import Evaluator, evaluate
+from redif_env.judging.tables import print_table
 from redif_env.mdp.actions import ACTION_MAPS, ActionMap
 from redif_env.mdp.observations import OBSERVATIONS
 from redif_env.mdp.process import DenoisingMDP
@@ -85,6 +86,10 @@ class Args(RecipeOptions, SizeOptions, TaskOptions):
     """Of action "noise" alone."""
     held_out_every: int = 50
     """Rollouts between two evaluations on them."""
+    features: tuple[str, ...] = ()
+    """Of the judge of the report, by default those of a classifier of such images or of the pipeline's VAE: a name of
+    `redif_env.measures.features.load_features`, or the folder or hub id of a vision model. Of more than one, each
+    further one prints a table of its own."""
     baselines: Which = "quick"
     """Training-free solvers in the report: none, the few that are best at such call counts, or all on all grids."""
     checkpoint_every: int = 50_000
@@ -107,9 +112,12 @@ def main(args: Args) -> None:
     if unfinished(args, PROGRAM):
         student, facts = train(args)
         sizes = {"teacher_steps": args.teacher_steps, "train_size": args.reference_size}
-        evaluator = Evaluator(teacher_of(args), args.test_size, **sizes)
-        baselines = baselines_of(args.baselines, evaluator.teacher)
-        report("redif-ppo", student, settings_json(args), facts, args.out, evaluator, baselines)
+        teacher = teacher_of(args)
+        evaluators = [Evaluator(teacher, args.test_size, features=name, **sizes) for name in args.features or (None,)]
+        baselines = baselines_of(args.baselines, teacher)
+        report("redif-ppo", student, settings_json(args), facts, args.out, evaluators[0], baselines)
+        for evaluator in evaluators[1:]:
+            print_table(evaluate(evaluator, student, "redif-ppo", baselines), evaluator.description)
 
 
 def train(args: Args, action: ActionMap | None = None) -> tuple[Student, dict[str, Any]]:
