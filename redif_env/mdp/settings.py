@@ -63,9 +63,9 @@ class TeacherSettings:
     """Whether a pipeline's own call makes the predictions, or its network is called directly. By itself it is driven
     where `prompts`, `height`, `width` or `call_arguments` are given, and where no direct call is known."""
     height: int | None = None
-    """Of a driven pipeline's images, in pixels."""
+    """Of a driven pipeline's images, in pixels; that of `width` if it is given alone."""
     width: int | None = None
-    """Of a driven pipeline's images, in pixels."""
+    """Of a driven pipeline's images, in pixels; that of `height` if it is given alone."""
     call_arguments: Mapping[str, int | float | bool | str] | None = None
     """Further arguments of every call of a driven pipeline, such as `num_frames` or `negative_prompt`."""
     run_size: int | None = None
@@ -80,7 +80,9 @@ class TeacherSettings:
     @property
     def call(self) -> dict[str, Any]:
         """Arguments of every call of a driven pipeline."""
-        named = {"height": self.height, "width": self.width, "guidance_scale": self.guidance_scale}
+        # Pipelines take their defaults for both where one of the two is missing.
+        height, width = self.height or self.width, self.width or self.height
+        named = {"height": height, "width": width, "guidance_scale": self.guidance_scale}
         return {name: value for name, value in named.items() if value is not None} | dict(self.call_arguments or {})
 
     @property

@@ -245,11 +245,9 @@ def default_features(sample_shape: tuple[int, ...]) -> str:
 
 
 def evaluation_features(sample_shape: tuple[int, ...], vae: nn.Module | None = None) -> str:
-    """The name of the features that evaluation uses by default: a classifier's, else those of the teacher's VAE."""
+    """The name of the features that evaluation uses by default: of the teacher's VAE, or of a classifier of such images."""
     name = default_features(sample_shape)
-    if name == "pixels":
-        return name if vae is None else VAE
-    return f"{name}-evaluation"
+    return VAE if vae is not None else name if name == "pixels" else f"{name}-evaluation"
 
 
 @torch.no_grad()

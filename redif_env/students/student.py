@@ -20,6 +20,7 @@ from redif_env.storage.checks import check_argument, check_at_least
 from redif_env.students.agents import student_of_agent
 from redif_env.students.record import Record
 from redif_env.teachers.references import VALIDATION_SEED, draw_starts
+from redif_env.teachers.teacher import PipelineTeacher
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -265,14 +266,19 @@ class Student:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the student as the folder of :meth:`pipeline`: configs, safetensors and a model card, written
-        atomically.
+        atomically. A student of a pipeline that drives itself is saved without its networks.
 
         Raises:
             ValueError: if the decision process uses a solver, grid, action map or observation without a name, or the
                 folder holds files that are not a student's.
             TypeError: if the network is not a diffusers model.
         """
-        self.pipeline().save_pretrained(folder)
+        if not isinstance(self.mdp.teacher, PipelineTeacher):
+            self.pipeline().save_pretrained(folder)
+            return
+        from redif_env.students.export.home import save_scheduler
+
+        save_scheduler(self, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu", allow_imports: bool = False) -> Student:

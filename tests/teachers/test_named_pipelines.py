@@ -67,8 +67,9 @@ def test_arguments_of_the_call_reach_it(folder):
     """Height as an argument of its own, others by name; samples have the size that follows."""
     asked = TeacherSettings(teacher=folder, conditions=["a cat"], height=64, call_arguments={"eta": 0.0})
     made = shared_teacher(asked)
-    assert made.sample_shape == (4, 32, 16)
-    assert made.drive.shared == {"height": 64, "eta": 0.0}
+    assert made.sample_shape == (4, 32, 32)
+    assert made.drive.shared == {"height": 64, "width": 64, "eta": 0.0}
+    assert shared_teacher(replace(asked, width=32)).sample_shape == (4, 32, 16)
 
 
 def test_prompts_that_changed_are_read_anew(folder, tmp_path):
@@ -216,7 +217,7 @@ def args(folder, settings, tmp_path):
             num_steps=3,
             num_envs=8,
             group_size=4,
-            network_calls=96,
+            network_calls=192,
             held_out_every=1,
             reference_size=8,
             held_out_size=8,
@@ -262,7 +263,7 @@ def test_a_stopped_run_of_a_pipeline_goes_on_to_the_same_end(args, monkeypatch):
         ppo.train(replace(args, out=out))
     shared_teacher.__globals__["_shared_teacher"].cache_clear()  # as in another process
     resumed, facts = ppo.train(replace(args, out=out, resume=True))
-    assert facts["environment_steps"] == 48
+    assert facts["environment_steps"] == 96
     ours, theirs = whole.policy.state_dict(), resumed.policy.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert any(float(value.abs().max()) > 0 for value in ours.values())

@@ -292,9 +292,8 @@ class Drive:
         # Without their contents: what does not fit together is found before anything is run.
         batched([{name: bare(value) for name, value in condition.items()} for condition in self.conditions])
         given = {name for condition in self.conditions for name in condition} | set(self.shared)
-        if any(value.kind is inspect.Parameter.VAR_KEYWORD for value in self.takes.values()):
-            return
-        unknown = sorted(given - set(self.takes))
+        # Not among its keywords either, where it takes any: those are arguments of earlier versions.
+        unknown = sorted(given - {name for name, value in self.takes.items() if value.kind is not value.VAR_KEYWORD})
         if unknown:
             raise ValueError(
                 f"{type(self.pipe).__name__} does not take {', '.join(unknown)}: its call takes "
