@@ -245,7 +245,7 @@ def default_features(sample_shape: tuple[int, ...]) -> str:
 
 
 def evaluation_features(sample_shape: tuple[int, ...], vae: nn.Module | None = None) -> str:
-    """The name of the features that evaluation uses by default: of the teacher's VAE, or of a classifier of such images."""
+    """The name of the features that evaluation uses by default: of the teacher's VAE, or of a classifier."""
     name = default_features(sample_shape)
     return VAE if vae is not None else name if name == "pixels" else f"{name}-evaluation"
 
