@@ -362,6 +362,11 @@ def solver_of(
     """
     if isinstance(solver, Solver):
         return solver
+    if solver.lower().startswith(("unipc", "deis")):
+        raise ValueError(
+            f"solver={solver!r} is one of diffusers' own, which tables compare with and whose steps no action changes: "
+            f"choose one of {', '.join(map(repr, (*SOLVERS, LINEAR)))}"
+        )
     return look_up("solver", solver, {**SOLVERS, LINEAR: None}) or fit_solver(teacher, grid, num_steps, initial_map)
 
 

@@ -54,7 +54,7 @@ def sizes_of(teacher: Teacher) -> SetSizes:
     return sizes_named(teacher.name, isinstance(teacher, PipelineTeacher))
 
 
-def sizes_named(name: str, driven: bool) -> SetSizes:
+def sizes_named(name: str, driven: bool = False) -> SetSizes:
     """The default sizes for a teacher of this name; ``driven`` by its own call or not."""
     return DRIVEN_SIZES if driven else SHIPPED_SIZES.get(name, SetSizes())
 

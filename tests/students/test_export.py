@@ -1,5 +1,6 @@
 """Exports of a student, compared with the student."""
 
+import inspect
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UNet2DModel,
 )
+from diffusers.utils.dynamic_modules_utils import get_cached_module_file
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
@@ -52,6 +54,22 @@ def image_student(pipeline_folder):
 
 
 # The pipeline
+
+
+def test_diffusers_itself_opens_a_student(image_student, tmp_path, monkeypatch):
+    """Told to trust one line that imports this library; which itself never runs a folder's code."""
+    image_student.save_pretrained(tmp_path / "student")
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    if "trust_remote_code" in inspect.signature(get_cached_module_file).parameters:  # older ones do not ask
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            DiffusionPipeline.from_pretrained(tmp_path / "student")
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
+    noise = noise_of(image_student)
+    assert torch.equal(pipeline(latents=noise, output_type="latent").images, image_student(noise=noise))
+
+    (tmp_path / "student" / "redif_pipeline.py").write_text("raise RuntimeError")
+    for load in (ReDiFPipeline.from_pretrained, Student.from_pretrained):
+        load(tmp_path / "student")
 
 
 def test_student_and_pipeline_give_the_same_samples(student, tmp_path):
@@ -378,6 +396,15 @@ def test_a_row_owes_everything_to_its_generator(labelled):
         pipeline(batch_size=3, generator=[torch.Generator(), torch.Generator()])
     with pytest.raises(ValueError, match="generator must be one or 1, one a sample, got 2"):
         pipeline(latents=noise_of(make_student(labelled), 1), generator=[torch.Generator(), torch.Generator()])
+
+
+@pytest.mark.parametrize("given", [{"negative_prompt": "blurred"}, {"guidance_scale": 3.0}])
+def test_guidance_that_was_not_learned_is_refused(given, image_student):
+    pipeline = image_student.pipeline()
+    (name,) = given
+    with pytest.raises(ValueError, match=rf"{name}=.* cannot be given"):
+        pipeline(batch_size=1, **given)
+    pipeline(batch_size=1, negative_prompt="", guidance_scale=1.0)
 
 
 def test_add_noise_matches_diffusers(pipeline_folder, image_student):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.pretended_device import NAME, PretendedDevice
 from redif_env import ReDiFVectorEnv, Student
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.storage.files import CorruptFileError, write_sealed
@@ -176,3 +177,27 @@ def test_half_logsnr_increases_along_the_trajectory():
     levels = torch.stack([state.half_logsnr for state in make_student().trajectory(torch.randn(4, 2))])
     assert bool((levels[1:] > levels[:-1]).all())
     assert np.isinf(levels[-1].numpy()).all()
+
+
+def test_a_seed_is_a_generator():
+    student = make_student()
+    samples = student(3, seed=5)
+    assert torch.equal(samples, student(3, generator=torch.Generator().manual_seed(5)))
+    assert not torch.equal(samples, student(3, seed=6))
+    for wrong, message in (
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": 5, "generator": torch.Generator()}, "seed=5 and generator cannot both be given"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            student(3, **wrong)
+
+
+def test_a_student_moves_and_leaves_the_network_of_others_where_it_is():
+    student = make_student()
+    expected, teacher = student(3, seed=0), student.mdp.teacher
+    with PretendedDevice(float64=False):
+        assert student.to(NAME) is student
+        assert (student.mdp.teacher.device.type, teacher.device.type) == (NAME, "cpu")
+        torch.testing.assert_close(student(3, seed=0).cpu(), expected)
+    with pytest.raises(ValueError, match="device='xyz' cannot be used here"):
+        student.to("xyz")

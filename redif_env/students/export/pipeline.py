@@ -42,6 +42,8 @@ FORMAT = 4
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 STEPS_FILE = "steps.json"
+CODE_MODULE = "redif_pipeline"
+"""The file that tells ``DiffusionPipeline.from_pretrained`` which class the folder is of."""
 OWN_ENTRIES = {
     "unet",
     "scheduler",
@@ -53,6 +55,7 @@ OWN_ENTRIES = {
     CONFIG_FILE,
     CARD_FILE,
     STEPS_FILE,
+    f"{CODE_MODULE}.py",
 }
 REMEDY = "export the student again"
 
@@ -240,8 +243,9 @@ class ReDiFPipeline(DiffusionPipeline):
         """Write a folder that this class, :class:`~redif_env.Student` and diffusers read; whole or not at all.
 
         Besides diffusers' own files: ``config.json`` (how it was made, and every file's digest), ``README.md`` (the
-        model card) and, where the number of steps is fixed and they are not linear ones, ``steps.json`` (the mean
-        steps as plain numbers).
+        model card), ``redif_pipeline.py`` (by which ``DiffusionPipeline`` finds this class, with
+        ``trust_remote_code=True``) and, where the number of steps is fixed and they are not linear ones, ``steps.json``
+        (the mean steps as plain numbers).
 
         Raises:
             ValueError: if ``safe_serialization`` is false: pickles are neither written nor read; or if the folder holds
@@ -256,10 +260,11 @@ class ReDiFPipeline(DiffusionPipeline):
                 raise ValueError(f"{folder} holds other things ({', '.join(foreign)}): choose a new or empty folder")
         with write_folder(folder) as fresh:
             super().save_pretrained(fresh, variant=variant)
+            _name_class(fresh)
             self._write_steps(fresh)
             (fresh / CARD_FILE).write_text(model_card(self.mdp, self.record), encoding="utf-8")
             content = {"format": FORMAT, "teacher": self.scheduler.config.teacher, **self.record.to_json()}
-            write_sealed(fresh, CONFIG_FILE, content, loose={CARD_FILE})
+            write_sealed(fresh, CONFIG_FILE, content, loose={CARD_FILE, f"{CODE_MODULE}.py"})
 
     @classmethod
     def from_pretrained(
@@ -305,6 +310,14 @@ class ReDiFPipeline(DiffusionPipeline):
         action_map_of(pipeline.scheduler.config.action, allow_imports)
         pipeline.record = Record(**{field.name: content[field.name] for field in fields(Record)})
         return pipeline
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in diffusers, but that this class never runs a folder's code to find out which class it is."""
+        found = super().load_config(*args, **kwargs)
+        config = found[0] if isinstance(found, tuple) else found
+        config["_class_name"] = cls.__name__
+        return found
 
     def push_to_hub(
         self,
@@ -405,6 +418,15 @@ class ReDiFPipeline(DiffusionPipeline):
         unknown = sorted(set(tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs={unknown} are unknown: only 'latents' can be given")
+
+
+def _name_class(folder: Path) -> None:
+    """Say in ``model_index.json`` where diffusers, which knows its own classes alone, finds this one."""
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text(encoding="utf-8"))
+    index["_class_name"] = [CODE_MODULE, ReDiFPipeline.__name__]
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (folder / f"{CODE_MODULE}.py").write_text("from redif_env import ReDiFPipeline  # noqa: F401\n", encoding="utf-8")
 
 
 def _device_of(generator: torch.Generator | list[torch.Generator] | None) -> torch.device:

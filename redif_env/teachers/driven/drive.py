@@ -363,7 +363,7 @@ class Drive:
         shift, count = wave.shift, schedule.num_train_timesteps
         shifted = type(schedule)(shift, count)
         assert wave.own_sigmas is not None
-        sigmas = wave.own_sigmas[:-1].double().cpu()
+        sigmas = wave.own_sigmas[:-1].cpu().double()
         sigmas = 1 - sigmas if self.stock.config.invert_sigmas else sigmas
         levels = torch.log((1 - sigmas) / sigmas)
         for candidate in (shifted, UnshiftedFlowSchedule(shift, count)):

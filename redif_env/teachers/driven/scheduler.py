@@ -127,7 +127,7 @@ def parameterization_of(stock: SchedulerMixin, shift: float = 1.0) -> Parameteri
 
 def _preserving(stock: SchedulerMixin, prediction_type: PredictionType) -> VariancePreservingSchedule:
     """From the scheduler's own table, in which shifts and rescalings are done."""
-    alpha_bars = stock.alphas_cumprod.double().cpu()
+    alpha_bars = stock.alphas_cumprod.cpu().double()
     if alpha_bars[-1] < 1e-12:
         if prediction_type is PredictionType.EPSILON:
             raise ValueError(

@@ -153,7 +153,7 @@ class Wave:
             self.shift = math.exp(mu) if exponential else float(mu)
         else:
             self.shift = float(getattr(scheduler, "shift", None) or 1.0)
-        self.own_timesteps = scheduler.timesteps.double().cpu()
+        self.own_timesteps = scheduler.timesteps.cpu().double()
         self.own_sigmas = getattr(scheduler, "sigmas", None)
         if self.own_sigmas is not None:
             scheduler.sigmas = self.own_sigmas.clone()
