@@ -25,9 +25,9 @@ from redif_env.storage.files import ASSETS
 from redif_env.teachers.conditions import ConditionsLike, spread
 from redif_env.teachers.driven.arguments import read_conditions
 from redif_env.teachers.fingerprint import contents_of
-from redif_env.teachers.pipelines import drives_itself, whole_pipeline
+from redif_env.teachers.pipelines import BUILT_IN, drives_itself, whole_pipeline
 from redif_env.teachers.references import SetSizes, sizes_named
-from redif_env.teachers.teacher import BUILT_IN, PipelineTeacher, Teacher, load_teacher
+from redif_env.teachers.teacher import PipelineTeacher, Teacher, load_teacher
 
 T = TypeVar("T")
 
