@@ -215,7 +215,8 @@ class Student:
         """
         from redif_env.students.export import ReDiFPipeline
 
-        return ReDiFPipeline.of(self.mdp, None if self.fixed else self.policy, self.mean_actions, self.record)
+        policy = None if self.fixed else self.policy
+        return ReDiFPipeline.of_process(self.mdp, policy, self.mean_actions, self.record)
 
     @classmethod
     def from_agent(cls, agent: BaseAlgorithm, env: VecEnv | None = None) -> Student:
@@ -279,7 +280,8 @@ class Student:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the student as the folder of :meth:`pipeline`: configs, safetensors and a model card, written
-        atomically. A student of a pipeline that drives itself is saved without its networks.
+        atomically. A student of a pipeline that drives itself is saved without its networks, and goes home by
+        ``ReDiFScheduler.from_pretrained(folder)`` or ``ReDiFPipeline.of(pipe, folder)``.
 
         Raises:
             ValueError: if the decision process uses a solver, grid, action map or observation without a name, or the
@@ -289,9 +291,9 @@ class Student:
         if not isinstance(self.mdp.teacher, PipelineTeacher):
             self.pipeline().save_pretrained(folder)
             return
-        from redif_env.students.export.home import save_scheduler
+        from redif_env.students.export.home import save_at_home
 
-        save_scheduler(self, folder)
+        save_at_home(folder, self.mdp, None if self.fixed else self.policy, self.mean_actions, self.record)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu", allow_imports: bool = False) -> Student:

@@ -470,6 +470,11 @@ class PipelineTeacher(Teacher):
         return self.drive.probe
 
     @property
+    def begins_with_noise(self) -> bool:
+        """Whether the pipeline's first sample is standard normal, whatever its level is."""
+        return isinstance(self.schedule, FlowSchedule)
+
+    @property
     def device(self) -> torch.device:
         """Where the pipeline computes."""
         return self.drive.device
@@ -509,7 +514,8 @@ class PipelineTeacher(Teacher):
 
     def initial_sample(self, noise: Tensor, condition: Tensor | None, half_logsnr: Tensor) -> Tensor:
         if not self.probe.from_image:
-            return noise
+            # Pipelines of flows begin with the noise as it is, at whatever level.
+            return noise / float(self.schedule.size(half_logsnr)) if self.begins_with_noise else noise
         rows = [0] * len(noise) if condition is None else condition.tolist()
         images, level = self.drive.images(rows).to(noise), self.schedule.level(half_logsnr)
         mixed = float(level.alpha) * images + float(level.sigma) * noise

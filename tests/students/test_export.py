@@ -24,6 +24,7 @@ from redif_env.diffusion.solvers import SOLVERS, sample
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.students.export import PolicyModel, ReDiFPipeline, ReDiFScheduler
+from redif_env.students.export.saved_process import scheduler_of
 from redif_env.students.export.steps import run_steps, steps_of
 from redif_env.students.record import Record
 from redif_env.teachers.teacher import GaussianMixtureTeacher, load_teacher
@@ -195,7 +196,7 @@ def test_invalid_arguments_are_refused(student, tmp_path):
     with pytest.raises(ValueError, match="writes pickles, which are never read again"):
         pipeline.save_pretrained(tmp_path / "pickled", safe_serialization=False)
     assert list(tmp_path.iterdir()) == []
-    scheduler = ReDiFScheduler.of(student.mdp, None)
+    scheduler = scheduler_of(student.mdp, None)
     with pytest.raises(ValueError, match="policy is missing"):
         ReDiFPipeline(pipeline.unet, scheduler)
 
@@ -287,7 +288,7 @@ def test_scheduler_in_a_stock_pipeline_gives_the_samples_of_the_frozen_student(i
 def test_zero_actions_are_the_base_solver(ring, solver):
     """A scheduler with zero actions, called as diffusers does, is the base solver on its grid."""
     student = make_student(solver=solver, num_steps=5)
-    scheduler = ReDiFScheduler.of(student.mdp, torch.zeros(5, student.mdp.action_size))
+    scheduler = scheduler_of(student.mdp, torch.zeros(5, student.mdp.action_size))
     scheduler.set_timesteps(5)
     x = noise = noise_of(student)
     for timestep in scheduler.timesteps:
@@ -308,7 +309,7 @@ def test_init_noise_sigma_of_the_scheduler(scheduler, grid):
         preconditioning=parameterization.preconditioning,
     )
     mdp = build_mdp(MDPSettings(teacher=teacher, num_steps=3, solver="ddim", grid=grid))
-    ours = ReDiFScheduler.of(mdp, torch.zeros(3, mdp.action_size))
+    ours = scheduler_of(mdp, torch.zeros(3, mdp.action_size))
     noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(noise * ours.init_noise_sigma, mdp.initial(noise).x)
 
@@ -332,14 +333,14 @@ def test_scheduler_refuses_invalid_calls(student):
 def test_a_run_that_starts_in_the_middle_goes_on_from_there(ring):
     """Img2img: the step is found by its timestep or by its index, and is the solver's own from that level."""
     student = make_student(num_steps=5, solver="ddim", action="step")
-    whole = ReDiFScheduler.of(student.mdp, torch.zeros(5, student.mdp.action_size))
+    whole = scheduler_of(student.mdp, torch.zeros(5, student.mdp.action_size))
     whole.set_timesteps(5)
     x, states = noise_of(student), []
     for timestep in whole.timesteps:
         states.append(x)
         x = whole.step(ring.network(x, timestep.expand(4)), timestep, x).prev_sample
     for begin in (None, 2):
-        part = ReDiFScheduler.of(student.mdp, torch.zeros(5, student.mdp.action_size))
+        part = scheduler_of(student.mdp, torch.zeros(5, student.mdp.action_size))
         part.set_timesteps(5)
         if begin is not None:
             part.set_begin_index(begin)
@@ -354,7 +355,7 @@ def test_noise_is_added_at_the_level_of_the_step(pipeline_folder):
     student = make_student(pipeline_folder, num_steps=3)
     actions = torch.zeros(3, student.mdp.action_size)
     actions[0, 4] = 0.5
-    scheduler = ReDiFScheduler.of(student.mdp, actions)
+    scheduler = scheduler_of(student.mdp, actions)
     scheduler.set_timesteps(3)
     step = steps_of(student.mdp, actions)[1]
     assert abs(step.timestep - step.level_timestep) > 5
@@ -405,13 +406,6 @@ def test_guidance_that_was_not_learned_is_refused(given, image_student):
     with pytest.raises(ValueError, match=rf"{name}=.* cannot be given"):
         pipeline(batch_size=1, **given)
     pipeline(batch_size=1, negative_prompt="", guidance_scale=1.0)
-
-
-def test_add_noise_matches_diffusers(pipeline_folder, image_student):
-    ours, theirs = image_student.pipeline().scheduler, DDPMScheduler.from_pretrained(pipeline_folder / "scheduler")
-    x0, noise = noise_of(image_student, seed=1), noise_of(image_student, seed=2)
-    timesteps = torch.tensor([0, 300, 700, 999])
-    torch.testing.assert_close(ours.add_noise(x0, noise, timesteps), theirs.add_noise(x0, noise, timesteps))
 
 
 # The list of steps
