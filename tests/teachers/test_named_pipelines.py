@@ -243,8 +243,8 @@ def test_the_program_trains_judges_and_draws(args, capsys):
     assert (rows["redif-ppo"]["nfe"], rows["PNDM"]["nfe"]) == (6, 6)
     assert all(row["diversity"] > 0 for row in rows.values())
     assert "diversity" in capsys.readouterr().out
-    height = Image.open(args.out / "samples.png").size[1]
-    assert height > 3 * 32
+    with Image.open(args.out / "samples.png") as picture:
+        assert picture.height > 3 * 32
 
 
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
