@@ -231,7 +231,7 @@ def print_cost(args: Args) -> None:
     teacher = teacher_of(args)
     total = args.rollouts(teacher.calls)
     sizes = Sizes(args.reference_size, args.held_out_size, args.test_size, args.teacher_steps)
-    evaluations, solvers = total // args.held_out_every + 1, len(baselines_of(args.baselines))
+    evaluations, solvers = total // args.held_out_every + 1, len(baselines_of(args.baselines, teacher))
     items = plan(teacher, args.num_steps, args.network_calls, evaluations, sizes, solvers)
     print_plan(items, teacher, args.num_envs // max(1, args.runners), sizes)
 

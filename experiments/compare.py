@@ -29,7 +29,7 @@ from experiments.stored import file_name, once, same_settings, write_json
 from experiments.tables import print_table
 from redif_env.judging.bases import Base, bases_of, nearest_base
 from redif_env.judging.evaluation import Evaluator
-from redif_env.mdp.settings import DEFAULT_GRID, shared_teacher
+from redif_env.mdp.settings import DEFAULT_GRID, TeacherSettings, shared_teacher
 from redif_env.sb3.training.networks import NoiseSettings
 from redif_env.teachers.references import TEST_SEED, VALIDATION_SEED, ReferenceSet, reference_paths, reference_set
 from redif_env.teachers.teacher import Teacher
@@ -123,7 +123,7 @@ def cells_of(args: Args, field: Mapping[str, Entry]) -> list[Cell]:
 @cache
 def placed(name: str) -> Teacher:
     """The teacher, on the CPU."""
-    return shared_teacher(name, torch.device("cpu"), torch.float32)
+    return shared_teacher(TeacherSettings(teacher=name))
 
 
 @cache

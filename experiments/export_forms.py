@@ -20,7 +20,7 @@ from experiments.tables import print_table, spread
 from experiments.tasks import finish_all
 from redif_env.diffusion.noise_schedulers import scheduler_config
 from redif_env.judging.evaluation import Evaluator
-from redif_env.mdp.settings import shared_teacher
+from redif_env.mdp.settings import TeacherSettings, shared_teacher
 from redif_env.students.export import ReDiFPipeline
 from redif_env.students.export.steps import run_steps
 from redif_env.students.student import Student
@@ -82,7 +82,7 @@ def main(args: Args) -> None:
     logging.disable_progress_bar()
     tasks = [task_of(args, *key) for key in product(args.nfe, range(args.seeds))]
     finish_all(tasks, args.teacher, args.jobs)
-    evaluator = Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32))
+    evaluator = Evaluator(shared_teacher(TeacherSettings(teacher=args.teacher)))
     students = [Student.from_pretrained(task.settings.out / "student") for task in tasks]
     groups = [[student for student in students if student.num_steps == nfe] for nfe in args.nfe]
     lines = [

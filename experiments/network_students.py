@@ -25,7 +25,7 @@ from experiments.rivals.rival import Sampler, StudentSampler, Task
 from experiments.stored import once, write_json
 from experiments.tables import print_table, spread
 from redif_env.judging.evaluation import Evaluator
-from redif_env.mdp.settings import shared_teacher
+from redif_env.mdp.settings import TeacherSettings, shared_teacher
 from redif_env.sb3.training.networks import NoiseSettings
 from redif_env.teachers.references import VALIDATION_SEED, reference_paths, reference_set
 from redif_env.teachers.teacher import Teacher
@@ -70,7 +70,7 @@ class Args:
 
 
 def placed(args: Args) -> Teacher:
-    return shared_teacher(args.teacher, torch.device("cpu"), torch.float32)
+    return shared_teacher(TeacherSettings(teacher=args.teacher))
 
 
 def settings(kind: type[Any], args: Args, **others: Any) -> Any:

@@ -16,16 +16,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from agents import ppo
 from experiments.stored import once
 from experiments.tables import print_table, spread
 from experiments.tasks import Task, finish_all
 from redif_env.judging.baselines import Baseline, Which, baselines_of
 from redif_env.judging.evaluation import SCREEN_SIZE, SHORTLIST, Evaluator
-from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, shared_teacher
-from redif_env.teachers.references import sizes_of
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, TeacherSettings, shared_teacher
+from redif_env.teachers.references import sizes_named
 from redif_env.training.command import run
 from redif_env.training.runs import prepare_folder
 
@@ -86,7 +84,7 @@ def task_of(args: Args, nfe: int, seed: int) -> Task:
 
 def evaluator_of(args: Args) -> Evaluator:
     """With the test noises."""
-    return Evaluator(shared_teacher(args.teacher, torch.device(args.device), torch.float32))
+    return Evaluator(shared_teacher(TeacherSettings(teacher=args.teacher, device=args.device)))
 
 
 def solvers_at(args: Args, nfe: int) -> list[dict[str, Any]]:
@@ -123,7 +121,7 @@ def print_summary(args: Args, rows: Sequence[dict[str, Any]]) -> None:
         solvers = (best_solver(args, count, middle) for count in (nfe, nfe + 2, 2 * nfe))
         lines.append([*cells, *(cell for pair in solvers for cell in pair)])
     columns = [cell for count in ("same NFE", "NFE + 2", "NFE x 2") for cell in (f"best solver, {count}", "ratio")]
-    size = sizes_of(args.teacher).test_size
+    size = sizes_named(args.teacher).test_size
     title = f"{args.teacher}: median of {args.seeds} seeds (min to max), {size:,} held-out noises"
     print_table(title, ("NFE", "fd_teacher", "mse_teacher", *columns), lines)
 

@@ -24,7 +24,7 @@ from redif_env.diffusion.types import Transition
 from redif_env.envs.environments import ReDiFVectorEnv
 from redif_env.envs.wrappers import CallableReward, GroupRelativeReward
 from redif_env.judging.evaluation import Evaluator
-from redif_env.mdp.settings import shared_teacher
+from redif_env.mdp.settings import TeacherSettings, shared_teacher
 from redif_env.measures.rendering import tile, to_pixels
 from redif_env.sb3 import ReDiFVecEnv
 from redif_env.sb3.training.callbacks import AnnealedExploration, linear_to_zero
@@ -89,7 +89,7 @@ def row(evaluator: Evaluator, name: str, students: list[Student]) -> list[str]:
 
 def main(args: Args) -> None:
     prepare_folder(args.out)
-    teacher = shared_teacher("digits", torch.device("cpu"), torch.float32)
+    teacher = shared_teacher(TeacherSettings(teacher="digits"))
     evaluator = Evaluator(teacher, args.held_out_size, VALIDATION_SEED)
     plain, small = (
         [train(weight, seed, args.network_calls) for seed in range(args.seeds)] for weight in (0.0, args.weight)

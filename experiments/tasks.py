@@ -7,14 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from agents import ppo
 from experiments.parallel import in_parallel
 from experiments.stored import once
 from redif_env.judging.evaluation import Evaluator, prices_of
 from redif_env.mdp.actions import ActionMap
-from redif_env.mdp.settings import shared_teacher
+from redif_env.mdp.settings import TeacherSettings, shared_teacher
 from redif_env.training.command import teacher_of
 
 
@@ -39,7 +37,7 @@ def finish(task: Task) -> list[dict[str, Any]]:
 def finish_all(tasks: Sequence[Task], teacher: str, jobs: int, device: str = "cpu") -> list[list[dict[str, Any]]]:
     """The rows of every task, in order; ``jobs`` runs at a time."""
     # The reference set of the evaluator is computed once here, not by every process.
-    Evaluator(shared_teacher(teacher, torch.device(device), torch.float32))
+    Evaluator(shared_teacher(TeacherSettings(teacher=teacher, device=device)))
     return in_parallel(finish, tasks, jobs)
 
 

@@ -246,7 +246,9 @@ class Training:
         inputs, timesteps, target, labels = self.batch()
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.learning_rate * rate_factor(self.args.kind, self.done, self.step)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        # Where a processor has no instructions for it, bfloat16 takes ten times as long as float32.
+        fast = self.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=fast):
             predicted = network(inputs, timesteps, class_labels=labels).sample
         loss = F.mse_loss(predicted.float(), target)
         self.optimizer.zero_grad()

@@ -112,7 +112,7 @@ class Evaluate:
         student = load(self.student, self.device)
         teacher = teacher_of(student).to(parse_device(self.device))
         evaluator = Evaluator(teacher, self.size)
-        rows = evaluate(evaluator, student, "student", baselines_of(self.baselines))
+        rows = evaluate(evaluator, student, "student", baselines_of(self.baselines, evaluator.teacher))
         nfe = max(row.nfe for row in rows if row.method == "student")
         print_table(rows, f"{student.mdp.teacher.name}, {nfe:.4g} NFE, {evaluator.description}")
         if self.out is not None:

@@ -18,7 +18,7 @@ from redif_env.diffusion.types import State, Transition, chosen
 from redif_env.envs.draws import GroupDraws
 from redif_env.envs.starts import Start
 from redif_env.envs.task import Task
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import build_mdp, sample_dtype
 from redif_env.rewards.custom import CallableReward
 from redif_env.rewards.names import build_terms
 from redif_env.rewards.reward import Term, load_reward_states, pay, reset_reward, reward_states
@@ -52,7 +52,7 @@ class Episodes:
             )
         self.num_envs, self.group_size = num_envs, group_size
         reference = reference_set(self.mdp.teacher, task.sizes.reference_size, num_steps=task.sizes.teacher_steps)
-        self.reference = reference.to(self.mdp.teacher.device, getattr(torch, task.dtype))
+        self.reference = reference.to(self.mdp.teacher.device, sample_dtype(task.dtype))
         self.terms = self._build_terms(task.reward)
         self.draws = GroupDraws(num_envs, group_size, len(reference), priced=task.prices is not None)
         self.pair = torch.zeros(num_envs, dtype=torch.int64, device=HOST)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from redif_env.diffusion.types import Transition
-from redif_env.mdp.settings import MDPSettings
+from redif_env.mdp.settings import MDPSettings, default_sizes
 from redif_env.rewards.reward import Reward
 from redif_env.storage.checks import check_at_least
-from redif_env.teachers.references import SetSizes, sizes_of
+from redif_env.teachers.references import SetSizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,11 @@ class Task(MDPSettings):
     returns a tensor `(B,)`."""
     reference_size: int | None = None
     """Pairs (initial noise, the teacher's endpoint of it) that episodes are drawn from; 4,096 if not given, 1,024 of
-    `"cifar10"`. Computed once and cached under `$REDIF_CACHE` or `~/.cache/redif`; shipped for the defaults of
-    `"digits"` and `"cifar10"`."""
+    `"cifar10"`, 512 of a driven pipeline. Computed once and cached under `$REDIF_CACHE` or `~/.cache/redif`; shipped
+    for the defaults of `"digits"` and `"cifar10"`."""
     teacher_steps: int | None = None
-    """Predictions that the teacher spends on each endpoint; 100 if not given, 40 of `"cifar10"`."""
+    """Predictions that the teacher spends on each endpoint; 100 if not given, 40 of `"cifar10"` and of a driven
+    pipeline."""
     autocast: bool = False
     """Run the teacher in bfloat16 in steps, for speed; endpoints are made in its own type."""
 
@@ -43,4 +44,4 @@ class Task(MDPSettings):
     def sizes(self) -> SetSizes:
         """The sizes of the reference sets: those given, else the teacher's defaults."""
         given = {"reference_size": self.reference_size, "teacher_steps": self.teacher_steps}
-        return replace(sizes_of(self.teacher), **{name: value for name, value in given.items() if value is not None})
+        return replace(default_sizes(self), **{name: value for name, value in given.items() if value is not None})

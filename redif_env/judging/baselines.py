@@ -14,7 +14,8 @@ from redif_env.diffusion.grids import GRIDS, Grid
 from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.schedules import VariancePreservingSchedule
 from redif_env.diffusion.solvers import SOLVERS, sample
-from redif_env.teachers.teacher import Teacher
+from redif_env.judging.stock import StockBaseline, stock_baselines
+from redif_env.teachers.teacher import PipelineTeacher, Teacher
 
 DIFFUSERS_SOLVERS: dict[str, Callable[[list[float] | None], SchedulerMixin]] = {
     "unipc2": lambda betas: UniPCMultistepScheduler(trained_betas=betas, solver_order=2),
@@ -35,6 +36,10 @@ class Baseline:
     method: str
     grid: str
 
+    def predictions(self, num_steps: int) -> int:
+        """Those of ``num_steps`` that it makes: all."""
+        return num_steps
+
     @torch.inference_mode()
     def __call__(self, teacher: Teacher, noise: Tensor, num_steps: int, condition: Tensor | None = None) -> Tensor:
         """Samples ``(B, *S)`` from ``noise``, with ``num_steps`` predictions each.
@@ -53,6 +58,8 @@ class Baseline:
         betas = schedule.betas.tolist() if isinstance(schedule, VariancePreservingSchedule) else None
         return diffusers_sample(DIFFUSERS_SOLVERS[self.method](betas), teacher, grid, noise, num_steps, condition)
 
+
+AnyBaseline = Baseline | StockBaseline
 
 # The best pair of each table at 4, 6 and 8 calls, and close second ones: digits and mnist of docs/results.md, and a
 # class-conditional CIFAR-10 teacher (unipc2 time@8 at 4 calls, ipndm4 time@60 at 8).
@@ -79,9 +86,16 @@ Which = Literal["none", "quick", "all"]
 """How many solvers a student is compared with."""
 
 
-def baselines_of(which: Which) -> list[Baseline]:
-    """No solver, the few that are best at such call counts, or every pair of a solver and a grid."""
-    return {"none": [], "quick": list(QUICK), "all": all_baselines()}[which]
+def baselines_of(which: Which, teacher: Teacher | None = None) -> list[AnyBaseline]:
+    """No solver, the few that are best at such call counts, or every pair of a solver and a grid.
+
+    Of a pipeline that is driven: none, its stock schedulers, or those and the few. Where it takes none, the few.
+    """
+    if isinstance(teacher, PipelineTeacher) and which != "none":
+        stock: list[AnyBaseline] = [*stock_baselines(teacher)]
+        return [*stock, *QUICK] if which == "all" else stock or [*QUICK]
+    solvers: dict[Which, list[AnyBaseline]] = {"none": [], "quick": [*QUICK], "all": [*all_baselines()]}
+    return solvers[which]
 
 
 def all_baselines() -> list[Baseline]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from redif_env.diffusion.grids import GRIDS
 from redif_env.diffusion.placement import HOST, full_precision
 from redif_env.fitted.linear_solver import LinearSolver
-from redif_env.judging.baselines import Baseline, all_baselines
+from redif_env.judging.baselines import AnyBaseline, all_baselines
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.settings import name_of
 from redif_env.measures.classifiers import SHIPPED
@@ -22,6 +22,7 @@ from redif_env.measures.features import embed, evaluation_features, load_feature
 from redif_env.measures.metrics import (
     coverage,
     density,
+    diversity,
     frechet_distance,
     kernel_distance,
     mean_squared_error,
@@ -35,7 +36,7 @@ from redif_env.storage.data import load_digits
 from redif_env.students.student import Student
 from redif_env.teachers.mixtures import GaussianMixture
 from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, reference_set, sizes_of
-from redif_env.teachers.teacher import Teacher
+from redif_env.teachers.teacher import PipelineTeacher, Teacher
 
 Sampler = Callable[[Tensor, Tensor], Tensor]
 """A function from noise ``(B, *S)`` and conditions ``(B,)`` to samples ``(B, *S)``."""
@@ -47,7 +48,9 @@ SCREEN_SIZE, SHORTLIST = 256, 16
 class Row:
     """Result of one sampler; lower is better.
 
-    ``nfe`` is the mean over samples. ``fd_data`` is None if there are no data to compare with.
+    ``nfe`` is the mean over samples. ``fd_data`` is None if there are no data to compare with. ``diversity`` is the
+    mean feature distance of samples of one condition (:func:`redif_env.measures.metrics.diversity`), divided by the
+    teacher's; None where no two samples have the same, and for teachers of pixels that are called directly.
     """
 
     method: str
@@ -56,6 +59,7 @@ class Row:
     fd_teacher: float
     fd_data: float | None
     mse_teacher: float
+    diversity: float | None = None
 
 
 class Evaluator:
@@ -88,10 +92,13 @@ class Evaluator:
         self.noise = reference.noise.to(teacher.device)
         self.condition = reference.condition
         self.endpoints = teacher.clip(reference.endpoints).to(teacher.device)
-        name = features or evaluation_features(teacher.image_shape)
+        name = features or evaluation_features(teacher.image_shape, teacher.vae)
         self.feature_name = f"{SHIPPED[name].folder}-64" if name in SHIPPED else name
-        self.features = load_features(name, teacher.image_shape).to(teacher.device)
+        self.features = load_features(name, teacher.image_shape, teacher.vae).to(teacher.device)
         self.endpoint_features = self.embed(self.endpoints)
+        self.diversity = math.nan
+        if teacher.decoder is not None or isinstance(teacher, PipelineTeacher):
+            self.diversity = diversity(self.endpoint_features, self.condition)
         self.data_features: Tensor | None = None
         # The digits data come with scikit-learn, which is optional.
         if teacher.name in ("digits", "digits-classes") and find_spec("sklearn"):
@@ -118,6 +125,7 @@ class Evaluator:
             fd_teacher=frechet_distance(features, self.endpoint_features),
             fd_data=None if data is None else frechet_distance(features, data),
             mse_teacher=mean_squared_error(samples, self.endpoints),
+            diversity=None if math.isnan(self.diversity) else diversity(features, self.condition) / self.diversity,
         )
 
     def distance(self, sampler: Sampler, count: int | None = None) -> float:
@@ -178,7 +186,7 @@ class Evaluator:
     def baselines(
         self,
         nfe: int,
-        candidates: Sequence[Baseline] | None = None,
+        candidates: Sequence[AnyBaseline] | None = None,
         screen_size: int = SCREEN_SIZE,
         shortlist: int = SHORTLIST,
     ) -> list[Row]:
@@ -186,7 +194,7 @@ class Evaluator:
 
         With more than ``screen_size`` noises, all are screened on that many, and the best ``shortlist`` evaluated.
         """
-        chosen = all_baselines() if candidates is None else list(candidates)
+        chosen: list[AnyBaseline] = list(all_baselines() if candidates is None else candidates)
         if len(self.noise) > screen_size and len(chosen) > shortlist:
             progress = tqdm(chosen, desc="screening solvers")
             distances = {baseline: self.distance(self._sampler(baseline, nfe), screen_size) for baseline in progress}
@@ -194,10 +202,11 @@ class Evaluator:
         rows = []
         for baseline in tqdm(chosen, desc=f"solvers at {nfe} NFE"):
             samples = self._sampler(baseline, nfe)(self.noise, self.condition)
-            rows.append(self.row(baseline.method, baseline.grid, nfe, samples))
+            made = baseline.predictions(nfe // self.teacher.calls) * self.teacher.calls
+            rows.append(self.row(baseline.method, baseline.grid, made, samples))
         return sorted(rows, key=lambda row: row.fd_teacher)
 
-    def _sampler(self, baseline: Baseline, nfe: int) -> Sampler:
+    def _sampler(self, baseline: AnyBaseline, nfe: int) -> Sampler:
         return lambda noise, condition: baseline(self.teacher, noise, nfe // self.teacher.calls, condition)
 
     def teacher_row(self) -> Row:
@@ -212,7 +221,7 @@ class Evaluator:
         return self.row("teacher, other noises", "time", self.teacher_steps * self.teacher.calls, samples)
 
 
-def evaluate(evaluator: Evaluator, student: Student, method: str, baselines: Sequence[Baseline]) -> list[Row]:
+def evaluate(evaluator: Evaluator, student: Student, method: str, baselines: Sequence[AnyBaseline]) -> list[Row]:
     """Rows of the teacher, the sampling floor, the student, its base solver if that is fitted, and the baselines.
 
     A student that chooses its number of steps has one row for each of five prices; baselines get at least as many

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -21,8 +21,12 @@ from redif_env.mdp.actions import ACTION_MAPS, ActionMap
 from redif_env.mdp.observations import OBSERVATIONS, Observation, Sample
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.storage.checks import check_argument, check_at_least, check_fields
+from redif_env.storage.files import ASSETS
 from redif_env.teachers.conditions import ConditionsLike, spread
+from redif_env.teachers.driven.arguments import read_conditions
 from redif_env.teachers.fingerprint import contents_of
+from redif_env.teachers.pipelines import BUILT_IN, drives_itself, whole_pipeline
+from redif_env.teachers.references import SetSizes, sizes_named
 from redif_env.teachers.teacher import PipelineTeacher, Teacher, load_teacher
 
 T = TypeVar("T")
@@ -30,20 +34,83 @@ T = TypeVar("T")
 OWN = "own"
 """The name of the grid that a pipeline has of its own."""
 
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
 LINEAR = "linear"
 """The name of what is fitted to a teacher's trajectories: an initial map, the steps of a solver."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MDPSettings:
+class TeacherSettings:
+    """The arguments that decide which teacher it is, and how it is called."""
+
+    teacher: str | Path | Teacher = "digits"
+    """The many-step model: a built-in name (`"digits"`, `"digits-classes"`, `"mnist"`, `"gaussian-ring"`), the path of
+    a diffusers folder, or a hub id."""
+    conditions: ConditionsLike | None = None
+    """Class labels or prompts to draw episodes' conditions from, in Python also with weights as a dict; all labels if
+    not given."""
+    prompts: str | Path | None = None
+    """A file of conditions in the place of `conditions`: one prompt a line, or one JSON object of arguments of the
+    pipeline's call a line, in which a `"weight"` says how often it is drawn."""
+    null_label: int | None = None
+    """The label that a class-conditional `UNet2DModel` was trained with for no condition."""
+    guidance_scale: float | None = None
+    """Scale of classifier-free guidance, which makes each prediction two network calls."""
+    variant: str | None = None
+    """Variant of the teacher's files, as in diffusers: `"fp16"` where a repository has half precision alone."""
+    driven: bool | None = None
+    """Whether a pipeline's own call makes the predictions, or its network is called directly. By itself it is driven
+    where `prompts`, `height`, `width` or `call_arguments` are given, and where no direct call is known."""
+    height: int | None = None
+    """Of a driven pipeline's images, in pixels; that of `width` if it is given alone."""
+    width: int | None = None
+    """Of a driven pipeline's images, in pixels; that of `height` if it is given alone."""
+    call_arguments: Mapping[str, int | float | bool | str] | None = None
+    """Further arguments of every call of a driven pipeline, such as `num_frames` or `negative_prompt`."""
+    run_size: int | None = None
+    """Samples that go through one call of a driven pipeline together at most; 8 if not given."""
+    device: str = "cpu"
+    """Where networks run and samples are stored; `"auto"`: the machine's accelerator (cuda, xpu, mps), or the CPU
+    without one."""
+    dtype: str = "float32"
+    """Type of networks and samples, `"float32"` or `"float64"`; or that of networks alone, `"bfloat16"` or `"float16"`,
+    with samples in float32."""
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """Arguments of every call of a driven pipeline."""
+        # Pipelines take their defaults for both where one of the two is missing.
+        height, width = self.height or self.width, self.width or self.height
+        named = {"height": height, "width": width, "guidance_scale": self.guidance_scale}
+        return {name: value for name, value in named.items() if value is not None} | dict(self.call_arguments or {})
+
+    @property
+    def drives(self) -> bool:
+        """Whether the teacher is a pipeline that makes predictions by its own call."""
+        if isinstance(self.teacher, Teacher):
+            return isinstance(self.teacher, PipelineTeacher)
+        if self.driven is not None:
+            return self.driven
+        asked = (self.prompts, self.height, self.width, self.call_arguments)
+        built_in = str(self.teacher) in BUILT_IN
+        return asked != (None,) * len(asked) or (not built_in and drives_itself(self.teacher, self.variant))
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_at_least(1, height=self.height, width=self.width, run_size=self.run_size)
+        if self.conditions is not None and self.prompts is not None:
+            raise ValueError(f"conditions and prompts={str(self.prompts)!r} are both conditions: give one of them")
+        parse_dtype(self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MDPSettings(TeacherSettings):
     """The arguments that decide a denoising process: each is written here and nowhere else.
 
     The environments' signatures and page, and the options of the training programs, are made of these fields.
     """
 
-    teacher: str | Path | Teacher = "digits"
-    """The many-step model: a built-in name (`"digits"`, `"digits-classes"`, `"mnist"`, `"gaussian-ring"`), the path of
-    a diffusers folder, or a hub id."""
     num_steps: int = 4
     """Steps of an episode: as many predictions, and as many network calls, or twice as many with guidance."""
     action: str | ActionMap = "solver"
@@ -68,27 +135,17 @@ class MDPSettings:
     prices: tuple[float, float] | None = None
     """Smallest and largest price of a network call, in units of reward, which the policy sees; the reward term
     `"price"` charges it."""
-    conditions: ConditionsLike | None = None
-    """Class labels or prompts to draw episodes' conditions from, in Python also with weights as a dict; all labels if
-    not given."""
-    null_label: int | None = None
-    """The label that a class-conditional `UNet2DModel` was trained with for no condition."""
-    guidance_scale: float | None = None
-    """Scale of classifier-free guidance, which makes each prediction two network calls."""
-    variant: str | None = None
-    """Variant of the teacher's files, as in diffusers: `"fp16"` where a repository has half precision alone."""
     learn_guidance: bool = False
     """Let the policy choose the guidance scale."""
-    device: str = "cpu"
-    """Where networks run and samples are stored; `"auto"`: the machine's accelerator (cuda, xpu, mps), or the CPU
-    without one."""
-    dtype: str = "float32"
-    """Type of samples, `"float32"` or `"float64"`."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         check_at_least(1, num_steps=self.num_steps, min_steps=self.min_steps)
 
+
+OF_NAMED = ("conditions", "prompts", "null_label", "guidance_scale", "variant", "driven", "height", "width",
+            "call_arguments", "run_size")  # fmt: skip
+"""What belongs to a teacher that is named."""
 
 DEFAULT_SOLVER, DEFAULT_GRID = str(MDPSettings.solver), str(MDPSettings.grid)
 """iPNDM of order 3 (in up to 4 steps of order 2): from 6 steps on PPO brings the digits' samples nearer to their own
@@ -178,8 +235,13 @@ def _tuples(value: Any) -> Any:
 
 
 def parse_dtype(dtype: str) -> torch.dtype:
-    """``"float32"`` or ``"float64"``, the types of an environment's samples."""
-    return look_up("dtype", dtype, {"float32": torch.float32, "float64": torch.float64})
+    """The type of an environment's networks."""
+    return look_up("dtype", dtype, {name: getattr(torch, name) for name in DTYPES})
+
+
+def sample_dtype(dtype: str) -> torch.dtype:
+    """The type of an environment's samples, which are float32 at least."""
+    return torch.promote_types(parse_dtype(dtype), torch.float32)
 
 
 def parse_device(device: str | torch.device) -> torch.device:
@@ -202,48 +264,66 @@ def parse_device(device: str | torch.device) -> torch.device:
     return parsed
 
 
-def shared_teacher(
-    name_or_path: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    conditions: ConditionsLike | None = None,
-    null_label: int | None = None,
-    guidance_scale: float | None = None,
-    variant: str | None = None,
-) -> Teacher:
-    """A teacher that all environments of this process share: it is frozen, and networks are large.
+def default_sizes(settings: TeacherSettings) -> SetSizes:
+    """The sizes of reference sets for a teacher where none are given."""
+    name = settings.teacher.name if isinstance(settings.teacher, Teacher) else str(settings.teacher)
+    return sizes_named(name, settings.drives)
 
-    A folder that has changed since is loaded anew. ``conditions``, ``null_label``, ``guidance_scale`` and ``variant``
-    as in :meth:`redif_env.Teacher.from_pretrained`.
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Settings of a teacher, and a key of all that they name."""
+
+    key: str
+    settings: TeacherSettings = field(compare=False)
+
+
+def shared_teacher(settings: TeacherSettings) -> Teacher:
+    """The named teacher of ``settings``, shared by all of this process: it is frozen, and networks are large.
+
+    A folder or a file of prompts that has changed since is loaded anew.
     """
-    # In a form that can be a key.
-    requested: tuple[Any, ...] | None = None
-    if conditions is not None:
-        values, weights = spread(conditions)
-        requested = (values, None if weights is None else tuple(weights.tolist()))
-    name, files = contents_of(name_or_path)
-    return _shared_teacher(name, files, device, dtype, requested, null_label, guidance_scale, variant)
+    given = {item.name: getattr(settings, item.name) for item in fields(TeacherSettings)}
+    if settings.conditions is not None:
+        given["conditions"] = spread(settings.conditions)
+    if isinstance(settings.call_arguments, Mapping):
+        given["call_arguments"] = sorted(settings.call_arguments.items())
+    files = [contents_of(str(name)) for name in (settings.teacher, settings.prompts) if name is not None]
+    # A folder is what it is, however it is written.
+    return _shared_teacher(_Wanted(repr((files, given | {"teacher": None, "prompts": None})), settings))
 
 
 @lru_cache(maxsize=8)
-def _shared_teacher(
-    name_or_path: str,
-    files: tuple[tuple[str, int, int], ...],
-    device: torch.device,
-    dtype: torch.dtype,
-    requested: tuple[Any, ...] | None,
-    null_label: int | None,
-    guidance_scale: float | None,
-    variant: str | None,
-) -> Teacher:
-    conditions: ConditionsLike | None = None
-    if requested is not None:
-        values, weights = requested
-        conditions = values if weights is None else dict(zip(values, weights, strict=True))
+def _shared_teacher(wanted: _Wanted) -> Teacher:
+    settings = wanted.settings
+    device, dtype = parse_device(settings.device), parse_dtype(settings.dtype)
+    if settings.drives:
+        return _driven_teacher(settings, device, dtype)
+    if settings.run_size is not None:
+        raise ValueError(f"run_size={settings.run_size} belongs to pipelines that are driven: give driven=True")
     teacher = load_teacher(
-        name_or_path, conditions=conditions, null_label=null_label, guidance_scale=guidance_scale, variant=variant
+        settings.teacher if isinstance(settings.teacher, Path) else str(settings.teacher),
+        conditions=settings.conditions,
+        null_label=settings.null_label,
+        guidance_scale=settings.guidance_scale,
+        variant=settings.variant,
     )
     return teacher.to(device, dtype)
+
+
+def _driven_teacher(settings: TeacherSettings, device: torch.device, dtype: torch.dtype) -> Teacher:
+    """The teacher that the named pipeline is, on a device, in a floating point type."""
+    if settings.null_label is not None:
+        raise ValueError(f"null_label={settings.null_label} is nothing that a pipeline's own call takes: leave it out")
+    conditions: Any = settings.conditions
+    if settings.prompts is not None:
+        conditions = read_conditions(Path(settings.prompts).expanduser())
+    name = str(settings.teacher)
+    pipe = whole_pipeline(ASSETS / name if name in BUILT_IN else name, name, dtype, settings.variant)
+    if pipe.device != device:  # quantised parts, which are where they are to be, cannot be moved
+        pipe.to(device)
+    size = {} if settings.run_size is None else {"run_size": settings.run_size}
+    return Teacher.from_pipeline(pipe, conditions, name=name, **size, **settings.call)
 
 
 def initial_map_of(initial_map: str | LinearInitialMap | None, teacher: Teacher, grid: Grid) -> LinearInitialMap | None:
@@ -305,20 +385,19 @@ def build_mdp(settings: MDPSettings) -> DenoisingMDP:
     Raises:
         ValueError: if a setting is unknown or does not fit the others; it names the argument and the value.
     """
-    placed, floating = parse_device(settings.device), parse_dtype(settings.dtype)
-    if floating == torch.float64 and not has_float64(placed):
+    placed = parse_device(settings.device)
+    if settings.dtype == "float64" and not has_float64(placed):
         raise ValueError(
             f"dtype='float64' cannot be used on device={settings.device!r}, which has no such type: use 'float32'"
         )
-    of_teacher = (settings.conditions, settings.null_label, settings.guidance_scale, settings.variant)
     if not isinstance(settings.teacher, Teacher):
-        teacher = shared_teacher(str(settings.teacher), placed, floating, *of_teacher)
-    elif of_teacher == (None, None, None, None):
+        teacher = shared_teacher(settings)
+    elif not (given := [name for name in OF_NAMED if getattr(settings, name) is not None]):
         teacher = settings.teacher.to(placed)
     else:
         raise ValueError(
-            "conditions, null_label, guidance_scale and variant belong to a teacher that is named: a Teacher has its "
-            "own, give them to Teacher.from_pretrained"
+            f"{', '.join(given)} belong to a teacher that is named: a Teacher has its own, give them to "
+            "Teacher.from_pretrained or Teacher.from_pipeline"
         )
     action, observation, prices = settings.action, settings.observation, settings.prices
     if isinstance(action, ActionMap):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from redif_env.diffusion.placement import stock_defaults
 from redif_env.measures.classifiers import SHIPPED, Classifier
 
 FEATURE_BATCH = 1024
+VAE, VAE_FEATURES, VAE_BATCH = "vae", 512, 8
+"""Name of the features of a pipeline's own VAE, how many they are at most, and images of one call of it."""
 
 INCEPTION = "inception:"
 """Prefix of a feature name; the path of the Inception weights follows."""
@@ -31,15 +34,22 @@ class PixelFeatures(nn.Module):
 
 
 class PenultimateFeatures(nn.Module):
-    """The penultimate layer of a classifier as a module, the form that torchmetrics takes."""
+    """The penultimate layer of a classifier as a module, the form that torchmetrics takes.
 
-    def __init__(self, classifier: Classifier) -> None:
+    Args:
+        classifier: the network.
+        side: of its images in pixels; of larger ones the middle is taken.
+    """
+
+    def __init__(self, classifier: Classifier, side: int) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.side = classifier, side
         self.num_features = classifier.num_features
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier.features(images.float())
+        top, left = ((size - self.side) // 2 for size in images.shape[-2:])
+        middle = images[..., top : top + self.side, left : left + self.side]
+        return self.classifier.features(middle.float())
 
 
 class VisionFeatures(nn.Module):
@@ -104,6 +114,46 @@ class VisionFeatures(nn.Module):
         return cls(model, side, tuple(settings["image_mean"]), tuple(settings["image_std"]))
 
 
+class VAEFeatures(nn.Module):
+    """What a pipeline's own VAE sees in images or frames: the last hidden layer of its encoder, averaged over places.
+
+    The layer is that before the encoder's last convolution, which makes latents of it. It is averaged over frames and
+    over a grid of places, as fine as leaves no more than ``VAE_FEATURES`` numbers.
+
+    Args:
+        vae: an autoencoder of diffusers with an ``encoder``. It is left where and as it is.
+    """
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self._vae = [vae]  # no submodule: it is moved by whom it belongs to
+        convolutions = nn.Conv1d | nn.Conv2d | nn.Conv3d
+        self.last = [part for part in vae.encoder.modules() if isinstance(part, convolutions)][-1:]  # type: ignore[union-attr, operator]
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``(B, D)`` of images ``(B, C, H, W)`` or frames ``(B, F, C, H, W)`` in [-1, 1]."""
+        return torch.cat([self._of(part) for part in images.split(VAE_BATCH)])
+
+    def _of(self, images: Tensor) -> Tensor:
+        vae: Any = self._vae[0]
+        kind, upcast = vae.dtype, vae.dtype == torch.float16 and vae.config.get("force_upcast")
+        if upcast:
+            vae.to(torch.float32)  # as pipelines themselves do to decode
+        seen: list[Tensor] = []
+        hook = self.last[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].float()))
+        try:
+            vae.encode((images.movedim(1, 2) if images.ndim == 5 else images).to(vae.dtype))
+        finally:
+            hook.remove()
+            if upcast:
+                vae.to(kind)
+        hidden = torch.cat(seen)
+        hidden = hidden.mean(dim=2) if hidden.ndim == 5 else hidden
+        side = next(side for side in (4, 2, 1) if side**2 * hidden.shape[1] <= VAE_FEATURES or side == 1)
+        return F.adaptive_avg_pool2d(hidden, side).flatten(1).to(images.device)
+
+
 class InceptionFeatures(nn.Module):
     """The 2,048 pooled features of Inception v3 that FID uses (Heusel et al. 2017), from torchmetrics.
 
@@ -140,7 +190,7 @@ class InceptionFeatures(nn.Module):
         return features
 
 
-def load_features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
+def load_features(name: str, sample_shape: tuple[int, ...], vae: nn.Module | None = None) -> nn.Module:
     """Load a frozen feature network.
 
     Args:
@@ -150,28 +200,36 @@ def load_features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
             - ``"digits"``, ``"mnist"``, ``"cifar10"``: the classifier for rewards on such images;
             - ``"digits-evaluation"`` and so on: the classifier for evaluation, trained from another seed; do not use
               it in rewards;
+            - ``"vae"``: the encoder of the pipeline's own ``vae``;
             - ``"inception:PATH"``: the features of FID, with the weights at PATH;
             - the folder or hub id of a transformers vision model (CLIP, DINO, ...).
         sample_shape: shape S of one sample; for latents, of the decoded image.
+        vae: of the teacher, if it has one.
 
     Raises:
         ValueError: if ``name`` is unknown, or the network does not take samples of this shape.
     """
     with stock_defaults():
-        return _features(name, sample_shape).eval().requires_grad_(False)
+        return _features(name, sample_shape, vae).eval().requires_grad_(False)
 
 
-def _features(name: str, sample_shape: tuple[int, ...]) -> nn.Module:
+def _features(name: str, sample_shape: tuple[int, ...], vae: nn.Module | None) -> nn.Module:
     network: nn.Module
     if name == "pixels":
         network = PixelFeatures(math.prod(sample_shape))
+    elif name == VAE:
+        if vae is None:
+            raise ValueError(f"features={name!r} needs a teacher with a VAE that encodes images: try 'pixels'")
+        network = VAEFeatures(vae)
     elif name in SHIPPED:
         shipped = SHIPPED[name]
-        if sample_shape != shipped.sample_shape:
+        channels, *sides = shipped.sample_shape
+        if len(sample_shape) != 3 or sample_shape[0] != channels or min(sample_shape[1:]) < sides[0]:
             raise ValueError(
-                f"features={name!r} takes samples of shape {shipped.sample_shape}, not {sample_shape}: try 'pixels'"
+                f"features={name!r} takes samples of shape {shipped.sample_shape} or larger, not {sample_shape}: try "
+                "'pixels'"
             )
-        network = PenultimateFeatures(shipped.load())
+        network = PenultimateFeatures(shipped.load(), sides[0])
     elif len(sample_shape) == 3 and name.startswith(INCEPTION):
         network = InceptionFeatures(Path(name.removeprefix(INCEPTION)))
     elif len(sample_shape) == 3:
@@ -186,10 +244,10 @@ def default_features(sample_shape: tuple[int, ...]) -> str:
     return next((name for name, known in SHIPPED.items() if known.sample_shape == sample_shape), "pixels")
 
 
-def evaluation_features(sample_shape: tuple[int, ...]) -> str:
-    """The name of the features that evaluation uses by default."""
+def evaluation_features(sample_shape: tuple[int, ...], vae: nn.Module | None = None) -> str:
+    """The name of the features that evaluation uses by default: of the teacher's VAE, or of a classifier."""
     name = default_features(sample_shape)
-    return name if name == "pixels" else f"{name}-evaluation"
+    return VAE if vae is not None else name if name == "pixels" else f"{name}-evaluation"
 
 
 @torch.no_grad()

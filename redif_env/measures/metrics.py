@@ -116,6 +116,16 @@ def mode_switches(samples: Tensor, endpoints: Tensor) -> Tensor:
     return nearest != torch.arange(len(samples), device=nearest.device)
 
 
+@torch.inference_mode()
+def diversity(features: Tensor, condition: Tensor) -> float:
+    """Mean distance of features ``(N, D)`` of samples with the same condition ``(N,)``, over all pairs; NaN if none."""
+    groups = [features[condition == row] for row in condition.unique().tolist()]
+    distances = torch.cat(
+        [torch.nn.functional.pdist(double(group)) for group in groups if len(group) > 1] or [double(features[:0, 0])]
+    )
+    return float(distances.mean())
+
+
 def mean_squared_error(samples: Tensor, endpoints: Tensor) -> float:
     """Mean squared error of samples against the endpoints of the same noise, over samples and dimensions."""
     return float(double(samples - endpoints).square().mean())

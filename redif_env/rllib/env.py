@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -14,12 +15,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from redif_env.envs.environments import ReDiFEnv, ReDiFVectorEnv, parse_autoreset_mode
 from redif_env.envs.task import Task
 from redif_env.envs.wrappers import GroupRelativeReward
-from redif_env.mdp.settings import build_mdp
+from redif_env.mdp.settings import TeacherSettings, build_mdp
 from redif_env.storage.cache import cached_file, gathered, give, store
 from redif_env.teachers.references import TRAIN_SEED, draw_starts, reference_key
 from redif_env.teachers.teacher import Teacher
 
-OF_TEACHER = ("teacher", "conditions", "null_label", "guidance_scale", "variant", "device")
+OF_TEACHER = tuple(item.name for item in fields(TeacherSettings))
 """Arguments on which endpoints depend."""
 
 

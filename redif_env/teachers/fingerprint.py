@@ -164,10 +164,10 @@ def _add(digest: Any, name: str, tensor: Tensor) -> None:
 
 
 def contents_of(name_or_path: str) -> tuple[str, tuple[tuple[str, int, int], ...]]:
-    """What a name stands for now: a folder's resolved path, and name, size and time of each file in it; else itself."""
+    """What a name stands for now: its resolved path, and name, size and time of each file; if none, itself."""
     folder = Path(name_or_path).expanduser()
-    if not folder.is_dir():
+    if not folder.exists():
         return name_or_path, ()
-    found = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    found = [(path, path.stat()) for path in sorted(folder.rglob("*")) or [folder] if path.is_file()]
     files = tuple((path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in found)
     return str(folder.resolve()), files

@@ -18,7 +18,7 @@ from redif_env.diffusion.noise_schedulers import Parameterization, read_schedule
 from redif_env.teachers.components import VAEDecoder, decoder_of, encode_prompts
 from redif_env.teachers.conditions import UNCONDITIONAL, Conditions, ConditionsLike
 from redif_env.teachers.mixtures import GaussianMixture
-from redif_env.teachers.networks import check_kind, conditions_of, shape_of, tokens_of
+from redif_env.teachers.networks import NETWORKS, check_kind, conditions_of, shape_of, tokens_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
@@ -106,6 +106,41 @@ def read_pipeline(
     decoder = decoder_of(source, shape)
     bounds = _bounds(index, scheduling, decoder is not None)
     return Found(network, parameterization, shape, conditions, decoder, source, bounds)
+
+
+def drives_itself(name_or_path: str | Path, variant: str | None = None) -> bool:
+    """Whether a folder or hub id is a whole pipeline of diffusers whose network is called directly by nothing here."""
+    import diffusers
+
+    try:
+        folder = local_folder(name_or_path, variant)
+        index, part = _layout(folder)
+        kind = index.get("_class_name")
+        if not isinstance(getattr(diffusers, str(kind), None), type):
+            return False
+        if kind not in (*_WITH_COMPONENTS, *_OF_PIXELS) or part is None:
+            return True
+        return diffusers.UNet2DModel.load_config(folder, subfolder=part).get("_class_name") not in NETWORKS
+    except (OSError, ValueError):  # what is not there is said where it is read
+        return False
+
+
+def whole_pipeline(
+    name_or_path: str | Path, name: str, torch_dtype: torch.dtype | None = None, variant: str | None = None
+) -> DiffusionPipeline:
+    """The pipeline of a diffusers folder or hub id, with all its parts but a safety checker, on the CPU.
+
+    Raises:
+        ValueError: if nothing is there that can be loaded.
+    """
+    from diffusers import DiffusionPipeline
+
+    folder = None
+    try:
+        folder = local_folder(name_or_path, variant)
+        return _loaded(str(folder), dict(DiffusionPipeline.load_config(folder)), torch_dtype, variant)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _nothing(name, error, folder, variant) from error
 
 
 def write_pipeline(network: nn.Module, parameterization: Parameterization, folder: Path) -> None:
@@ -223,10 +258,16 @@ def _components(
     path: str, index: Mapping[str, Any], torch_dtype: torch.dtype | None, variant: str | None
 ) -> DiffusionPipeline | None:
     """The whole pipeline, where its network does not stand alone: with decoder, text encoders, tokenizers."""
-    from diffusers import DiffusionPipeline
-
     if index.get("_class_name") not in _WITH_COMPONENTS:
         return None
+    return _loaded(path, index, torch_dtype, variant)
+
+
+def _loaded(
+    path: str, index: Mapping[str, Any], torch_dtype: torch.dtype | None, variant: str | None
+) -> DiffusionPipeline:
+    from diffusers import DiffusionPipeline
+
     # Components saved as absent must be passed as None; a safety checker is no part of a sampler.
     absent = {key: None for key, value in index.items() if isinstance(value, list | tuple) and value[0] is None}
     spared = absent | ({"safety_checker": None} if "safety_checker" in index else {})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -15,7 +14,7 @@ from redif_env.diffusion.grids import Grid, TimeGrid
 from redif_env.diffusion.placement import HOST, full_precision, place
 from redif_env.diffusion.solvers import DPMSolverPP, Solver, sample, trajectory
 from redif_env.storage.cache import cached
-from redif_env.teachers.teacher import Teacher
+from redif_env.teachers.teacher import PipelineTeacher, Teacher
 
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 0, 1, 2
 """Noise seeds of the three disjoint sets: to train on, to choose the best student by, and to report."""
@@ -34,9 +33,10 @@ class SetSizes:
     reference_size: int = 4096
     """Pairs to train on."""
     held_out_size: int = 512
-    """Noises by which the best student is chosen; 512 if not given, 256 of "cifar10"."""
+    """Noises by which the best student is chosen; 512 if not given, 256 of "cifar10", 64 of a driven pipeline."""
     test_size: int = 2000
-    """Noises of the report; 2,000 if not given, 512 of "cifar10"."""
+    """Noises of the report; 2,000 if not given, 512 of "cifar10", 256 of a driven
+    pipeline."""
     teacher_steps: int = 100
     """Predictions per endpoint."""
     base_size: int = 1024
@@ -45,12 +45,18 @@ class SetSizes:
 
 SHIPPED_SIZES = {"cifar10": SetSizes(1024, 256, 512, 40, 256)}
 """Of teachers that are slow on a CPU: the sets that come with the package (``experiments.ship_references``)."""
+DRIVEN_SIZES = SetSizes(512, 64, 256, 40, 64)
+"""Of pipelines that make predictions by their own call, whose networks are large."""
 
 
-def sizes_of(teacher: str | Path | Teacher) -> SetSizes:
-    """The default sizes for a teacher, or for one of this name."""
-    name = teacher.name if isinstance(teacher, Teacher) else str(teacher)
-    return SHIPPED_SIZES.get(name, SetSizes())
+def sizes_of(teacher: Teacher) -> SetSizes:
+    """The default sizes for a teacher."""
+    return sizes_named(teacher.name, isinstance(teacher, PipelineTeacher))
+
+
+def sizes_named(name: str, driven: bool = False) -> SetSizes:
+    """The default sizes for a teacher of this name; ``driven`` by its own call or not."""
+    return DRIVEN_SIZES if driven else SHIPPED_SIZES.get(name, SetSizes())
 
 
 class InitialMap(Protocol):

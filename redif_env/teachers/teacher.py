@@ -164,6 +164,13 @@ class Teacher:
         return self.sample_shape if self.decoder is None else self.decoder.image_shape
 
     @property
+    def vae(self) -> nn.Module | None:
+        """What encodes images of its latents; None where its pipeline has no such part."""
+        named = (getattr(self.source, name, None) for name in ("vae", "vqvae"))
+        encodes = (part for part in named if hasattr(part, "encoder") and len(self.image_shape) > 2)
+        return next(encodes, None)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides its predictions: the key under which its samples are cached."""
         # By this class's own method, whatever a subclass counts or records.

@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-import torch
 import tyro
 from safetensors import SafetensorError
 
-from redif_env.mdp.settings import parse_device, shared_teacher
-from redif_env.teachers.references import sizes_of
+from redif_env.mdp.settings import TeacherSettings, default_sizes, parse_device, shared_teacher
 from redif_env.teachers.teacher import Teacher
+from redif_env.training.options import arguments_of
 from redif_env.training.runs import CONFIG_FILE, RunStoppedError, UnhealthyRunError, check_settings, read_settings
 
 Settings = TypeVar("Settings")
@@ -54,7 +53,7 @@ def run(
 
 def with_sizes(settings: Settings) -> Settings:
     """``settings`` with the teacher's default sizes of reference sets where they are None."""
-    sizes = sizes_of(settings.teacher)  # type: ignore[attr-defined]
+    sizes = default_sizes(teacher_settings(settings))
     missing = [item.name for item in fields(sizes) if getattr(settings, item.name, 0) is None]
     return replace(settings, **{name: getattr(sizes, name) for name in missing})  # type: ignore[type-var]
 
@@ -81,15 +80,12 @@ def parse(
 
 def teacher_of(settings: Any) -> Teacher:
     """The teacher that a training program's settings name; processes of the same settings share it."""
-    return shared_teacher(
-        settings.teacher,
-        parse_device(settings.device),
-        torch.float32,
-        settings.conditions,
-        settings.null_label,
-        settings.guidance_scale,
-        settings.variant,
-    )
+    return shared_teacher(teacher_settings(settings))
+
+
+def teacher_settings(settings: Any) -> TeacherSettings:
+    """Those among a training program's settings that decide its teacher."""
+    return TeacherSettings(**arguments_of(settings, TeacherSettings))
 
 
 def _leave(message: str, code: int) -> None:

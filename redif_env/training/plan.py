@@ -88,10 +88,13 @@ def print_plan(items: list[Item], teacher: Teacher, batch_size: int, sizes: Size
     Console(width=100).print(table)
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in teacher.network.parameters())
     pairs = 2 * (sizes.reference + sizes.held_out + sizes.test) * torch.Size(teacher.sample_shape).numel() * 4
-    used = psutil.Process().memory_info().rss
+    if teacher.device.type == "cpu":
+        used = psutil.Process().memory_info().rss
+    else:
+        used = torch.accelerator.max_memory_allocated(teacher.device)
     print(
         f"Memory: network {_megabytes(parameters)}, noises and endpoints {_megabytes(pairs)}; "
-        f"this process, with one batch through the network, {_megabytes(used)}. Nothing was trained or written."
+        f"{teacher.device}, with one batch through the network, {_megabytes(used)}. Nothing was trained or written."
     )
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from redif_env.judging.baselines import Baseline, all_baselines, baselines_of
+from redif_env.judging.baselines import AnyBaseline, all_baselines, baselines_of
 from redif_env.judging.evaluation import Evaluator, Row, evaluate
+from redif_env.judging.stock import StockBaseline
 from redif_env.judging.tables import print_table
+from redif_env.mdp.settings import OWN
 from redif_env.measures.rendering import tile, to_pixels
 from redif_env.storage.files import write_file
 from redif_env.students.record import Record, installed_versions
@@ -29,13 +31,20 @@ BEST = 3
 
 
 def judge(method: str, student: Student, settings: Any, facts: dict[str, Any]) -> None:
-    """:func:`report` with what a program's ``settings`` (a dataclass) name: folder, test noises and solvers."""
+    """:func:`report` with what a program's ``settings`` (a dataclass) name: folder, test noises, features and solvers.
+
+    Of several features each has a table; the first are the report's.
+    """
     sizes = {
         "teacher_steps": settings.teacher_steps,
         "train_size": getattr(settings, "reference_size", settings.test_size),
     }
-    evaluator = Evaluator(teacher_of(settings), settings.test_size, **sizes)
-    report(method, student, settings_json(settings), facts, settings.out, evaluator, baselines_of(settings.baselines))
+    teacher, features = teacher_of(settings), getattr(settings, "features", None) or (None,)
+    first, *others = [Evaluator(teacher, settings.test_size, features=name, **sizes) for name in features]
+    baselines = baselines_of(settings.baselines, teacher)
+    report(method, student, settings_json(settings), facts, settings.out, first, baselines)
+    for evaluator in others:
+        print_table(evaluate(evaluator, student, method, baselines), evaluator.description)
 
 
 def report(
@@ -45,7 +54,7 @@ def report(
     facts: dict[str, Any],
     out: Path,
     evaluator: Evaluator,
-    baselines: Sequence[Baseline],
+    baselines: Sequence[AnyBaseline],
 ) -> None:
     """Export a student, evaluate it beside training-free solvers at the same NFE, and write all of it to ``out``.
 
@@ -64,7 +73,7 @@ def report(
     nfe = math.ceil(max(row.nfe for row in rows if row.method == method))
     title = f"{student.mdp.teacher.name}, {nfe} NFE, {evaluator.description}"
     recorded(student, method, settings, rows, title).save_pretrained(out / "student")
-    save_samples(out / "samples.png", student, rows, evaluator)
+    save_samples(out / "samples.png", student, rows, evaluator, baselines)
     described = {"features": evaluator.feature_name, "samples": len(evaluator.noise)}
     result = {"settings": settings, "versions": installed_versions(), **facts, **described}
     with write_file(out / RESULT) as temporary:
@@ -75,14 +84,20 @@ def report(
     print(f"Trained in {facts['train_seconds']} s, {facts['environment_steps']} environment steps. Results: {out}")
 
 
-def save_samples(path: Path, student: Student, rows: Sequence[Row], evaluator: Evaluator) -> None:
-    """Picture of the same noises down the rows: best solver, if any, student (at its smallest price), teacher."""
+def save_samples(
+    path: Path, student: Student, rows: Sequence[Row], evaluator: Evaluator, baselines: Sequence[AnyBaseline]
+) -> None:
+    """Picture of the same noises down the rows: best solver, if any, student (at its smallest price), teacher.
+
+    Of a pipeline that is driven, its own scheduler comes first.
+    """
     teacher, noise, condition = evaluator.teacher, evaluator.noise[:PICTURED], evaluator.condition[:PICTURED]
     lines = [student.trajectory(noise, condition=condition)[-1].x, evaluator.endpoints[:PICTURED]]
     best = min(solvers_of(rows), key=lambda row: row.fd_teacher, default=None)
-    if best is not None:
-        baseline = Baseline(best.method, best.grid)
-        lines.insert(0, baseline(teacher, noise, int(best.nfe) // teacher.calls, condition))
+    for baseline in reversed(baselines):
+        own = baseline is baselines[0] and isinstance(baseline, StockBaseline)
+        if best is not None and (own or (baseline.method, baseline.grid) == (best.method, best.grid)):
+            lines.insert(0, baseline(teacher, noise, math.ceil(best.nfe) // teacher.calls, condition))
     samples = torch.stack([teacher.images(line) for line in lines])
     if samples.ndim != 5:
         samples = samples.reshape(*samples.shape[:2], 1, 1, -1)
@@ -103,4 +118,4 @@ def recorded(student: Student, method: str, settings: dict[str, Any], rows: Sequ
 def solvers_of(rows: Sequence[Row]) -> list[Row]:
     """The rows of training-free solvers, in their order."""
     names = {(baseline.method, baseline.grid) for baseline in all_baselines()}
-    return [row for row in rows if (row.method, row.grid) in names]
+    return [row for row in rows if (row.method, row.grid) in names or row.grid == OWN]

@@ -17,20 +17,24 @@ from redif_env.storage.files import sha256
 
 KILLS = 20
 RUN = (
-    "--teacher", "gaussian-ring", "--num-steps", "3", "--num-envs", "16", "--group-size", "4",
+    "--num-steps", "3", "--num-envs", "16", "--group-size", "4",
     "--reward", "endpoint", "1", "energy", "0.1", "--held-out-size", "64", "--held-out-every", "20",
     "--network-calls", "9600", "--checkpoint-every", "480", "--resume",
 )  # fmt: skip
+TEACHERS = {
+    "mixture": ("--teacher", "gaussian-ring"),
+    "pipeline": ("--teacher", "digits", "--driven", "True", "--run-size", "64", "--test-size", "64"),
+}
 
 
-def start(out):
-    command = [sys.executable, "-m", "agents.ppo", *RUN, "--out", str(out)]
+def start(out, teacher):
+    command = [sys.executable, "-m", "agents.ppo", *TEACHERS[teacher], *RUN, "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def finish(out):
-    process = start(out)
+def finish(out, teacher):
+    process = start(out, teacher)
     errors = process.communicate()[1]
     assert process.returncode == 0, errors[-2000:]
 
@@ -43,18 +47,19 @@ def outcome(out):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_killed_runs_end_as_an_unbroken_one(tmp_path):
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_killed_runs_end_as_an_unbroken_one(tmp_path, teacher):
     """SIGKILL leaves a process no chance to tidy up, at any moment: before training, in it, or while judging."""
     began = time.monotonic()
-    finish(tmp_path / "unbroken")
+    finish(tmp_path / "unbroken", teacher)
     lasted, expected = time.monotonic() - began, outcome(tmp_path / "unbroken")
     moments = random.Random(0)
     for _ in range(KILLS):
         out, seconds = tmp_path / "killed", moments.uniform(0, lasted)
         shutil.rmtree(out, ignore_errors=True)
-        process = start(out)
+        process = start(out, teacher)
         time.sleep(seconds)
         process.kill()
         process.communicate()
-        finish(out)
+        finish(out, teacher)
         assert outcome(out) == expected, f"killed after {seconds:.1f} s"

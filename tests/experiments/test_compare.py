@@ -38,7 +38,7 @@ from redif_env.judging.bases import SCREEN_SIZE, SHORTLIST, Base, bases_of, line
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.sampling import trajectory
-from redif_env.mdp.settings import MDPSettings, build_mdp, shared_teacher
+from redif_env.mdp.settings import MDPSettings, TeacherSettings, build_mdp, shared_teacher
 from redif_env.measures.metrics import frechet_distance
 from redif_env.sb3.training.recipes import settled
 from redif_env.teachers.networks import call_by_name
@@ -137,7 +137,7 @@ def test_the_base_is_the_one_that_validation_noises_prefer(tmp_path, ring, monke
 
 
 def test_linear_steps_are_no_base_of_large_samples():
-    bases = bases_of(shared_teacher("mnist", torch.device("cpu"), torch.float32))
+    bases = bases_of(shared_teacher(TeacherSettings(teacher="mnist")))
     assert bases[0] == Base()
     assert {base.solver for base in bases[1:]} == {"ipndm2", "ipndm3"}
     assert {base.grid for base in bases} == set(SOLVER_GRIDS)

@@ -41,7 +41,7 @@ def test_pixels_are_the_samples_themselves():
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("digits", (3, 8, 8), r"features='digits' takes samples of shape \(1, 8, 8\), not \(3, 8, 8\)"),
+        ("digits", (3, 8, 8), r"features='digits' takes samples of shape \(1, 8, 8\) or larger, not \(3, 8, 8\)"),
         ("some/model", (2,), r"features='some/model' takes images, not samples of shape \(2,\)"),
     ],
 )

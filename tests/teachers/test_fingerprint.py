@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from redif_env.diffusion.schedules import VariancePreservingSchedule
-from redif_env.mdp.settings import shared_teacher
+from redif_env.mdp.settings import TeacherSettings, shared_teacher
 from redif_env.storage.cache import cached_files
 from redif_env.storage.files import ASSETS
 from redif_env.teachers.fingerprint import probe_of
@@ -121,17 +121,17 @@ def test_a_folder_saved_anew_is_loaded_anew(tmp_path, monkeypatch):
         torch.manual_seed(seed)
         diffusers.DDPMPipeline(unet(), diffusers.DDPMScheduler()).save_pretrained(tmp_path / folder)
     monkeypatch.chdir(tmp_path / "one")
-    first = shared_teacher("model", *CPU)
-    assert shared_teacher("model", *CPU) is first
-    assert shared_teacher(str(tmp_path / "one" / "model"), *CPU) is first
+    first = shared_teacher(TeacherSettings(teacher="model"))
+    assert shared_teacher(TeacherSettings(teacher="model")) is first
+    assert shared_teacher(TeacherSettings(teacher=str(tmp_path / "one" / "model"))) is first
     monkeypatch.chdir(tmp_path / "two")
-    second = shared_teacher("model", *CPU)
+    second = shared_teacher(TeacherSettings(teacher="model"))
     assert second.fingerprint != first.fingerprint
     torch.manual_seed(2)
     diffusers.DDPMPipeline(unet(), diffusers.DDPMScheduler()).save_pretrained(tmp_path / "two" / "model")
-    third = shared_teacher("model", *CPU)
+    third = shared_teacher(TeacherSettings(teacher="model"))
     assert third.fingerprint not in (first.fingerprint, second.fingerprint)
     config = tmp_path / "two" / "model" / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "beta_end": 0.01}))
     os.utime(config, ns=(1, 1))
-    assert not torch.equal(shared_teacher("model", *CPU).schedule.betas, third.schedule.betas)
+    assert not torch.equal(shared_teacher(TeacherSettings(teacher="model")).schedule.betas, third.schedule.betas)

@@ -348,7 +348,7 @@ def test_ppo_trains_on_every_class(model: Model, saved, tmp_path, monkeypatch):
     if "null_label" in options:
         arguments += ["--null-label", str(options["null_label"])]
     few = [Baseline("ddim", "time"), Baseline("unipc2", "time^2")]
-    monkeypatch.setattr(program, "baselines_of", lambda which: few)
+    monkeypatch.setattr(program, "baselines_of", lambda which, teacher: few)
     ppo.main(tyro.cli(ppo.Args, args=arguments))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     calls = 2 if "guidance_scale" in options else 1

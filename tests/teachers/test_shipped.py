@@ -15,7 +15,7 @@ from redif_env.teachers.references import (
     draw_starts,
     reference_key,
     reference_set,
-    sizes_of,
+    sizes_named,
 )
 from redif_env.teachers.teacher import load_teacher
 
@@ -63,7 +63,7 @@ def test_features_of_colour_images():
 
 
 def test_sizes_follow_the_teacher():
-    assert sizes_of("digits").reference_size == 4096
+    assert sizes_named("digits").reference_size == 4096
     assert Task(teacher="cifar10").sizes.teacher_steps == 40
     assert Task(teacher="cifar10", reference_size=7).sizes.reference_size == 7
     assert Task(teacher="cifar10", reference_size=7).sizes.teacher_steps == 40

@@ -84,6 +84,10 @@ class Args(RecipeOptions, SizeOptions, TaskOptions):
     """Of action "noise" alone."""
     held_out_every: int = 50
     """Rollouts between two evaluations on them."""
+    features: tuple[str, ...] = ()
+    """Of the judge of the report, by default those of a classifier of such images or of the pipeline's VAE: a name of
+    `redif_env.measures.features.load_features`, or the folder or hub id of a vision model. Of more than one, each
+    further one prints a table of its own."""
     baselines: Which = "quick"
     """Training-free solvers in the report: none, the few that are best at such call counts, or all on all grids."""
     checkpoint_every: int = 50_000
@@ -257,7 +261,7 @@ def print_cost(args: Args) -> None:
     rollouts = math.ceil(args.network_calls / (args.num_envs * args.num_steps * calls))
     evaluations = math.ceil(rollouts / args.held_out_every) + 1
     sizes = Sizes(args.reference_size, args.held_out_size, args.test_size, args.teacher_steps)
-    solvers = len(baselines_of(args.baselines))
+    solvers = len(baselines_of(args.baselines, teacher))
     items = plan(teacher, args.num_steps, args.network_calls, evaluations, sizes, solvers)
     if args.solver == AUTO:
         items.insert(0, choice_item(args, teacher))

@@ -32,7 +32,7 @@ def name_of(condition: Condition, number: int) -> str:
     """What a condition is called, for people."""
     if isinstance(condition, Mapping):
         prompt = condition.get("prompt")
-        others = [key for key in condition if key != "prompt"]
+        others = [key for key in condition if key not in ("prompt", "weight")]
         return f"{prompt} (condition {number})" if prompt and others else str(prompt or f"condition {number}")
     return str(condition)
 

@@ -158,6 +158,7 @@ class Drive:
         start: Start,
         recorder: Recorder | None = None,
         injection: Injection | None = None,
+        kind: type[Wave] = Wave,
     ) -> Wave:
         """A call for samples with the given rows of the conditions."""
         arguments = {**self.shared, **batched([self.conditions[row] for row in rows])}
@@ -169,7 +170,7 @@ class Drive:
             arguments["batch_size"] = len(rows)
         if "output_type" in self.takes:
             arguments["output_type"] = "pt"
-        return self.call(arguments, len(rows), start, recorder, injection or self.injection, quiet=True)
+        return self.call(arguments, len(rows), start, recorder, injection or self.injection, quiet=True, kind=kind)
 
     def call(
         self,
@@ -179,13 +180,14 @@ class Drive:
         recorder: Recorder | None = None,
         injection: Injection = NONE,
         quiet: bool = False,
+        kind: type[Wave] = Wave,
     ) -> Wave:
         """A call with these arguments, for so many samples; ``quiet`` without a progress bar."""
         pipe = self._copy()
         if quiet:
             pipe.__dict__["_progress_bar_config"] = {"disable": True}
         steps = {"num_inference_steps": start.called} if "num_inference_steps" in self.takes else {}
-        return Wave(
+        return kind(
             pipe,
             self.stock,
             self.parameterization,
@@ -303,9 +305,8 @@ class Drive:
         # Without their contents: what does not fit together is found before anything is run.
         batched([{name: bare(value) for name, value in condition.items()} for condition in self.conditions])
         given = {name for condition in self.conditions for name in condition} | set(self.shared)
-        if any(value.kind is inspect.Parameter.VAR_KEYWORD for value in self.takes.values()):
-            return
-        unknown = sorted(given - set(self.takes))
+        # Not among its keywords either, where it takes any: those are arguments of earlier versions.
+        unknown = sorted(given - {name for name, value in self.takes.items() if value.kind is not value.VAR_KEYWORD})
         if unknown:
             raise ValueError(
                 f"{type(self.pipe).__name__} does not take {', '.join(unknown)}: its call takes "
