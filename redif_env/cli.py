@@ -271,17 +271,20 @@ def train(arguments: list[str]) -> None:
     run(ppo.main, ppo.Args, settled, arguments=arguments, prog="redif train")
 
 
+COMMANDS: dict[str, Any] = {"train": Train, "sample": Sample, "info": Info, "evaluate": Evaluate}
+"""The commands by their names."""
+
+
 def main() -> None:
     """Parse the command line and do what it says; on bad input print a sentence and exit with code 2."""
     diffusers_logging.disable_progress_bar()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a pipe on Windows has few characters
         sys.stdout.reconfigure(errors="replace")
-    commands: dict[str, Any] = {"train": Train, "sample": Sample, "info": Info, "evaluate": Evaluate}
     try:
         if sys.argv[1:2] == ["train"]:
             train(sys.argv[2:])
         else:
-            tyro.extras.subcommand_cli_from_dict(commands, prog="redif").run()
+            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="redif").run()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,0 +1,100 @@
+"""The documentation site: Sphinx with MyST and Furo, as Gymnasium's, so that docstrings are its reference pages.
+
+``make docs`` builds it into ``docs/_build/html``; every warning is an error.
+"""
+
+import inspect
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import redif_env
+from redif_env.mdp.actions import ACTION_MAPS
+from redif_env.mdp.observations import OBSERVATIONS
+from redif_env.mdp.settings import MDPSettings, build_mdp
+
+project = "ReDiF"
+copyright = "the ReDiF authors, MIT licence"
+version = release = redif_env.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+exclude_patterns = ["_build"]
+suppress_warnings = ["config.cache"]
+nitpicky = False
+
+html_theme = "furo"
+html_title = "ReDiF"
+
+html_static_path = ["_static"]
+
+myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+# Cells are run when they have changed; their outputs are kept in docs/_build/.jupyter_cache.
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = -1  # a busy machine may be slow
+nb_merge_streams = True
+copybutton_exclude = ".linenos, .gp, .go"
+
+# Docstrings have single backticks around code, as in Markdown.
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autodoc_class_signature = "mixed"
+
+class EnvironmentPage(SphinxDirective):
+    """The docstring of ``ReDiFEnv``, which is Markdown in the form of Gymnasium's environment pages."""
+
+    def run(self) -> list[nodes.Node]:
+        text = inspect.getdoc(redif_env.ReDiFEnv) or ""
+        # The first line stands on the page as its opening sentence; roles are MyST's here.
+        text = text.replace(":class:`", "{class}`").replace(":mod:`", "{mod}`")
+        parent = nodes.Element()
+        self.state.nested_parse(StringList(text.splitlines(), "ReDiFEnv"), 0, parent, match_titles=True)
+        return parent.children
+
+class SpacesTable(SphinxDirective):
+    """Sizes of the action and observation spaces under each name, asked of the code."""
+
+    def run(self) -> list[nodes.Node]:
+        lines = ["| | size for digits (1x8x8) | size for gaussian-ring (2) |", "|---|---|---|"]
+        for name in ACTION_MAPS:
+            seen = "sample" if name == "noise" else "features"
+            sizes = [build_mdp(MDPSettings(teacher=of, action=name, observation=seen)).action_size for of in TEACHERS]
+            lines.append(f'| `action="{name}"` | {sizes[0]} | {sizes[1]} |')
+        for name in OBSERVATIONS:
+            sizes = [_observation_size(of, name) for of in TEACHERS]
+            lines.append(f'| `observation="{name}"` | {sizes[0]} | {sizes[1]} |')
+        parent = nodes.Element()
+        self.state.nested_parse(StringList(lines, "spaces"), 0, parent)
+        return parent.children
+
+TEACHERS = ("digits", "gaussian-ring")
+
+def _observation_size(teacher: str, name: str) -> str:
+    if name == "sample":
+        return "a dict"
+    if name == "features+condition":
+        return "as `features`, and the condition's embedding"
+    return str(build_mdp(MDPSettings(teacher=teacher, observation=name)).observation_size)
+
+def prepare(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Docstrings before napoleon reads them."""
+    if obj is redif_env.ReDiFEnv:
+        # A page of its own, in Markdown.
+        lines[:] = [lines[0], "", "The page :doc:`environment` is this class's docstring.", ""]
+    if what in ("attribute", "data", "property"):
+        # Else napoleon takes what stands before the first colon for a type.
+        lines.insert(0, "")
+
+
+def setup(app: Sphinx) -> None:
+    app.add_directive("environment-page", EnvironmentPage)
+    app.add_directive("spaces-table", SpacesTable)
+    app.connect("autodoc-process-docstring", prepare, priority=400)
