@@ -48,6 +48,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_class_signature = "mixed"
 
+
 class EnvironmentPage(SphinxDirective):
     """The docstring of ``ReDiFEnv``, which is Markdown in the form of Gymnasium's environment pages."""
 
@@ -58,6 +59,7 @@ class EnvironmentPage(SphinxDirective):
         parent = nodes.Element()
         self.state.nested_parse(StringList(text.splitlines(), "ReDiFEnv"), 0, parent, match_titles=True)
         return parent.children
+
 
 class SpacesTable(SphinxDirective):
     """Sizes of the action and observation spaces under each name, asked of the code."""
@@ -75,7 +77,9 @@ class SpacesTable(SphinxDirective):
         self.state.nested_parse(StringList(lines, "spaces"), 0, parent)
         return parent.children
 
+
 TEACHERS = ("digits", "gaussian-ring")
+
 
 def _observation_size(teacher: str, name: str) -> str:
     if name == "sample":
@@ -83,6 +87,7 @@ def _observation_size(teacher: str, name: str) -> str:
     if name == "features+condition":
         return "as `features`, and the condition's embedding"
     return str(build_mdp(MDPSettings(teacher=teacher, observation=name)).observation_size)
+
 
 def prepare(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Docstrings before napoleon reads them."""
@@ -95,6 +100,7 @@ def prepare(app: Sphinx, what: str, name: str, obj: object, options: object, lin
 
 
 def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
     app.add_directive("environment-page", EnvironmentPage)
     app.add_directive("spaces-table", SpacesTable)
     app.connect("autodoc-process-docstring", prepare, priority=400)

@@ -76,9 +76,7 @@ def base_films(teacher: Teacher, starts: Starts, counts: Iterable[int]) -> list[
     """A solver without training in each of these numbers of steps: the default base solver of environments."""
     own = isinstance(teacher, PipelineTeacher)
     solver, name = (DDIM(), "DDIM") if own else (SOLVERS[DEFAULT_SOLVER], "iPNDM")
-    return [
-        solver_film(f"solver ({name})", teacher, starts, solver, _grid(teacher, count), count) for count in counts
-    ]
+    return [solver_film(f"solver ({name})", teacher, starts, solver, _grid(teacher, count), count) for count in counts]
 
 
 def _grid(teacher: Teacher, num_steps: int) -> Grid:

@@ -31,7 +31,11 @@ def film(name, calls, shade):
 
 @pytest.fixture
 def exhibit():
-    panels = [[film("teacher", 9, 0)], [film("solver", calls, 100) for calls in (1, 2, 3)], [film("<b>mine</b>", 3, 180)]]
+    panels = [
+        [film("teacher", 9, 0)],
+        [film("solver", calls, 100) for calls in (1, 2, 3)],
+        [film("<b>mine</b>", 3, 180)],
+    ]
     return Exhibit("digits</script>", ("zero", "one"), range(SEEDS), (999.0, 0.0), "cpu", panels)
 
 
