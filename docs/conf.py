@@ -7,16 +7,13 @@ import inspect
 import sys
 from pathlib import Path
 
-from docutils import nodes
-from docutils.statemachine import StringList
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import redif_env
 from redif_env.mdp.actions import ACTION_MAPS
-from redif_env.mdp.observations import OBSERVATIONS
+from redif_env.mdp.observations import OBSERVATIONS, Observation
 from redif_env.mdp.settings import MDPSettings, build_mdp
 
 project = "ReDiF"
@@ -25,13 +22,9 @@ version = release = redif_env.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
-suppress_warnings = ["config.cache"]
-nitpicky = False
 
 html_theme = "furo"
 html_title = "ReDiF"
-
-html_static_path = ["_static"]
 
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -48,45 +41,35 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_class_signature = "mixed"
 
-
-class EnvironmentPage(SphinxDirective):
-    """The docstring of ``ReDiFEnv``, which is Markdown in the form of Gymnasium's environment pages."""
-
-    def run(self) -> list[nodes.Node]:
-        text = inspect.getdoc(redif_env.ReDiFEnv) or ""
-        # The first line stands on the page as its opening sentence; roles are MyST's here.
-        text = text.replace(":class:`", "{class}`").replace(":mod:`", "{mod}`")
-        parent = nodes.Element()
-        self.state.nested_parse(StringList(text.splitlines(), "ReDiFEnv"), 0, parent, match_titles=True)
-        return parent.children
-
-
-class SpacesTable(SphinxDirective):
-    """Sizes of the action and observation spaces under each name, asked of the code."""
-
-    def run(self) -> list[nodes.Node]:
-        lines = ["| | size for digits (1x8x8) | size for gaussian-ring (2) |", "|---|---|---|"]
-        for name in ACTION_MAPS:
-            seen = "sample" if name == "noise" else "features"
-            sizes = [build_mdp(MDPSettings(teacher=of, action=name, observation=seen)).action_size for of in TEACHERS]
-            lines.append(f'| `action="{name}"` | {sizes[0]} | {sizes[1]} |')
-        for name in OBSERVATIONS:
-            sizes = [_observation_size(of, name) for of in TEACHERS]
-            lines.append(f'| `observation="{name}"` | {sizes[0]} | {sizes[1]} |')
-        parent = nodes.Element()
-        self.state.nested_parse(StringList(lines, "spaces"), 0, parent)
-        return parent.children
-
-
 TEACHERS = ("digits", "gaussian-ring")
+"""Whose spaces the environment's page lists: of images, and of other samples."""
 
 
-def _observation_size(teacher: str, name: str) -> str:
-    if name == "sample":
-        return "a dict"
-    if name == "features+condition":
-        return "as `features`, and the condition's embedding"
-    return str(build_mdp(MDPSettings(teacher=teacher, observation=name)).observation_size)
+def environment_page() -> str:
+    """The docstring of ``ReDiFEnv``, which is Markdown in the form of Gymnasium's environment pages, roles aside."""
+    text = inspect.getdoc(redif_env.ReDiFEnv) or ""
+    return text.replace(":class:`", "{class}`").replace(":mod:`", "{mod}`")
+
+
+def spaces_table() -> str:
+    """Sizes of the action and observation spaces under each name, asked of the code."""
+    lines = ["| | numbers for digits (1x8x8) | for gaussian-ring (2) |", "|---|---|---|"]
+    for name in ACTION_MAPS:
+        seen = "sample" if name == "noise" else "features"
+        sizes = [build_mdp(MDPSettings(teacher=of, action=name, observation=seen)).action_size for of in TEACHERS]
+        lines.append(f'| `action="{name}"` | {sizes[0]} | {sizes[1]} |')
+    for name, observation in OBSERVATIONS.items():
+        if isinstance(observation, Observation) and not observation.shows_condition:
+            sizes = [build_mdp(MDPSettings(teacher=of, observation=name)).observation_size for of in TEACHERS]
+            lines.append(f'| `observation="{name}"` | {sizes[0]} | {sizes[1]} |')
+    return "\n".join(lines)
+
+
+def fill(app: Sphinx, page: str, source: list[str]) -> None:
+    """Put what is generated into the environment's page."""
+    if page == "environment":
+        text = source[0].replace("<!-- spaces -->", spaces_table())
+        source[0] = text.replace("<!-- docstring -->", environment_page())
 
 
 def prepare(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
@@ -101,6 +84,5 @@ def prepare(app: Sphinx, what: str, name: str, obj: object, options: object, lin
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.add_directive("environment-page", EnvironmentPage)
-    app.add_directive("spaces-table", SpacesTable)
+    app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", prepare, priority=400)
