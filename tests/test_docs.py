@@ -4,8 +4,10 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote
 
 import pytest
@@ -56,7 +58,9 @@ def test_examples_run(page, blocks, tmp_path, monkeypatch, pipeline_folder):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT)
     shutil.copytree(pipeline_folder, tmp_path / "path" / "or" / "hub-id")
-    names = {"__name__": "__main__"}
+    session = ModuleType("session")
+    monkeypatch.setitem(sys.modules, "session", session)  # what is defined there can be imported, as from a script
+    names = vars(session)
     for block in blocks:
         for number, fewer in SHORTER.items():
             block = block.replace(number, fewer)
