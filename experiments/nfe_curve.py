@@ -1,8 +1,10 @@
 """Quality against network calls: the students of ``agents.ppo``, several seeds, beside every training-free solver.
 
     python -m experiments.nfe_curve --nfe 4 6 8 --seeds 3 --out runs/nfe-curve
+    python -m experiments.nfe_curve --teacher cifar10 --nfe 4 6 8 --solvers-only 10 12 16 --network-calls 120000 \
+        --num-envs 256 --device cuda --jobs 1 --out runs/cifar10
 
-Finished runs are stored in ``--out`` and not repeated.
+The second needs a GPU. Finished runs are stored in ``--out`` and not repeated.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from agents import ppo
 from experiments.stored import once
 from experiments.tables import print_table, spread
 from experiments.tasks import Task, finish_all
-from redif_env.judging.baselines import Baseline
-from redif_env.judging.evaluation import Evaluator, Row
+from redif_env.judging.baselines import Baseline, Which, baselines_of
+from redif_env.judging.evaluation import SCREEN_SIZE, SHORTLIST, Evaluator
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, shared_teacher
+from redif_env.teachers.references import sizes_of
 from redif_env.training.command import run
 from redif_env.training.runs import prepare_folder
 
@@ -39,8 +42,11 @@ class Args:
     initial_map: str | None = None
     """Or "linear", as in agents.ppo."""
     network_calls: int | None = None
-    """Training budget of each run; this and the next are by default those of agents.ppo."""
+    """Training budget of each run; this and the next two are by default those of agents.ppo."""
     learning_rate: float | None = None
+    num_envs: int | None = None
+    held_out_every: int = ppo.Args.held_out_every
+    """Rollouts between two evaluations on validation noises."""
     nfe: tuple[int, ...] = (4, 6, 8)
     solvers_only: tuple[int, ...] = (10,)
     """Step counts at which only the solvers are evaluated, to compare with students of fewer."""
@@ -48,6 +54,14 @@ class Args:
     out: Path = Path("runs/nfe-curve")
     jobs: int = 2
     """Runs at the same time, each with its share of the cores."""
+    device: str = "cpu"
+    """Of the teacher, in training and evaluation."""
+    baselines: Which = "all"
+    """Training-free solvers: none, the few that are best at such call counts, or all on all grids."""
+    screen_size: int = SCREEN_SIZE
+    """Test noises on which all solvers are screened."""
+    shortlist: int = SHORTLIST
+    """Solvers that are evaluated on all test noises: those that are best in the screening."""
 
 
 def task_of(args: Args, nfe: int, seed: int) -> Task:
@@ -61,41 +75,57 @@ def task_of(args: Args, nfe: int, seed: int) -> Task:
         seed=seed,
         network_calls=args.network_calls,
         learning_rate=args.learning_rate,
+        num_envs=args.num_envs,
+        held_out_every=args.held_out_every,
+        device=args.device,
+        baselines="none",
         out=args.out / f"redif-ppo-{nfe}-{seed}",
     )
     return Task("redif-ppo", settings)
 
 
-def solvers_at(out: Path, teacher_name: str, nfe: int) -> list[Row]:
-    """All training-free solvers, best first; stored in ``out`` like the runs."""
+def evaluator_of(args: Args) -> Evaluator:
+    """With the test noises."""
+    return Evaluator(shared_teacher(args.teacher, torch.device(args.device), torch.float32))
+
+
+def solvers_at(args: Args, nfe: int) -> list[dict[str, Any]]:
+    """The rows of training-free solvers, best first, its own with where its distance comes from; stored in ``out``."""
 
     def evaluated() -> list[dict[str, Any]]:
-        teacher = shared_teacher(teacher_name, torch.device("cpu"), torch.float32)
-        return [asdict(row) for row in Evaluator(teacher).baselines(nfe)]
+        evaluator = evaluator_of(args)
+        best, *others = evaluator.baselines(nfe, baselines_of(args.baselines), args.screen_size, args.shortlist)
+        steps = nfe // evaluator.teacher.calls
+        samples = Baseline(best.method, best.grid)(evaluator.teacher, evaluator.noise, steps, evaluator.condition)
+        return [{**asdict(best), **evaluator.set_measures(samples)}, *map(asdict, others)]
 
-    return [Row(**row) for row in once(out / f"solvers-{nfe}.json", evaluated)]
+    found: list[dict[str, Any]] = once(args.out / f"solvers-{nfe}.json", evaluated)
+    return found
 
 
 def best_solver(args: Args, nfe: int, distance: float) -> list[str]:
     """Two cells: the best solver at ``nfe``, and the ratio of ``distance`` to its own; dashes where none is known."""
     if nfe not in (*args.nfe, *args.solvers_only):
         return ["-", "-"]
-    best = solvers_at(args.out, args.teacher, nfe)[0]
-    return [f"{best.method} {best.grid}: {best.fd_teacher:.3f}", f"{distance / best.fd_teacher:.2f}"]
+    best = solvers_at(args, nfe)[0]
+    described = f"{best['method']} {best['grid']}: {best['fd_teacher']:.3f}, {best['mse_teacher']:.5f}"
+    return [described, f"{distance / best['fd_teacher']:.2f}"]
 
 
 def print_summary(args: Args, rows: Sequence[dict[str, Any]]) -> None:
-    """Medians over seeds, the spread, and the ratios to the best solver at equal calls and with two more."""
+    """Medians over seeds, the spread, and the ratios to the best solver at equal, two more and twice the calls."""
     lines = []
     for nfe in args.nfe:
         ours = [row for row in rows if row["nfe"] == nfe]
         distances = [row["fd_teacher"] for row in ours]
         middle = median(distances)
         cells = [str(nfe), spread(distances), f"{median(row['mse_teacher'] for row in ours):.5f}"]
-        lines.append([*cells, *best_solver(args, nfe, middle), *best_solver(args, nfe + 2, middle)])
-    names = ("NFE", "fd_teacher", "mse_teacher", "best solver, same NFE", "ratio", "best solver, NFE + 2")
-    title = f"{args.teacher}: median of {args.seeds} seeds (min to max), 2,000 held-out noises"
-    print_table(title, (*names, "ratio"), lines)
+        solvers = (best_solver(args, count, middle) for count in (nfe, nfe + 2, 2 * nfe))
+        lines.append([*cells, *(cell for pair in solvers for cell in pair)])
+    columns = [cell for count in ("same NFE", "NFE + 2", "NFE x 2") for cell in (f"best solver, {count}", "ratio")]
+    size = sizes_of(args.teacher).test_size
+    title = f"{args.teacher}: median of {args.seeds} seeds (min to max), {size:,} held-out noises"
+    print_table(title, ("NFE", "fd_teacher", "mse_teacher", *columns), lines)
 
 
 def print_sources(args: Args, rows: Sequence[dict[str, Any]]) -> None:
@@ -108,12 +138,9 @@ def print_sources(args: Args, rows: Sequence[dict[str, Any]]) -> None:
 
 def sources(args: Args, rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
     """The lines of that table: the best solver and the students at each number of calls."""
-    evaluator = Evaluator(shared_teacher(args.teacher, torch.device("cpu"), torch.float32))
     for nfe in (*args.nfe, *args.solvers_only):
-        best = solvers_at(args.out, args.teacher, nfe)[0]
-        baseline = Baseline(best.method, best.grid)
-        solver = evaluator.set_measures(baseline(evaluator.teacher, evaluator.noise, nfe, evaluator.condition))
-        yield [f"{best.method} {best.grid}", str(nfe), *(f"{solver[name]:.4f}" for name in SOURCES)]
+        best = solvers_at(args, nfe)[0]
+        yield [f"{best['method']} {best['grid']}", str(nfe), *(f"{best[name]:.4f}" for name in SOURCES)]
         if nfe in args.nfe:
             ours = [row for row in rows if row["nfe"] == nfe]
             yield ["redif-ppo", str(nfe), *(f"{median(row[name] for row in ours):.4f}" for name in SOURCES)]
@@ -122,7 +149,7 @@ def sources(args: Args, rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
 def main(args: Args) -> None:
     prepare_folder(args.out)
     tasks = [task_of(args, *key) for key in product(args.nfe, range(args.seeds))]
-    rows = [row for found in finish_all(tasks, args.teacher, args.jobs) for row in found]
+    rows = [row for found in finish_all(tasks, args.teacher, args.jobs, args.device) for row in found]
     print_summary(args, rows)
     print_sources(args, rows)
 

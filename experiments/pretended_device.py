@@ -20,11 +20,13 @@ Tensors are wrapper subclasses around CPU tensors, and a dispatch mode catches t
 from __future__ import annotations
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +125,13 @@ class PretendedDevice(TorchDispatchMode):
     def __enter__(self) -> PretendedDevice:
         PretendedDevice.current = self
         self._entered.enter_context(self.in_this_thread())
+        run, device = threading.Thread.run, self
+
+        def run_here(thread: threading.Thread) -> None:
+            with device.in_this_thread():
+                run(thread)
+
+        self._entered.enter_context(mock.patch.object(threading.Thread, "run", run_here))
         return self
 
     def __exit__(self, *error: Any) -> None:

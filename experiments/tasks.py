@@ -36,10 +36,10 @@ def finish(task: Task) -> list[dict[str, Any]]:
     return found
 
 
-def finish_all(tasks: Sequence[Task], teacher: str, jobs: int) -> list[list[dict[str, Any]]]:
+def finish_all(tasks: Sequence[Task], teacher: str, jobs: int, device: str = "cpu") -> list[list[dict[str, Any]]]:
     """The rows of every task, in order; ``jobs`` runs at a time."""
     # The reference set of the evaluator is computed once here, not by every process.
-    Evaluator(shared_teacher(teacher, torch.device("cpu"), torch.float32))
+    Evaluator(shared_teacher(teacher, torch.device(device), torch.float32))
     return in_parallel(finish, tasks, jobs)
 
 

@@ -64,15 +64,10 @@ class Sample:
     device: str = "cpu"
 
     def run(self) -> None:
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
         if self.out.suffix not in (".png", ".safetensors"):
             raise ValueError(f"out='{self.out}' must end in .png or .safetensors")
         student = load(self.student, self.device)
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
-        generator = torch.Generator().manual_seed(self.seed)
-        samples = student(self.num_samples, generator=generator, price=self.price, condition=self.condition)
+        samples = student(self.num_samples, seed=self.seed, price=self.price, condition=self.condition)
         save_samples(samples.cpu(), self.out)
         nfe = student.num_steps * student.mdp.teacher.calls
         print(f"{self.num_samples} samples of {nfe} network calls each, seed {self.seed}: {self.out}")

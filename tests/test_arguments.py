@@ -105,6 +105,7 @@ SAMPLED = {
     "noise": one_of(),
     "price": nothing,
     "condition": either(nothing, one_of("", ())),
+    "seed": either(nothing, whole(0, 2**63 - 1)),
 }
 
 

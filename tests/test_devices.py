@@ -1,5 +1,7 @@
 """Every leg on an accelerator, pretended: with double precision like CUDA, and without like Apple's MPS."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,16 +10,18 @@ from stable_baselines3 import PPO, SAC
 from torch import nn
 
 from experiments.pretended_device import NAME, PretendedDevice
-from redif_env import ReDiFEnv, ReDiFVectorEnv, Student
+from redif_env import ReDiFEnv, ReDiFVectorEnv, Student, Teacher
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.rewards.names import REWARDS
 from redif_env.sb3 import StudentPolicy, make_vec_env, student_kwargs
 from redif_env.sb3.checkpoints import agent_state, load_agent_state
 from redif_env.students.export import ReDiFPipeline, ReDiFScheduler
+from redif_env.students.export.home import steps_scheduler
 from redif_env.students.export.steps import run_steps
 from redif_env.teachers.references import reference_paths, reference_set
 from redif_env.teachers.teacher import load_teacher
+from tests.teachers.zoo import ZOO
 
 SMALL = {"reference_size": 16, "teacher_steps": 10, "num_steps": 3}
 NEAR = {"rtol": 0, "atol": 1e-5}
@@ -264,6 +268,31 @@ def test_a_run_goes_on_on_another_device(device, first, then):
     expected = first_agent.env.step(action)
     same(gone_on.env.step(action)[:3], expected[:3])
     gone_on.learn(6, reset_num_timesteps=False)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", ["ddpm", pytest.param("stable_diffusion", marks=pytest.mark.slow)])
+def test_driven_pipelines(device, name):
+    """Environment and reward, levels of each sample's own, and the student's scheduler in the pipeline itself."""
+    entry, found = ZOO[name](), []
+    for placed in ("cpu", NAME):
+        pipe = copy.deepcopy(entry.pipe).to(placed)
+        teacher = Teacher.from_pipeline(pipe, entry.conditions, **entry.shared)
+        assert teacher.device.type == placed
+        env = ReDiFVectorEnv(2, teacher=teacher, device=placed, **SMALL | {"reference_size": 2, "teacher_steps": 4})
+        found.append(played(env, 4))
+        mdp = env.mdp
+        pipe.scheduler = steps_scheduler(
+            Student(mdp, Policy.from_table(torch.zeros(3, mdp.action_size), mdp.observation_size))
+        )
+        generator = torch.Generator().manual_seed(0)
+        images = pipe(
+            **entry.shared, **entry.conditions[0], num_inference_steps=3, generator=generator, output_type="np"
+        )
+        found[-1].append(images[0])
+        teacher.close()
+    assert not teacher.common_levels
+    same(found[1], found[0])
 
 
 def test_double_precision_is_refused_where_there_is_none():

@@ -131,6 +131,8 @@ def read_scheduler(config: Mapping[str, Any], name: str, tokens: int | None = No
         ValueError: if the scheduler is of a kind that cannot be used; the message says why.
     """
     kind = str(config.get("_class_name"))
+    if kind == "ReDiFScheduler":
+        return read_scheduler(config["process"]["noise"], name, tokens)
     if kind in _DISCRETE:
         raise ValueError(
             f"teacher={name!r} has a {kind}: discrete diffusion moves between tokens, which have no alpha, sigma and "
@@ -195,7 +197,7 @@ def _with_defaults(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         ValueError: if the class is unknown, or changes its schedule by a setting that is not read here.
     """
     kind = config.get("_class_name")
-    if kind in (None, "ReDiFScheduler"):
+    if kind is None:
         return _complete(config, name)
     if kind not in (*_BETAS, *_EDM, *_FLOW, "ScoreSdeVeScheduler"):
         raise ValueError(

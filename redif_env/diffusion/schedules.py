@@ -147,8 +147,13 @@ class VariancePreservingSchedule(Schedule):
             rescale_betas_zero_snr: whether the noisiest level holds no signal (:func:`zero_terminal_snr`).
 
         Raises:
-            ValueError: for any other ``beta_schedule``.
+            TypeError, ValueError: for any other ``beta_schedule``.
         """
+        if not isinstance(beta_schedule, str):
+            raise TypeError(
+                f"beta_schedule must be a name, got a {type(beta_schedule).__name__}: of a scheduler, give "
+                "read_scheduler(scheduler.config, 'its name').schedule (redif_env.diffusion.noise_schedulers)"
+            )
         count = num_train_timesteps
         if beta_schedule == "linear":
             betas = torch.linspace(beta_start, beta_end, count, dtype=torch.float64, device=HOST)

@@ -175,16 +175,22 @@ class Evaluator:
             "wasserstein": wasserstein(samples.flatten(1), drawn.flatten(1)),
         }
 
-    def baselines(self, nfe: int, candidates: Sequence[Baseline] | None = None) -> list[Row]:
+    def baselines(
+        self,
+        nfe: int,
+        candidates: Sequence[Baseline] | None = None,
+        screen_size: int = SCREEN_SIZE,
+        shortlist: int = SHORTLIST,
+    ) -> list[Row]:
         """Rows of training-free baselines at ``nfe`` network calls, best first: ``candidates``, or all if not given.
 
-        With more than ``SCREEN_SIZE`` noises, all are screened on that many, and the best ``SHORTLIST`` evaluated.
+        With more than ``screen_size`` noises, all are screened on that many, and the best ``shortlist`` evaluated.
         """
         chosen = all_baselines() if candidates is None else list(candidates)
-        if len(self.noise) > SCREEN_SIZE and len(chosen) > SHORTLIST:
+        if len(self.noise) > screen_size and len(chosen) > shortlist:
             progress = tqdm(chosen, desc="screening solvers")
-            distances = {baseline: self.distance(self._sampler(baseline, nfe), SCREEN_SIZE) for baseline in progress}
-            chosen = sorted(chosen, key=lambda baseline: distances[baseline])[:SHORTLIST]
+            distances = {baseline: self.distance(self._sampler(baseline, nfe), screen_size) for baseline in progress}
+            chosen = sorted(chosen, key=lambda baseline: distances[baseline])[:shortlist]
         rows = []
         for baseline in tqdm(chosen, desc=f"solvers at {nfe} NFE"):
             samples = self._sampler(baseline, nfe)(self.noise, self.condition)

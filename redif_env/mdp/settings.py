@@ -182,7 +182,7 @@ def parse_dtype(dtype: str) -> torch.dtype:
     return look_up("dtype", dtype, {"float32": torch.float32, "float64": torch.float64})
 
 
-def parse_device(device: str) -> torch.device:
+def parse_device(device: str | torch.device) -> torch.device:
     """A torch device that this machine has; ``"auto"`` is its accelerator (cuda, xpu, mps), or the CPU without one.
 
     Raises:
@@ -282,6 +282,11 @@ def solver_of(
     """
     if isinstance(solver, Solver):
         return solver
+    if solver.lower().startswith(("unipc", "deis")):
+        raise ValueError(
+            f"solver={solver!r} is one of diffusers' own, which tables compare with and whose steps no action changes: "
+            f"choose one of {', '.join(map(repr, (*SOLVERS, LINEAR)))}"
+        )
     return look_up("solver", solver, {**SOLVERS, LINEAR: None}) or fit_solver(teacher, grid, num_steps, initial_map)
 
 

@@ -92,24 +92,37 @@ def cores_of(env: VecEnv) -> list[ReDiFVectorEnv]:
 
 
 def singles_of(env: VecEnv) -> list[Any]:
-    """The single environments of a ``DummyVecEnv``; copies of those of a ``SubprocVecEnv``, without the outermost."""
-    if isinstance(env, SubprocVecEnv):
-        return list(env.get_attr("env"))
-    return list(env.envs)  # type: ignore[attr-defined]
+    """The single environments of a ``DummyVecEnv``; copies of those of a ``SubprocVecEnv``.
+
+    Raises:
+        ValueError: if they cannot be copied from their processes.
+    """
+    if not isinstance(env, SubprocVecEnv):
+        return list(env.envs)  # type: ignore[attr-defined]
+    try:
+        return [_fetched(env, index) for index in range(env.num_envs)]
+    except (EOFError, ConnectionError) as error:
+        raise ValueError(
+            "env holds something in other processes that cannot be sent from there (a reward without a name, an open "
+            "file): pass env= with a DummyVecEnv of the same environments"
+        ) from error
 
 
 def _below(env: VecEnv) -> Between:
     if isinstance(env, ReDiFVecEnv):
         return of_chain(env.env, env.unwrapped)
-    if isinstance(env, SubprocVecEnv):
-        outermost = {kind.__name__ for kind in env.get_attr("__class__") if not issubclass(kind, PASSIVE)}
-        if outermost:
-            raise ValueError(
-                f"env has {', '.join(sorted(outermost))} outermost in other processes, where it cannot be read: put it "
-                "into Monitor, or pass env= with a DummyVecEnv"
-            )
     cores = cores_of(env)
     return agreed([of_chain(single, core) for single, core in zip(singles_of(env), cores, strict=True)])
+
+
+def _fetched(env: SubprocVecEnv, index: int) -> Any:
+    """A copy of one environment, without the outermost wrapper if that only watches, since it may hold open files."""
+    (kind,) = env.get_attr("__class__", index)
+    if issubclass(kind, PASSIVE):
+        return env.get_attr("env", index)[0]
+    fetched = object.__new__(kind)
+    fetched.__dict__.update(env.get_attr("__dict__", index)[0])
+    return fetched
 
 
 def _with_vec_wrapper(found: Between, layer: VecEnvWrapper) -> Between:

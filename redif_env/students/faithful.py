@@ -15,6 +15,7 @@ from redif_env.envs.between import Between, between, copied, cores_of
 from redif_env.envs.environments import ReDiFVectorEnv
 from redif_env.mdp.policies import ACTIVATIONS, Policy
 from redif_env.mdp.process import DenoisingMDP
+from redif_env.storage.checks import check_argument
 from redif_env.students.layers import policy_of, with_maps
 
 if TYPE_CHECKING:
@@ -118,15 +119,30 @@ def handed_over(maps: Between, observation: Sequence[Any] | None, action: Sequen
             ``(observation - mean) * scale``, clipped to ``+-clip``.
         action: gain and offset, each a number or ``(A,)``: the environment is given ``gain * action + offset``.
     """
+    check_argument("observation", observation, Sequence[Any] | None)
+    check_argument("action", action, Sequence[Any] | None)
     if observation is not None:
-        mean, scale, *clip = observation
-        maps = maps.normalised(*_arrays(maps.mean, mean, scale))
-        maps = replace(maps, clip=float(clip[0]) if clip and clip[0] is not None else None)
-    return maps if action is None else maps.rescaled(*_arrays(maps.gain, *action))
+        affine, clip = (observation, None) if len(observation) == 2 else (observation[:-1], observation[-1])
+        maps = maps.normalised(*_arrays("observation", affine, maps.mean))
+        check_argument("the clip of observation", clip, float | None)
+        maps = replace(maps, clip=clip)
+    return maps if action is None else maps.rescaled(*_arrays("action", action, maps.gain))
 
 
-def _arrays(like: Any, *values: Any) -> list[Any]:
-    return [np.broadcast_to(np.asarray(torch.as_tensor(value).cpu(), np.float64), like.shape) for value in values]
+def _arrays(name: str, values: Sequence[Any], like: Any) -> list[Any]:
+    """Two arrays of one shape.
+
+    Raises:
+        ValueError: naming the argument, if they are none, or not finite.
+    """
+    try:
+        first, second = (np.asarray(torch.as_tensor(value).cpu(), np.float64) for value in values)
+        found = [np.broadcast_to(value, like.shape) for value in (first, second)]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be two numbers or arrays of shape {like.shape}, got {values!r}") from error
+    if not np.isfinite(found).all():
+        raise ValueError(f"{name} must be finite, got {values!r}")
+    return found
 
 
 def _with_activations(linears: Sequence[nn.Linear], activation: str | None) -> list[nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from redif_env.storage.checks import check_argument, check_at_least
 from redif_env.students.agents import student_of_agent
 from redif_env.students.record import Record
 from redif_env.teachers.references import VALIDATION_SEED, draw_starts
+from redif_env.teachers.teacher import PipelineTeacher
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -87,6 +89,7 @@ class Student:
         noise: Tensor | None = None,
         price: float | None = None,
         condition: int | str | Sequence[int] | Sequence[str] | None = None,
+        seed: int | None = None,
     ) -> Tensor:
         """Draw samples ``(num_samples, *S)``, clipped to the bounds of the data if they have any; latents are decoded.
 
@@ -97,11 +100,13 @@ class Student:
             price: price of a network call, for students trained with prices: a higher price gives fewer calls. The
                 lowest price of training if None.
             condition: class label or prompt of training, one for all or one per sample; drawn as in training if None.
+            seed: of a generator on the CPU, instead of ``generator``.
 
         Raises:
             ValueError: if not exactly one of ``num_samples`` and ``noise`` is given, or an argument is invalid.
         """
         check_argument("price", price, float | None)
+        generator = _seeded(generator, seed)
         noise = self._initial_noise(num_samples, generator, noise)
         conditions = self.mdp.teacher.conditions
         if condition is None:
@@ -109,6 +114,15 @@ class Student:
         else:
             rows = conditions.rows_of(condition, len(noise))
         return self.mdp.teacher.images(self.trajectory(noise, price, rows)[-1].x)
+
+    def to(self, device: str | torch.device) -> Student:
+        """Move this student to a device, with a copy of its network: environments that use the network keep theirs.
+
+        Raises:
+            ValueError: if this machine has no such device, or the network belongs to a pipeline.
+        """
+        self.mdp = replace(self.mdp, teacher=self.mdp.teacher.on(parse_device(device)))
+        return self
 
     @torch.no_grad()
     def trajectory(self, noise: Tensor, price: float | None = None, condition: Tensor | None = None) -> list[State]:
@@ -201,7 +215,8 @@ class Student:
         """
         from redif_env.students.export import ReDiFPipeline
 
-        return ReDiFPipeline.of(self.mdp, None if self.fixed else self.policy, self.mean_actions, self.record)
+        policy = None if self.fixed else self.policy
+        return ReDiFPipeline.of_process(self.mdp, policy, self.mean_actions, self.record)
 
     @classmethod
     def from_agent(cls, agent: BaseAlgorithm, env: VecEnv | None = None) -> Student:
@@ -265,14 +280,20 @@ class Student:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the student as the folder of :meth:`pipeline`: configs, safetensors and a model card, written
-        atomically.
+        atomically. A student of a pipeline that drives itself is saved without its networks, and goes home by
+        ``ReDiFScheduler.from_pretrained(folder)`` or ``ReDiFPipeline.of(pipe, folder)``.
 
         Raises:
             ValueError: if the decision process uses a solver, grid, action map or observation without a name, or the
                 folder holds files that are not a student's.
             TypeError: if the network is not a diffusers model.
         """
-        self.pipeline().save_pretrained(folder)
+        if not isinstance(self.mdp.teacher, PipelineTeacher):
+            self.pipeline().save_pretrained(folder)
+            return
+        from redif_env.students.export.home import save_at_home
+
+        save_at_home(folder, self.mdp, None if self.fixed else self.policy, self.mean_actions, self.record)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu", allow_imports: bool = False) -> Student:
@@ -312,3 +333,14 @@ class Student:
         if noise.shape[1:] != self.sample_shape:
             raise ValueError(f"noise must have shape (N, {self.sample_shape}), got {tuple(noise.shape)}")
         return noise.to(self.mdp.teacher.device, torch.promote_types(noise.dtype, torch.float32))
+
+
+def _seeded(generator: torch.Generator | None, seed: int | None) -> torch.Generator | None:
+    """The generator of a seed; ``generator`` without one."""
+    check_argument("seed", seed, int | None)
+    if seed is None:
+        return generator
+    if generator is not None:
+        raise ValueError(f"seed={seed} and generator cannot both be given: leave one out")
+    check_at_least(0, seed=seed)
+    return torch.Generator().manual_seed(int(seed))

@@ -50,7 +50,10 @@ def check_kind(config: Mapping[str, Any], name: str) -> None:
     if kind in NETWORKS:
         return
     reason = _MORE_THAN_X.get(str(kind), "its inputs are unknown")
-    raise ValueError(f"teacher={name!r} has a {kind}: {reason}. Teachers can be: {', '.join(NETWORKS)}")
+    raise ValueError(
+        f"teacher={name!r} has a {kind}: {reason}. Teachers by name can be: {', '.join(NETWORKS)}; load others with "
+        "DiffusionPipeline.from_pretrained and give teacher=Teacher.from_pipeline(pipe)"
+    )
 
 
 def shape_of(config: Mapping[str, Any], name: str) -> tuple[int, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,15 @@ from redif_env.teachers.networks import check_kind, conditions_of, shape_of, tok
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+
+BUILT_IN: dict[str, int | None] = {
+    "gaussian-ring": None,
+    "digits": None,
+    "digits-classes": 10,
+    "mnist": 10,
+    "cifar10": 10,
+}
+"""Teachers that come with the library, and the label for no condition where they are conditional."""
 
 _WITH_COMPONENTS = ("LDMPipeline", "DiTPipeline", "StableDiffusionPipeline", "StableDiffusion3Pipeline")
 """Pipelines that decode latents or encode prompts."""
@@ -93,7 +104,7 @@ def read_pipeline(
             raise ValueError(f"teacher={name!r} is a bare network for text: give the folder of its whole pipeline")
         conditions = encode_prompts(source, requested)
     decoder = decoder_of(source, shape)
-    bounds = None if decoder is not None else _bounds(index, scheduling, config)
+    bounds = _bounds(index, scheduling, decoder is not None)
     return Found(network, parameterization, shape, conditions, decoder, source, bounds)
 
 
@@ -111,6 +122,15 @@ def write_pipeline(network: nn.Module, parameterization: Parameterization, folde
         return
     model.save_pretrained(str(folder), safe_serialization=True)
     scheduler.save_pretrained(str(folder / "scheduler"))
+
+
+def write_bounds(folder: Path, bounds: tuple[float, float] | None, latent: bool) -> None:
+    """Write the range of the data beside the schedule, where :func:`read_pipeline` would take another."""
+    index, _ = _layout(folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    scheduling = json.loads(path.read_text(encoding="utf-8"))
+    if _bounds(index, scheduling, latent) != bounds:
+        path.write_text(json.dumps({**scheduling, "bounds": bounds}, indent=2) + "\n", encoding="utf-8")
 
 
 def as_model(network: nn.Module) -> ModelMixin:
@@ -182,21 +202,20 @@ def _part_of(index: Mapping[str, Any]) -> str:
     return "transformer" if "transformer" in index else "unet"
 
 
-def _bounds(
-    index: Mapping[str, Any], scheduling: Mapping[str, Any], config: Mapping[str, Any]
-) -> tuple[float, float] | None:
+def _bounds(index: Mapping[str, Any], scheduling: Mapping[str, Any], latent: bool) -> tuple[float, float] | None:
     """The range of the data, as far as the pipeline's class or the scheduler says it."""
     import diffusers
 
-    if "bounds" in scheduling:  # a student's
-        return (
-            None if scheduling["bounds"] is None else (float(scheduling["bounds"][0]), float(scheduling["bounds"][1]))
-        )
+    if "bounds" in scheduling:  # said by this library
+        low, high = scheduling["bounds"] or (-math.inf, math.inf)
+        return None if (low, high) == (-math.inf, math.inf) else (float(low), float(high))
+    if latent:
+        return None
     taken = inspect.signature(getattr(diffusers, str(scheduling.get("_class_name")), dict).__init__).parameters
     if "clip_sample" in taken and scheduling.get("clip_sample", taken["clip_sample"].default):
         high = float(scheduling.get("clip_sample_range") or 1.0)
         return (-high, high)
-    pixels = index.get("_class_name") in _OF_PIXELS and config["_class_name"] == "UNet2DModel"
+    pixels = index.get("_class_name") in _OF_PIXELS and index["unet"][1] == "UNet2DModel"
     return (-1.0, 1.0) if pixels else None
 
 
@@ -246,6 +265,7 @@ def _nothing(name: str, error: Exception, folder: Path | None, variant: str | No
     named = "" if variant is None else f" with variant={variant!r}"
     hint = f" Its weights are stored as variants: give variant={sorted(stored)[0]!r}." if stored else ""
     return ValueError(
-        f"teacher={name!r}{named} cannot be loaded: it is no built-in name, and no diffusers folder or reachable hub "
-        f"id with a network (config.json, safetensors) and a scheduler that fit together.{hint} diffusers said: {error}"
+        f"teacher={name!r}{named} cannot be loaded: it is no built-in name ({', '.join(BUILT_IN)}), and no diffusers "
+        f"folder or reachable hub id with a network (config.json, safetensors) and a scheduler that fit together."
+        f"{hint} diffusers said: {error}"
     )

@@ -6,6 +6,7 @@ and its conditions. The rest of the library uses ``predict``, ``endpoint``, ``im
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,7 @@ from redif_env.teachers.driven.waves import Waves
 from redif_env.teachers.fingerprint import fingerprint_of
 from redif_env.teachers.mixtures import GaussianMixture
 from redif_env.teachers.networks import call_by_name
-from redif_env.teachers.pipelines import read_pipeline, write_pipeline
+from redif_env.teachers.pipelines import BUILT_IN, read_pipeline, write_bounds, write_pipeline
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -180,6 +181,14 @@ class Teacher:
             self.decoder.to(device)
         self.conditions = self.conditions.to(device, self.dtype)
         return self
+
+    def on(self, device: torch.device) -> Teacher:
+        """This teacher if it is on ``device``, else a copy of it there."""
+        if torch.empty(0, device=device).device == self.device:
+            return self
+        moved = copy.copy(self)
+        moved.network, moved.decoder = copy.deepcopy((self.network, self.decoder))
+        return moved.to(device)
 
     def predict(
         self,
@@ -367,6 +376,7 @@ class Teacher:
                 self.source.save_pretrained(str(half_written), safe_serialization=True)
             else:
                 write_pipeline(self.network, self.parameterization, half_written)
+            write_bounds(half_written, self.bounds, self.decoder is not None)
 
 
 class GaussianMixtureTeacher(Teacher):
@@ -380,6 +390,7 @@ class GaussianMixtureTeacher(Teacher):
         prediction_type: form of the output; ``flow_prediction`` on flow schedules and ``epsilon`` on others if
             not given.
         preconditioning: of its input and output.
+        bounds: as of :class:`Teacher`.
     """
 
     network: GaussianMixture
@@ -394,13 +405,22 @@ class GaussianMixtureTeacher(Teacher):
         *,
         prediction_type: PredictionType | None = None,
         preconditioning: Preconditioning = PLAIN,
+        bounds: tuple[float, float] | None = None,
     ) -> None:
         schedule = schedule or VariancePreservingSchedule.from_diffusers()
         if prediction_type is None:
             flow = isinstance(schedule, FlowSchedule)
             prediction_type = PredictionType.FLOW_PREDICTION if flow else PredictionType.EPSILON
         network = GaussianMixture(means, stds, weights, schedule, prediction_type, preconditioning)
-        super().__init__(network, schedule, means.shape[1:], prediction_type, name, preconditioning=preconditioning)
+        super().__init__(
+            network,
+            schedule,
+            means.shape[1:],
+            prediction_type,
+            name,
+            preconditioning=preconditioning,
+            bounds=bounds,
+        )
 
     @classmethod
     def ring(cls) -> GaussianMixtureTeacher:
@@ -443,6 +463,11 @@ class PipelineTeacher(Teacher):
         return self.drive.probe
 
     @property
+    def begins_with_noise(self) -> bool:
+        """Whether the pipeline's first sample is standard normal, whatever its level is."""
+        return isinstance(self.schedule, FlowSchedule)
+
+    @property
     def device(self) -> torch.device:
         """Where the pipeline computes."""
         return self.drive.device
@@ -457,6 +482,14 @@ class PipelineTeacher(Teacher):
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> PipelineTeacher:
         """This teacher as it is: a pipeline is moved and cast by whom it belongs to."""
+        return self
+
+    def on(self, device: torch.device) -> PipelineTeacher:
+        if device.type != self.device.type:
+            raise ValueError(
+                f"teacher {self.name!r} computes where its pipeline does, on {self.device}: call "
+                f"pipe.to({device.type!r}) and make the teacher of it again"
+            )
         return self
 
     def close(self) -> None:
@@ -474,7 +507,8 @@ class PipelineTeacher(Teacher):
 
     def initial_sample(self, noise: Tensor, condition: Tensor | None, half_logsnr: Tensor) -> Tensor:
         if not self.probe.from_image:
-            return noise
+            # Pipelines of flows begin with the noise as it is, at whatever level.
+            return noise / float(self.schedule.size(half_logsnr)) if self.begins_with_noise else noise
         rows = [0] * len(noise) if condition is None else condition.tolist()
         images, level = self.drive.images(rows).to(noise), self.schedule.level(half_logsnr)
         mixed = float(level.alpha) * images + float(level.sigma) * noise
@@ -602,10 +636,6 @@ def check_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | No
     if not low < high:
         raise ValueError(f"bounds must be two numbers, the smaller first, got {bounds!r}")
     return None if (low, high) == (-math.inf, math.inf) else (low, high)
-
-
-BUILT_IN: dict[str, int | None] = {"digits": None, "digits-classes": 10, "mnist": 10, "cifar10": 10}
-"""Teachers of images that come with the library, and the label for no condition where they are conditional."""
 
 
 def load_teacher(

@@ -17,6 +17,7 @@ from redif_env.envs.episodes import Episodes
 from redif_env.envs.spaces import observation_space
 from redif_env.envs.task import Task
 from redif_env.mdp.arguments import takes
+from redif_env.storage.checks import check_argument
 
 
 class ReDiFEnv(EnvBase):
@@ -39,6 +40,7 @@ class ReDiFEnv(EnvBase):
 
     @takes(Task)
     def __init__(self, num_envs: int = 1, *, group_size: int = 1, seed: int | None = None, **arguments: Any) -> None:
+        check_argument("seed", seed, int | None)
         task = Task(**arguments)
         episodes = Episodes(num_envs, group_size, task)
         mdp = episodes.mdp

@@ -19,7 +19,7 @@ from redif_env.measures.rendering import tile, to_pixels
 from redif_env.storage.files import write_file
 from redif_env.students.record import Record, installed_versions
 from redif_env.students.student import Student
-from redif_env.teachers.teacher import BUILT_IN
+from redif_env.teachers.pipelines import BUILT_IN
 from redif_env.training.runs import RESULT
 
 PICTURED = 12
@@ -84,7 +84,7 @@ def recorded(student: Student, method: str, settings: dict[str, Any], rows: Sequ
     shown = [row for row in rows if row.method == method] + solvers_of(rows)[:BEST]
     shown += [row for row in rows if row not in shown and row.method.startswith("teacher")]
     training = {key: value for key, value in settings.items() if key not in ("out", "license")}
-    license = settings.get("license") or ("mit" if settings["teacher"] in (*BUILT_IN, "gaussian-ring") else "unknown")
+    license = settings.get("license") or ("mit" if settings["teacher"] in BUILT_IN else "unknown")
     record = Record(training, judged, [asdict(row) for row in shown], installed_versions(), license)
     return Student(student.mdp, student.policy, record)
 

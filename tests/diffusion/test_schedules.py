@@ -1,7 +1,8 @@
 import pytest
 import torch
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
+from redif_env.diffusion.noise_schedulers import read_scheduler
 from redif_env.diffusion.schedules import VariancePreservingSchedule
 
 KINDS = ["linear", "scaled_linear", "squaredcos_cap_v2"]
@@ -68,3 +69,11 @@ def test_bad_schedules_are_refused():
         VariancePreservingSchedule(torch.tensor([0.1, 1.0]))
     with pytest.raises(ValueError, match="one-dimensional and at least 2"):
         VariancePreservingSchedule(torch.tensor([0.1]))
+
+
+def test_a_scheduler_in_the_place_of_a_name_is_told_how_it_is_read():
+    scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear")
+    with pytest.raises(TypeError, match=r"read_scheduler\(scheduler.config, 'its name'\)"):
+        VariancePreservingSchedule.from_diffusers(scheduler)
+    found = read_scheduler(scheduler.config, "its name").schedule
+    torch.testing.assert_close(found.betas, VariancePreservingSchedule.from_diffusers("scaled_linear").betas)

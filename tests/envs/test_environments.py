@@ -270,6 +270,7 @@ def test_samples_that_are_not_images_are_rendered():
         ({"action": "jump"}, "action='jump' is unknown: choose one of 'solver', 'step'"),
         ({"observation": "all"}, "observation='all' is unknown"),
         ({"solver": "euler"}, "solver='euler' is unknown: choose one of 'ddim'"),
+        ({"solver": "unipc"}, "solver='unipc' is one of diffusers' own, .*: choose one of 'ddim'"),
         ({"grid": "fine"}, "grid='fine' is unknown: choose one of 'time'"),
         ({"reward": "praise"}, "reward='praise' is unknown: choose one of 'endpoint'"),
         ({"reference_size": 0}, "reference_size must be at least 1, got 0"),
@@ -411,3 +412,11 @@ def test_standard_tasks_are_registered(name):
         assert env.batch.mdp.num_steps == arguments["num_steps"]
         envs = gym.make_vec(f"ReDiF/{name}-v0", num_envs=2, reference_size=32, teacher_steps=20)
         assert envs.unwrapped.mdp.teacher.name == "digits"
+
+
+def test_the_vector_environment_says_its_seeds():
+    env = gym.make_vec("ReDiF-v0", num_envs=3, **TINY)
+    env.reset(seed=5)
+    assert tuple(env.unwrapped.np_random_seed) == (5, 6, 7)
+    env.unwrapped.np_random = [np.random.default_rng(seed) for seed in range(3)]
+    assert tuple(env.unwrapped.np_random_seed) == (-1, -1, -1)

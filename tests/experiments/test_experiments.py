@@ -61,13 +61,13 @@ def test_the_student_has_the_action_that_is_named(change, expected, tmp_path, mo
 
 
 def test_the_curve_of_quality(tmp_path, capsys, monkeypatch):
-    """A row for the student, beside the best solver at as many calls and at two more."""
+    """A row for the student, beside the best solver at as many calls, at two more and at twice as many."""
     few = [Baseline("dpm++2m", "time"), Baseline("ddim", "time")]
-    monkeypatch.setattr("redif_env.judging.evaluation.all_baselines", lambda: few)
+    monkeypatch.setattr("redif_env.judging.baselines.all_baselines", lambda: few)
     args = nfe_curve.Args(**RING, nfe=(2,), solvers_only=(4,), out=tmp_path)
     nfe_curve.main(args)
     printed = capsys.readouterr().out
-    assert printed.count("dpm++2m time:") == 2
+    assert printed.count("dpm++2m time:") == 3
     assert (tmp_path / "redif-ppo-2-0" / "student").is_dir()
 
 

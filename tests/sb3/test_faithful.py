@@ -183,10 +183,24 @@ def test_the_check_leaves_the_environment_as_it_is():
 
 @pytest.mark.slow
 def test_environments_in_other_processes_are_read_too():
-    env = SubprocVecEnv([lambda: gym.wrappers.NormalizeObservation(gym.make("ReDiF-v0", **TINY))], "spawn")
-    with pytest.raises(ValueError, match="NormalizeObservation outermost in other processes"):
-        between(env)
+    """The outermost wrapper, what it has learned, and whatever is below. A new process imports what the id names."""
+    env = SubprocVecEnv([lambda: gym.wrappers.NormalizeObservation(gym.make("redif_env:ReDiF-v0", **TINY))], "spawn")
+    agent = trained(env)
+    maps = between(env)
+    assert maps.names == ("NormalizeObservation",)
+    assert np.abs(maps.mean).max() > 0
+    assert Student.from_agent(agent)(3, seed=0).isfinite().all()
     env.close()
+
+
+@pytest.mark.slow
+def test_what_cannot_be_sent_from_other_processes_is_refused():
+    def reward(transition):
+        return transition.next_state.x.flatten(1).mean(dim=1)
+
+    env = SubprocVecEnv([lambda: gym.make("redif_env:ReDiF-v0", **TINY, reward=reward)], "spawn")
+    with pytest.raises(ValueError, match="pass env= with a DummyVecEnv"):
+        between(env)
 
 
 def test_maps_compose():

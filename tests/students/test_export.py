@@ -1,5 +1,6 @@
 """Exports of a student, compared with the student."""
 
+import inspect
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UNet2DModel,
 )
+from diffusers.utils.dynamic_modules_utils import get_cached_module_file
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
@@ -22,6 +24,7 @@ from redif_env.diffusion.solvers import SOLVERS, sample
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.students.export import PolicyModel, ReDiFPipeline, ReDiFScheduler
+from redif_env.students.export.saved_process import scheduler_of
 from redif_env.students.export.steps import run_steps, steps_of
 from redif_env.students.record import Record
 from redif_env.teachers.teacher import GaussianMixtureTeacher, load_teacher
@@ -52,6 +55,22 @@ def image_student(pipeline_folder):
 
 
 # The pipeline
+
+
+def test_diffusers_itself_opens_a_student(image_student, tmp_path, monkeypatch):
+    """Told to trust one line that imports this library; which itself never runs a folder's code."""
+    image_student.save_pretrained(tmp_path / "student")
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    if "trust_remote_code" in inspect.signature(get_cached_module_file).parameters:  # older ones do not ask
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            DiffusionPipeline.from_pretrained(tmp_path / "student")
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
+    noise = noise_of(image_student)
+    assert torch.equal(pipeline(latents=noise, output_type="latent").images, image_student(noise=noise))
+
+    (tmp_path / "student" / "redif_pipeline.py").write_text("raise RuntimeError")
+    for load in (ReDiFPipeline.from_pretrained, Student.from_pretrained):
+        load(tmp_path / "student")
 
 
 def test_student_and_pipeline_give_the_same_samples(student, tmp_path):
@@ -177,7 +196,7 @@ def test_invalid_arguments_are_refused(student, tmp_path):
     with pytest.raises(ValueError, match="writes pickles, which are never read again"):
         pipeline.save_pretrained(tmp_path / "pickled", safe_serialization=False)
     assert list(tmp_path.iterdir()) == []
-    scheduler = ReDiFScheduler.of(student.mdp, None)
+    scheduler = scheduler_of(student.mdp, None)
     with pytest.raises(ValueError, match="policy is missing"):
         ReDiFPipeline(pipeline.unet, scheduler)
 
@@ -269,7 +288,7 @@ def test_scheduler_in_a_stock_pipeline_gives_the_samples_of_the_frozen_student(i
 def test_zero_actions_are_the_base_solver(ring, solver):
     """A scheduler with zero actions, called as diffusers does, is the base solver on its grid."""
     student = make_student(solver=solver, num_steps=5)
-    scheduler = ReDiFScheduler.of(student.mdp, torch.zeros(5, student.mdp.action_size))
+    scheduler = scheduler_of(student.mdp, torch.zeros(5, student.mdp.action_size))
     scheduler.set_timesteps(5)
     x = noise = noise_of(student)
     for timestep in scheduler.timesteps:
@@ -290,7 +309,7 @@ def test_init_noise_sigma_of_the_scheduler(scheduler, grid):
         preconditioning=parameterization.preconditioning,
     )
     mdp = build_mdp(MDPSettings(teacher=teacher, num_steps=3, solver="ddim", grid=grid))
-    ours = ReDiFScheduler.of(mdp, torch.zeros(3, mdp.action_size))
+    ours = scheduler_of(mdp, torch.zeros(3, mdp.action_size))
     noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(noise * ours.init_noise_sigma, mdp.initial(noise).x)
 
@@ -314,14 +333,14 @@ def test_scheduler_refuses_invalid_calls(student):
 def test_a_run_that_starts_in_the_middle_goes_on_from_there(ring):
     """Img2img: the step is found by its timestep or by its index, and is the solver's own from that level."""
     student = make_student(num_steps=5, solver="ddim", action="step")
-    whole = ReDiFScheduler.of(student.mdp, torch.zeros(5, student.mdp.action_size))
+    whole = scheduler_of(student.mdp, torch.zeros(5, student.mdp.action_size))
     whole.set_timesteps(5)
     x, states = noise_of(student), []
     for timestep in whole.timesteps:
         states.append(x)
         x = whole.step(ring.network(x, timestep.expand(4)), timestep, x).prev_sample
     for begin in (None, 2):
-        part = ReDiFScheduler.of(student.mdp, torch.zeros(5, student.mdp.action_size))
+        part = scheduler_of(student.mdp, torch.zeros(5, student.mdp.action_size))
         part.set_timesteps(5)
         if begin is not None:
             part.set_begin_index(begin)
@@ -336,7 +355,7 @@ def test_noise_is_added_at_the_level_of_the_step(pipeline_folder):
     student = make_student(pipeline_folder, num_steps=3)
     actions = torch.zeros(3, student.mdp.action_size)
     actions[0, 4] = 0.5
-    scheduler = ReDiFScheduler.of(student.mdp, actions)
+    scheduler = scheduler_of(student.mdp, actions)
     scheduler.set_timesteps(3)
     step = steps_of(student.mdp, actions)[1]
     assert abs(step.timestep - step.level_timestep) > 5
@@ -380,11 +399,13 @@ def test_a_row_owes_everything_to_its_generator(labelled):
         pipeline(latents=noise_of(make_student(labelled), 1), generator=[torch.Generator(), torch.Generator()])
 
 
-def test_add_noise_matches_diffusers(pipeline_folder, image_student):
-    ours, theirs = image_student.pipeline().scheduler, DDPMScheduler.from_pretrained(pipeline_folder / "scheduler")
-    x0, noise = noise_of(image_student, seed=1), noise_of(image_student, seed=2)
-    timesteps = torch.tensor([0, 300, 700, 999])
-    torch.testing.assert_close(ours.add_noise(x0, noise, timesteps), theirs.add_noise(x0, noise, timesteps))
+@pytest.mark.parametrize("given", [{"negative_prompt": "blurred"}, {"guidance_scale": 3.0}])
+def test_guidance_that_was_not_learned_is_refused(given, image_student):
+    pipeline = image_student.pipeline()
+    (name,) = given
+    with pytest.raises(ValueError, match=rf"{name}=.* cannot be given"):
+        pipeline(batch_size=1, **given)
+    pipeline(batch_size=1, negative_prompt="", guidance_scale=1.0)
 
 
 # The list of steps

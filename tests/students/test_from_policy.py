@@ -195,3 +195,24 @@ def test_the_environment_goes_on_as_if_nothing_had_been_checked():
     assert env.obs_rms.count == count
     assert between(env).names == ("NormalizeObservation",)
     assert all(torch.equal(value, env.unwrapped.state_dict()["state"][name]) for name, value in state["state"].items())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"observation": (0.0,)},
+        {"observation": (0.0, [1.0, 2.0])},
+        {"observation": (0.0, float("nan"))},
+        {"observation": (0.0, 1.0, "much")},
+        {"observation": (0.0, 1.0, 5.0, 5.0)},
+        {"observation": 3},
+        {"action": (1.0, 0.0, 0.0)},
+        {"action": ("much", 0.0)},
+        {"action": "much"},
+    ],
+)
+def test_wrong_maps_are_refused_by_name(wrong):
+    env = single()
+    (name,) = wrong
+    with pytest.raises((TypeError, ValueError), match=rf"{name} must be"):
+        Student.from_policy(network(env), env, **wrong)

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.pretended_device import NAME, PretendedDevice
 from redif_env import ReDiFVectorEnv, Student
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.storage.files import CorruptFileError, write_sealed
-from redif_env.students.export.pipeline import FORMAT, read_student
+from redif_env.students.export.folder import FORMAT, read_student
 
 TINY = {"teacher": "gaussian-ring", "reference_size": 32, "teacher_steps": 20, "num_steps": 3}
 
@@ -61,7 +62,7 @@ def test_saved_student_is_the_same(kind, tmp_path, pipeline_folder):
     assert loaded.num_steps == 3
     assert loaded.mdp.teacher.name == student.mdp.teacher.name
     suffixes = {path.suffix for path in (tmp_path / "student").rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".md", ".safetensors"}
+    assert suffixes == {".json", ".md", ".py", ".safetensors"}
     loaded.save_pretrained(tmp_path / "student")
     assert torch.equal(Student.from_pretrained(tmp_path / "student")(noise=noise), student(noise=noise))
 
@@ -69,7 +70,8 @@ def test_saved_student_is_the_same(kind, tmp_path, pipeline_folder):
 def test_changed_files_are_refused(tmp_path):
     """One changed bit in any file is an error that names the file."""
     make_student().save_pretrained(tmp_path / "student")
-    files = [path for path in (tmp_path / "student").rglob("*") if path.is_file() and path.name != "README.md"]
+    every = (tmp_path / "student").rglob("*")
+    files = [path for path in every if path.is_file() and path.name not in ("README.md", "redif_pipeline.py")]
     assert len(files) == 8
     for path in files:
         whole = path.read_bytes()
@@ -127,9 +129,11 @@ def test_inconsistent_parts_are_refused(tmp_path):
     for change, error, message in (
         ({"solver": "magic"}, ValueError, "solver='magic' is unknown"),
         ({"num_steps": 7}, ValueError, "policy maps"),
-        ({"trained_betas": "linear"}, ValueError, "does not fit together"),
+        ({"noise": {**config["process"]["noise"], "trained_betas": "linear"}}, ValueError, "does not fit together"),
     ):
-        (student / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | change))
+        (student / "scheduler" / "scheduler_config.json").write_text(
+            json.dumps(config | {"process": config["process"] | change})
+        )
         content = json.loads((student / "config.json").read_text())
         write_sealed(student, "config.json", {k: v for k, v in content.items() if k not in ("sha256", "seal")})
         with pytest.raises(error, match=message):
@@ -151,7 +155,7 @@ def test_interrupted_export_keeps_the_old_student(tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("redif_env.students.export.pipeline.model_card", interrupt)
+    monkeypatch.setattr("redif_env.students.export.folder.model_card", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make_student(seed=1).save_pretrained(tmp_path / "student")
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
@@ -176,3 +180,27 @@ def test_half_logsnr_increases_along_the_trajectory():
     levels = torch.stack([state.half_logsnr for state in make_student().trajectory(torch.randn(4, 2))])
     assert bool((levels[1:] > levels[:-1]).all())
     assert np.isinf(levels[-1].numpy()).all()
+
+
+def test_a_seed_is_a_generator():
+    student = make_student()
+    samples = student(3, seed=5)
+    assert torch.equal(samples, student(3, generator=torch.Generator().manual_seed(5)))
+    assert not torch.equal(samples, student(3, seed=6))
+    for wrong, message in (
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": 5, "generator": torch.Generator()}, "seed=5 and generator cannot both be given"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            student(3, **wrong)
+
+
+def test_a_student_moves_and_leaves_the_network_of_others_where_it_is():
+    student = make_student()
+    expected, teacher = student(3, seed=0), student.mdp.teacher
+    with PretendedDevice(float64=False):
+        assert student.to(NAME) is student
+        assert (student.mdp.teacher.device.type, teacher.device.type) == (NAME, "cpu")
+        torch.testing.assert_close(student(3, seed=0).cpu(), expected)
+    with pytest.raises(ValueError, match="device='xyz' cannot be used here"):
+        student.to("xyz")

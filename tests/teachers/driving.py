@@ -85,7 +85,8 @@ def initial(teacher, rows):
         noise = torch.randn(len(rows), *teacher.sample_shape, generator=torch.Generator().manual_seed(5))
         first = own_path(teacher)[:1]
         x = teacher.initial_sample(noise, torch.tensor(rows), first) * float(teacher.schedule.size(first))
-        return x, x
+        latents = x.to(teacher.drive.dtype)
+        return latents.float(), latents
     return None, None
 
 

@@ -109,6 +109,8 @@ def test_bad_conditions_are_refused():
         Conditions.of_labels({0: 1.0, 1: -1.0})
     with pytest.raises(ValueError, match=r"guidance_scale=2.0 needs a prediction without condition"):
         Teacher(Towards(), FlowSchedule(), (2,), conditions=Conditions.of_labels([0]), guidance_scale=2.0)
+    with pytest.raises(ValueError, match="guidance_scale must be above 0 and finite, got inf"):
+        towards(guidance_scale=float("inf"))
     with pytest.raises(ValueError, match="guidance_scale must be above 0"):
         towards(-1.0)
     with pytest.raises(ValueError, match="shows the condition, but teacher 'gaussian-ring' has 1"):

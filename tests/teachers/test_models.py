@@ -302,7 +302,7 @@ def spring():
         ({"_class_name": "UNetSpatioTemporalConditionModel"}, "videos from an image"),
         ({"_class_name": "FluxTransformer2DModel"}, "packed latents"),
         ({"_class_name": "UVit2DModel"}, "denoises tokens"),
-        ({"_class_name": "SomeNewModel"}, "are unknown. Teachers can be: GaussianMixtureModel, UNet2DModel"),
+        ({"_class_name": "SomeNewModel"}, "are unknown. Teachers by name can be: GaussianMixtureModel, UNet2DModel"),
         ({"in_channels": 9, "out_channels": 4}, "inpainting, editing, upscaling"),
         ({"sample_size": None}, "names no sample_size"),
     ],

@@ -1,6 +1,7 @@
 """Where a teacher comes from: folders of any layout, hub ids, variants, and the bounds of its data."""
 
 import json
+import math
 import shutil
 
 import diffusers
@@ -105,6 +106,19 @@ def test_rewards_and_tables_clip_what_is_bounded(bounds):
     endpoints = means.repeat(4, 1)
     found = feature_distance(teacher)(endpoints + 2 * means.sign(), endpoints)
     torch.testing.assert_close(found, torch.full((4,), 0.0 if bounds else 2.0))
+
+
+@pytest.mark.parametrize("bounds", [None, (-1.0, 1.0), (0.0, 2.5)])
+@pytest.mark.parametrize("kind", ["mixture", "mixture of images", "network"])
+def test_bounds_are_saved(kind, bounds, pipeline_folder, tmp_path):
+    """Whatever else the folder's classes say of them; and diffusers reads it as before."""
+    shape = (1, 4, 4) if kind == "mixture of images" else (2,)
+    mixture = GaussianMixtureTeacher(torch.zeros(1, *shape), 0.2, bounds=bounds)
+    network = Teacher.from_pretrained(pipeline_folder, bounds=bounds or (-math.inf, math.inf))
+    teacher = mixture if kind.startswith("mixture") else network
+    teacher.save_pretrained(tmp_path / "saved")
+    assert Teacher.from_pretrained(tmp_path / "saved").bounds == teacher.bounds == bounds
+    assert diffusers.DDPMPipeline.from_pretrained(tmp_path / "saved").scheduler.config.num_train_timesteps > 0
 
 
 def test_bounds_are_said_or_read(flat, tmp_path):

@@ -190,6 +190,42 @@ def test_a_refused_scheduler_says_why():
         Teacher.from_pipeline(pipe)
 
 
+def test_a_refused_class_says_why():
+    pipe = object.__new__(diffusers.AmusedPipeline)
+    with pytest.raises(ValueError, match="AmusedPipeline cannot be driven: discrete diffusion moves between tokens"):
+        Teacher.from_pipeline(pipe)
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "unet", "vae"])
+def test_an_error_in_any_component_comes_out_as_it_is(component):
+    """Its own traceback; afterwards all goes on."""
+    made = ZOO["stable_diffusion"]()
+    teacher = Teacher.from_pipeline(made.pipe, ["a cat"])
+    latents = predict(teacher, started(teacher)).x
+    before = teacher.images(latents)
+
+    def fails(*_, **__):
+        raise ZeroDivisionError("inside")
+
+    part = getattr(made.pipe, component)
+    broken = part.decoder if component == "vae" else part
+    handle = broken.register_forward_pre_hook(fails)
+    uses = {
+        "text_encoder": lambda: Teacher.from_pipeline(made.pipe, ["two dogs"]),
+        "unet": lambda: predict(teacher, started(teacher)),
+        "vae": lambda: teacher.images(latents),
+    }
+    with pytest.raises(ZeroDivisionError, match="inside") as caught:
+        uses[component]()
+    handle.remove()
+    names = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert names[-1] == "fails"
+    assert "__call__" in names
+    assert torch.equal(teacher.images(predict(teacher, started(teacher)).x), before)
+    teacher.close()
+    assert not driven_threads()
+
+
 def test_an_argument_that_the_pipeline_does_not_take_is_named(entry):
     with pytest.raises(ValueError, match="DDPMPipeline does not take hight: its call takes batch_size"):
         Teacher.from_pipeline(entry.pipe, hight=64)

@@ -7,6 +7,6 @@ from redif_env.students.export.initial_map import InitialMapModel
 from redif_env.students.export.linear_solver import LinearSolverModel
 from redif_env.students.export.pipeline import ReDiFPipeline
 from redif_env.students.export.policy import PolicyModel
-from redif_env.students.export.scheduler import ReDiFScheduler
+from redif_env.students.export.redif_scheduler import ReDiFScheduler
 
 __all__ = ["InitialMapModel", "LinearSolverModel", "PolicyModel", "ReDiFPipeline", "ReDiFScheduler"]

@@ -18,11 +18,30 @@ pipeline = ReDiFPipeline.from_pretrained("path/or/hub-id")  # pip install redif-
 images = pipeline(batch_size=4).images
 ```"""
 
+HOME = """```python
+from diffusers import DiffusionPipeline
+from redif_env import ReDiFPipeline, ReDiFScheduler  # pip install redif-env; no RL library needed
+
+pipe = DiffusionPipeline.from_pretrained("{base}")
+pipe.scheduler = ReDiFScheduler.from_pretrained("path/or/hub-id")  # the mean steps, in the stock pipeline
+pipe.scheduler.check(pipe, **pipe.scheduler.arguments)  # warns of what differs from training
+output = pipe({given}, num_inference_steps={steps}, **pipe.scheduler.arguments)
+
+output = ReDiFPipeline.of(pipe, "path/or/hub-id")({given})  # the policy decides each step by what it sees
+```
+
+Without redif-env: `scheduler/redif_scheduler.py` needs diffusers and torch alone. Put the folder `scheduler/` into the
+pipeline's, with `"scheduler": ["redif_scheduler", "ReDiFScheduler"]` in its `model_index.json`, and open that with
+`trust_remote_code=True`. `block/` is a block for modular pipelines, in the place of `after_denoiser`."""
+
 INITIAL_MAP = ", after a linear map of the noise, fitted to trajectories of the teacher"
 
 
-def model_card(mdp: DenoisingMDP, record: Record) -> str:
-    """The text of ``README.md``: metadata for the hub, then what it is, how it was made, and how good it was found."""
+def model_card(mdp: DenoisingMDP, record: Record, trained_with: Mapping[str, Any] | None = None) -> str:
+    """The text of ``README.md``: metadata for the hub, then what it is, how it was made, and how good it was found.
+
+    ``trained_with`` is what a scheduler remembers of the pipeline that it was trained in.
+    """
     teacher, each = mdp.teacher, mdp.teacher.calls
     calls = f"{(mdp.min_steps or 1) * each} to {mdp.num_steps * each}" if mdp.adaptive else str(mdp.num_steps * each)
     decoded = (
@@ -32,12 +51,16 @@ def model_card(mdp: DenoisingMDP, record: Record) -> str:
     )
     kinds = {True: "text-to-image", False: "unconditional-image-generation"}
     text = bool(teacher.conditions.inputs) and isinstance(teacher.conditions.values[0], str)
+    task = kinds[text] if trained_with is None and len(teacher.image_shape) == 3 else None
+    home = trained_with or {"task": task, "base_model": None, "arguments": {}, "loras": []}
     data = ModelCardData(
         license=record.license,
         library_name="diffusers",
         tags=["redif", "few-step", "diffusion", "reinforcement-learning"],
-        pipeline_tag=kinds[text] if len(teacher.image_shape) == 3 else None,
+        pipeline_tag=home["task"],
+        base_model=home["base_model"],
     )
+    recipe = {**home["arguments"], **({"LoRAs": ", ".join(home["loras"])} if home["loras"] else {}), **record.training}
     network = "is its own, trained too," if teacher.own_network else "is the teacher's,"
     decided = "its steps are fixed" if teacher.own_network else "a small policy decides each step"
     sections = [
@@ -47,13 +70,19 @@ def model_card(mdp: DenoisingMDP, record: Record) -> str:
         f"times a sample (NFE), and {decided}. Its base solver is "
         f"`{solver_name(mdp.solver)}`{INITIAL_MAP if mdp.initial_map else ''}. "
         f"Samples have shape {decoded}.{_asked(mdp)}\n",
-        f"## Use\n\n{USAGE}\n",
+        f"## Use\n\n{USAGE if trained_with is None else _home(mdp, trained_with)}\n",
         f"## Quality\n\n{_quality(record)}\n",
-        f"## Training\n\n{_table(record.training, 'setting') or 'Not recorded.'}\n",
+        f"## Training\n\n{_table(recipe, 'setting') or 'Not recorded.'}\n",
         f"## Versions\n\n{_table(record.versions, 'package') or 'Not recorded.'}\n",
         f"## Licence\n\n`{record.license}`: the teacher's weights decide it. The code is MIT.\n",
     ]
     return "\n".join(sections)
+
+
+def _home(mdp: DenoisingMDP, trained_with: Mapping[str, Any]) -> str:
+    given = "image" if trained_with["task"].startswith("image") else '"a cat"'
+    base = trained_with["base_model"] or "path/or/hub-id-of-the-teacher"
+    return HOME.format(base=base, given=given, steps=mdp.num_steps)
 
 
 def _asked(mdp: DenoisingMDP) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,40 +21,27 @@ from torch import Tensor
 
 # diffusers opens components of those modules alone that were imported before: this one may be a network's.
 import redif_env.teachers.mixture_model  # noqa: F401
+from redif_env.diffusion.noise_schedulers import read_scheduler
 from redif_env.diffusion.placement import HOST, full_precision, stock_defaults
 from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
 from redif_env.mdp.settings import action_map_of
-from redif_env.storage.files import CorruptFileError, read_sealed, write_folder, write_sealed
-from redif_env.students.export.card import model_card
+from redif_env.storage.files import CorruptFileError
+from redif_env.students.export.folder import CARD_FILE, REMEDY, read_student, write_student
+from redif_env.students.export.home import with_policy
 from redif_env.students.export.initial_map import InitialMapModel
 from redif_env.students.export.linear_solver import LinearSolverModel
 from redif_env.students.export.policy import PolicyModel
-from redif_env.students.export.scheduler import ReDiFScheduler
-from redif_env.students.export.steps import steps_of
+from redif_env.students.export.redif_scheduler import ReDiFScheduler
+from redif_env.students.export.saved_process import process_of, scheduler_of, teacher_of
 from redif_env.students.record import Record
 from redif_env.teachers.components import COMPONENTS, components_of, stock_pipeline
 from redif_env.teachers.pipelines import as_model
 
-FORMAT = 4
-CONFIG_FILE = "config.json"
-CARD_FILE = "README.md"
-STEPS_FILE = "steps.json"
-OWN_ENTRIES = {
-    "unet",
-    "scheduler",
-    "policy",
-    "initial_map",
-    "linear",
-    *COMPONENTS,
-    "model_index.json",
-    CONFIG_FILE,
-    CARD_FILE,
-    STEPS_FILE,
-}
-REMEDY = "export the student again"
+CODE_MODULE = "redif_pipeline"
+"""The file that tells ``DiffusionPipeline.from_pretrained`` which class the folder is of."""
 
 
 class ReDiFPipeline(DiffusionPipeline):
@@ -92,7 +79,7 @@ class ReDiFPipeline(DiffusionPipeline):
         tokenizer_3: Any = None,
     ) -> None:
         super().__init__()
-        if policy is None and scheduler.config.actions is None:
+        if policy is None and scheduler.config.process["actions"] is None:
             raise ValueError("policy is missing, and the scheduler has no mean actions: give one of them")
         self.register_modules(
             unet=unet,
@@ -109,11 +96,31 @@ class ReDiFPipeline(DiffusionPipeline):
             tokenizer_3=tokenizer_3,
         )
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
-        self.record = Record()
+        self.record, self.allow_imports = Record(), False
         self._built: tuple[tuple[Any, ...], DenoisingMDP, Policy] | None = None
 
+    @staticmethod
+    def of(pipe: DiffusionPipeline, student: str | Path, allow_imports: bool = False) -> Any:
+        """A copy of ``pipe`` in which a student's policy decides each step by what it sees.
+
+        It shares the weights, and is called as ``pipe`` is, without ``num_inference_steps``. What the student was
+        trained with (``height``, ``guidance_scale``, ...) is given by itself. Its first call watches the pipeline, as
+        :meth:`redif_env.Teacher.from_pipeline` does.
+
+        Args:
+            pipe: the pipeline that the student was trained in, as it was then; what differs is a warning.
+            student: its folder.
+            allow_imports: whether an action map of one's own may be imported, from the module that the file names.
+
+        Raises:
+            ValueError: if the student was not trained in a pipeline, or ``pipe`` cannot be driven.
+        """
+        return with_policy(pipe, student, allow_imports)
+
     @classmethod
-    def of(cls, mdp: DenoisingMDP, policy: Policy | None, actions: Tensor | None, record: Record) -> ReDiFPipeline:
+    def of_process(
+        cls, mdp: DenoisingMDP, policy: Policy | None, actions: Tensor | None, record: Record
+    ) -> ReDiFPipeline:
         """The pipeline of a decision process and a policy.
 
         Args:
@@ -127,13 +134,13 @@ class ReDiFPipeline(DiffusionPipeline):
         """
         pipeline = cls(
             as_model(mdp.teacher.network),
-            ReDiFScheduler.of(mdp, actions),
+            scheduler_of(mdp, actions),
             None if policy is None else PolicyModel.of(policy),
             None if mdp.initial_map is None else InitialMapModel.of(mdp.initial_map),
             LinearSolverModel.of(mdp.solver) if isinstance(mdp.solver, LinearSolver) else None,
             **components_of(mdp.teacher.source),
         )
-        pipeline.record = record
+        pipeline.record, pipeline.allow_imports = record, True  # what it would import is here already
         return pipeline
 
     @property
@@ -240,26 +247,19 @@ class ReDiFPipeline(DiffusionPipeline):
         """Write a folder that this class, :class:`~redif_env.Student` and diffusers read; whole or not at all.
 
         Besides diffusers' own files: ``config.json`` (how it was made, and every file's digest), ``README.md`` (the
-        model card) and, where the number of steps is fixed and they are not linear ones, ``steps.json`` (the mean
-        steps as plain numbers).
+        model card), ``redif_pipeline.py`` (by which ``DiffusionPipeline`` finds this class, with
+        ``trust_remote_code=True``) and, where the number of steps is fixed and they are not linear ones, ``steps.json``
+        (the mean steps as plain numbers).
 
         Raises:
             ValueError: if ``safe_serialization`` is false: pickles are neither written nor read; or if the folder holds
                 something that is not a student's.
         """
-        folder = Path(save_directory).expanduser()
         if not safe_serialization:
             raise ValueError("safe_serialization=False writes pickles, which are never read again: leave it True")
-        if folder.is_dir():
-            foreign = sorted({path.name for path in folder.iterdir()} - OWN_ENTRIES)
-            if foreign:
-                raise ValueError(f"{folder} holds other things ({', '.join(foreign)}): choose a new or empty folder")
-        with write_folder(folder) as fresh:
+        with write_student(save_directory, self.scheduler, self.mdp, self.record) as fresh:
             super().save_pretrained(fresh, variant=variant)
-            self._write_steps(fresh)
-            (fresh / CARD_FILE).write_text(model_card(self.mdp, self.record), encoding="utf-8")
-            content = {"format": FORMAT, "teacher": self.scheduler.config.teacher, **self.record.to_json()}
-            write_sealed(fresh, CONFIG_FILE, content, loose={CARD_FILE})
+            _name_class(fresh)
 
     @classmethod
     def from_pretrained(
@@ -291,20 +291,34 @@ class ReDiFPipeline(DiffusionPipeline):
         if not folder.is_dir() and len(folder.parts) == 2 and not folder.is_absolute():
             folder = _fetch(str(pretrained_model_name_or_path), revision, token, cache_dir, local_files_only)
         content = read_student(folder)
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(
+                f"{folder} is a student of a {content['teacher']}, whose networks it does not hold: give "
+                "ReDiFPipeline.of(pipe, folder) the pipeline"
+            )
         try:
             with stock_defaults():
                 pipeline = super().from_pretrained(
                     folder, variant=variant, use_safetensors=True, low_cpu_mem_usage=False
                 )
+            read_scheduler(pipeline.scheduler.config, content["teacher"])
         except (KeyError, TypeError, RuntimeError, OSError) as error:
             raise CorruptFileError(f"student folder {folder} does not fit together ({error}): {REMEDY}") from error
         # Afterwards, since releases of diffusers disagree on the name of the argument.
         if torch_dtype is not None:
             pipeline.to(torch_dtype)
-        pipeline.scheduler.allow_imports = allow_imports
-        action_map_of(pipeline.scheduler.config.action, allow_imports)
+        pipeline.allow_imports = allow_imports
+        action_map_of(pipeline.scheduler.config.process["action"], allow_imports)
         pipeline.record = Record(**{field.name: content[field.name] for field in fields(Record)})
         return pipeline
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in diffusers, but that this class never runs a folder's code to find out which class it is."""
+        found = super().load_config(*args, **kwargs)
+        config = found[0] if isinstance(found, tuple) else found
+        config["_class_name"] = cls.__name__
+        return found
 
     def push_to_hub(
         self,
@@ -340,12 +354,13 @@ class ReDiFPipeline(DiffusionPipeline):
         if self._built is None or self._built[0] != key:
             initial_map = None if self.initial_map is None else self.initial_map.initial_map
             linear = None if self.linear is None else self.linear.solver
-            mdp = self.scheduler.decision_process(self.unet, device, self._source(), initial_map, linear)
+            teacher = teacher_of(self.scheduler, self.unet, self._source())
+            mdp = process_of(self.scheduler, teacher, initial_map, linear, self.allow_imports)
             if self.policy is not None:
                 # A copy: observations are on the host, and so is what decides by them.
                 policy = deepcopy(self.policy.policy).to(HOST)
             else:
-                table = torch.tensor(self.scheduler.config.actions, dtype=torch.float32, device=HOST)
+                table = torch.tensor(self.scheduler.config.process["actions"], dtype=torch.float32, device=HOST)
                 policy = Policy.from_table(table, mdp.observation_size)
             self._built = (key, mdp, policy)
         return self._built[1], self._built[2]
@@ -370,7 +385,7 @@ class ReDiFPipeline(DiffusionPipeline):
             requested = [prompt] if isinstance(prompt, str) else list(prompt)
             # The empty prompt too, so that what shows conditions always has a choice of them.
             known = list(dict.fromkeys([*requested, ""]))
-            teacher = self.scheduler.teacher(self.unet, mdp.teacher.device, mdp.teacher.source, known)
+            teacher = teacher_of(self.scheduler, self.unet, mdp.teacher.source, known)
             rows = teacher.conditions.rows_of(prompt, count)
             return replace(mdp, teacher=teacher), rows
         if class_labels is not None:
@@ -378,14 +393,6 @@ class ReDiFPipeline(DiffusionPipeline):
         if isinstance(generator, list):  # row i depends on generator i alone
             return mdp, torch.cat([conditions.draw(1, own) for own in generator])
         return mdp, conditions.draw(count, torch.default_generator if generator is None else generator)
-
-    def _write_steps(self, folder: Path) -> None:
-        if self.scheduler.config.actions is None or self.linear is not None:
-            return
-        actions = torch.tensor(self.scheduler.config.actions, dtype=torch.float64, device=HOST)
-        steps = steps_of(self.mdp, actions)
-        text = json.dumps([asdict(step) for step in steps], indent=2) + "\n"
-        (folder / STEPS_FILE).write_text(text, encoding="utf-8")
 
     def _check(
         self, mdp: DenoisingMDP, num_inference_steps: int | None, output_type: str, tensor_inputs: Sequence[str]
@@ -405,6 +412,15 @@ class ReDiFPipeline(DiffusionPipeline):
         unknown = sorted(set(tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs={unknown} are unknown: only 'latents' can be given")
+
+
+def _name_class(folder: Path) -> None:
+    """Say in ``model_index.json`` where diffusers, which knows its own classes alone, finds this one."""
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text(encoding="utf-8"))
+    index["_class_name"] = [CODE_MODULE, ReDiFPipeline.__name__]
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (folder / f"{CODE_MODULE}.py").write_text("from redif_env import ReDiFPipeline  # noqa: F401\n", encoding="utf-8")
 
 
 def _device_of(generator: torch.Generator | list[torch.Generator] | None) -> torch.device:
@@ -434,26 +450,3 @@ def _fetch(
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise FileNotFoundError(f"no student in {repo_id}: no folder of that name, and no hub id ({error})") from error
-
-
-def read_student(folder: Path) -> dict[str, Any]:
-    """The content of a student folder's ``config.json``, once every byte of the folder is as it was written.
-
-    Raises:
-        FileNotFoundError: if there is no student in ``folder``.
-        CorruptFileError: if a file is missing, or is not what was written.
-        ValueError: if the folder is of another format.
-    """
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"no student in {folder}: it has no {CONFIG_FILE}")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        if (folder / "student" / CONFIG_FILE).is_file():
-            raise ValueError(f"{folder} is a run, not a student: give {folder / 'student'}") from error
-        raise CorruptFileError(f"{path} is no student's config ({error!r}): {REMEDY}") from error
-    content = read_sealed(folder, CONFIG_FILE, REMEDY) if found == FORMAT else {}
-    if not content:
-        raise ValueError(f"{path} has format {found!r}, this version reads {FORMAT}: {REMEDY}, or update redif-env")
-    return content

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
-from redif_env.diffusion.bands import filter_bands
 from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.solvers import initial_state, record
 from redif_env.diffusion.types import Prediction
 from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.mdp.process import DenoisingMDP
+from redif_env.students.export.redif_scheduler import take_step
 
 
 @dataclass(frozen=True)
@@ -112,28 +112,6 @@ def check_fixed(mdp: DenoisingMDP, actions: Tensor) -> None:
         raise ValueError(f"actions must be {mdp.num_steps}, one a step, got shape {tuple(actions.shape)}")
 
 
-def take_step(step: Step, x: Tensor, x0s: Sequence[Tensor], epss: Sequence[Tensor], bands: bool = True) -> Tensor:
-    """The next sample ``(B, *S)``, by the numbers alone.
-
-    Args:
-        step: the numbers.
-        x: sample ``(B, *S)`` at the step's level.
-        x0s, epss: predictions so far, each ``(B, *S)``, the newest first; there may be fewer than weights, whose others
-            are 0.
-        bands: whether to use the band gains.
-    """
-    x0 = step.x_weight * x
-    for weights, past in ((step.x0_weights, x0s), (step.eps_weights, epss)):
-        for weight, prediction in zip(weights, past, strict=False):
-            if weight:
-                x0 = x0 + weight * prediction
-    if bands and step.band_gains and x.ndim == 4:
-        gains = torch.tensor([step.band_gains], dtype=torch.float64, device=HOST)
-        x0 = x0 + filter_bands(x0, gains.expand(len(x), -1))
-    ratio = step.sigma_next / step.sigma
-    return ratio * x + (step.alpha_next - ratio * step.alpha) * x0
-
-
 def run_steps(steps: Sequence[Step], network: torch.nn.Module, noise: Tensor, bands: bool = True) -> Tensor:
     """Clean samples ``(B, *S)`` of a network that predicts noise, from standard normal ``noise``.
 
@@ -147,5 +125,5 @@ def run_steps(steps: Sequence[Step], network: torch.nn.Module, noise: Tensor, ba
         eps = getattr(output, "sample", output)
         epss.insert(0, eps)
         x0s.insert(0, (x - step.sigma * eps) / step.alpha)
-        x = take_step(step, x, x0s, epss, bands)
+        x = take_step(asdict(step), x, x0s, epss, bands)
     return x

@@ -54,6 +54,23 @@ def batched(conditions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _together(name: str, values: list[Any]) -> Any:
     first = values[0]
+    if name == "ip_adapter_image":
+        raise ValueError(
+            "ip_adapter_image cannot be given for a batch: give its ip_adapter_image_embeds "
+            "(pipe.prepare_ip_adapter_image_embeds) to from_pipeline"
+        )
+    if name == "ip_adapter_image_embeds":
+        if any(
+            not given.is_meta and not torch.equal(given, own)
+            for value in values
+            for given, own in zip(value, first, strict=True)
+        ):
+            raise ValueError(
+                "conditions have ip_adapter_image_embeds that differ, and pictures of image adapters are common to a "
+                "batch: give one to from_pipeline, or make a teacher of each"
+            )
+        # One for each adapter; with guidance, the half without the picture first.
+        return [embeds.repeat_interleave(len(values), dim=0) for embeds in first]
     if isinstance(first, Tensor):
         shapes = sorted({tuple(value.shape[1:]) for value in values})
         if len(shapes) > 1:
@@ -89,7 +106,8 @@ def call_arguments(
 ) -> tuple[list[dict[str, Any]], Conditions]:
     """Arguments of the call for each condition, and the conditions as a table of names and weights.
 
-    Texts among the arguments that are ``shared`` move to each condition: pipelines want as many as there are prompts.
+    Texts and embeddings of pictures among the arguments that are ``shared`` move to each condition: pipelines want as
+    many as there are prompts.
 
     Raises:
         ValueError: if there is no condition.
@@ -102,7 +120,8 @@ def call_arguments(
         weights = list(conditions.values())
     else:
         weights = [float(arguments.pop("weight", 1.0)) for arguments in found]
-    texts = {key: shared.pop(key) for key in list(shared) if isinstance(shared[key], str) and "prompt" in key}
+    each = {key for key, value in shared.items() if isinstance(value, str) and "prompt" in key}
+    texts = {key: shared.pop(key) for key in list(shared) if key in each or key.startswith("ip_adapter_image")}
     found = [{**texts, **arguments} for arguments in found]
     names = tuple(name_of(condition, number) for number, condition in enumerate(given))
     equal = len(set(weights)) == 1

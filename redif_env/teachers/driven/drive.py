@@ -160,10 +160,7 @@ class Drive:
         injection: Injection | None = None,
     ) -> Wave:
         """A call for samples with the given rows of the conditions."""
-        pipe = self._copy()
         arguments = {**self.shared, **batched([self.conditions[row] for row in rows])}
-        if "num_inference_steps" in self.takes:
-            arguments["num_inference_steps"] = start.called
         if "generator" in self.takes:
             # What else the pipeline draws is the same for every sample, so that a sample is its noise and condition.
             generators = [torch.Generator().manual_seed(0) for _ in rows]
@@ -172,15 +169,31 @@ class Drive:
             arguments["batch_size"] = len(rows)
         if "output_type" in self.takes:
             arguments["output_type"] = "pt"
+        return self.call(arguments, len(rows), start, recorder, injection or self.injection, quiet=True)
+
+    def call(
+        self,
+        arguments: Mapping[str, Any],
+        rows: int,
+        start: Start,
+        recorder: Recorder | None = None,
+        injection: Injection = NONE,
+        quiet: bool = False,
+    ) -> Wave:
+        """A call with these arguments, for so many samples; ``quiet`` without a progress bar."""
+        pipe = self._copy()
+        if quiet:
+            pipe.__dict__["_progress_bar_config"] = {"disable": True}
+        steps = {"num_inference_steps": start.called} if "num_inference_steps" in self.takes else {}
         return Wave(
             pipe,
             self.stock,
             self.parameterization,
-            arguments,
-            len(rows),
+            {**arguments, **steps},
+            rows,
             first=start.first,
             plan=self.plan,
-            injection=injection or self.injection,
+            injection=injection,
             blanks=self.blanks,
             recorder=recorder,
         )
@@ -282,7 +295,6 @@ class Drive:
         pipe = copy.copy(self.pipe)
         pipe.__class__ = _drawing(type(self.pipe))  # type: ignore[arg-type]
         pipe.__dict__.update(self.networks)
-        pipe.__dict__["_progress_bar_config"] = {"disable": True}
         if hasattr(pipe, "encode_prompt"):
             pipe.__dict__["encode_prompt"] = self._encodings.around(pipe.encode_prompt)
         return pipe
@@ -317,6 +329,8 @@ class Drive:
         self.parameterization = replace(self.parameterization, schedule=self._schedule(forwards))
         self.dtype = seen[0].x.dtype
         self.network = getattr(self.pipe, list(recorded.steps[0])[-1][0])
+        self.follows = forwards.follows
+        self.called = sorted({name for calls in recorded.steps.values() for name, _ in calls})
         if forwards.noised_shape is not None:
             self._begin_later()
         x = torch.randn(seen[0].x.shape, generator=torch.Generator().manual_seed(0)).to(seen[0].x)
@@ -363,7 +377,7 @@ class Drive:
         shift, count = wave.shift, schedule.num_train_timesteps
         shifted = type(schedule)(shift, count)
         assert wave.own_sigmas is not None
-        sigmas = wave.own_sigmas[:-1].double().cpu()
+        sigmas = wave.own_sigmas[:-1].cpu().double()
         sigmas = 1 - sigmas if self.stock.config.invert_sigmas else sigmas
         levels = torch.log((1 - sigmas) / sigmas)
         for candidate in (shifted, UnshiftedFlowSchedule(shift, count)):

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 
 class Steps(Protocol):
-    """What takes the steps of a driven scheduler."""
+    """What takes the steps of a driven scheduler; ``start_size`` is the standard deviation of the first sample."""
+
+    start_size: float
 
     def begin(self, scheduler: Any, mu: float | None) -> None:
         """The pipeline has set the timesteps, shifted by ``mu`` if that depends on its tokens."""
@@ -127,7 +129,7 @@ def parameterization_of(stock: SchedulerMixin, shift: float = 1.0) -> Parameteri
 
 def _preserving(stock: SchedulerMixin, prediction_type: PredictionType) -> VariancePreservingSchedule:
     """From the scheduler's own table, in which shifts and rescalings are done."""
-    alpha_bars = stock.alphas_cumprod.double().cpu()
+    alpha_bars = stock.alphas_cumprod.cpu().double()
     if alpha_bars[-1] < 1e-12:
         if prediction_type is PredictionType.EPSILON:
             raise ValueError(
@@ -196,6 +198,6 @@ def _driven_class(kind: Any) -> type:
             moved = self.steps.follow(model_output, sample)
         return DDIMSchedulerOutput(prev_sample=moved) if return_dict else (moved,)
 
-    init_noise_sigma = property(lambda self: 1.0, lambda self, value: None)
+    init_noise_sigma = property(lambda self: self.steps.start_size, lambda self, value: None)
     body = {"set_timesteps": set_timesteps, "step": step, "init_noise_sigma": init_noise_sigma}
     return type(f"Driven{kind.__name__}", (_Driven, kind), body)

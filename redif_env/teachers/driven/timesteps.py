@@ -33,7 +33,7 @@ class Recorder:
         """Note what a network is given at step ``index``."""
         self.rows[key] = rows_in(args, kwargs)
         self.steps[index][key] = {
-            path: torch.as_tensor(value).detach().double().cpu()
+            path: torch.as_tensor(value).detach().cpu().double()
             for path, value in leaves(args, kwargs).items()
             if not isinstance(value, Tensor) or value.numel() <= WATCHED
         }
@@ -57,16 +57,20 @@ class TimestepPlan:
             return args, kwargs
         found, count = leaves(args, kwargs), rows_in(args, kwargs)
         moves = deviation.repeat(count // len(deviation))  # copies for guidance hold the samples in the same order
-        return replaced(args, kwargs, {path: _moved(found[path], slope, moves) for path, slope in slopes.items()})
+        device = next(value.device for value in found.values() if isinstance(value, Tensor) and value.ndim)
+        return replaced(
+            args, kwargs, {path: _moved(found[path], slope, moves, device) for path, slope in slopes.items()}
+        )
 
 
-def _moved(value: Any, slope: Tensor, moves: Tensor) -> Tensor:
+def _moved(value: Any, slope: Tensor, moves: Tensor, device: torch.device) -> Tensor:
     given = torch.as_tensor(value)
     dtype = given.dtype if given.is_floating_point() else torch.float32
     rows = given.reshape(1) if given.ndim == 0 else given
     # On the host: what is small, and float64, which not every device has.
-    base = rows.double().cpu().expand(len(moves), *rows.shape[1:])
-    return (base + slope * expand(moves, base)).to(device=given.device, dtype=dtype)
+    base = rows.cpu().double().expand(len(moves), *rows.shape[1:])
+    # One number may be anywhere, networks send it to their device themselves; a number a row they do not.
+    return (base + slope * expand(moves, base)).to(device=given.device if given.ndim else device, dtype=dtype)
 
 
 def fit(runs: Sequence[tuple[Recorder, Sequence[float]]]) -> TimestepPlan:

@@ -89,6 +89,8 @@ class Wave:
         self.plan, self.injection, self.recorder = plan, injection, recorder
         self.blanks: dict[CallKey, Blank] = {} if blanks is None else blanks
         self.skipping = False
+        self.follows = False  # whether a second state is stepped along
+        self.start_size = 1.0  # what the pipeline multiplies its first noise with
         self.index = self.predicted = 0
         self.own_timesteps = torch.empty(0)
         self.own_sigmas: Tensor | None = None
@@ -153,7 +155,7 @@ class Wave:
             self.shift = math.exp(mu) if exponential else float(mu)
         else:
             self.shift = float(getattr(scheduler, "shift", None) or 1.0)
-        self.own_timesteps = scheduler.timesteps.double().cpu()
+        self.own_timesteps = scheduler.timesteps.cpu().double()
         self.own_sigmas = getattr(scheduler, "sigmas", None)
         if self.own_sigmas is not None:
             scheduler.sigmas = self.own_sigmas.clone()
@@ -213,6 +215,7 @@ class Wave:
 
     def follow(self, output: Tensor, sample: Tensor) -> Tensor:
         """The next sample of a second state, by a first-order step between the same levels."""
+        self.follows = True
         here, there = self._before.half_logsnr, self._place.half_logsnr
         if here is None or there is None:
             return sample
