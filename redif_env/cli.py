@@ -159,8 +159,7 @@ class Show:
             return
         with tempfile.TemporaryDirectory() as folder, serve(Path(folder), self.host, self.port) as server:
             write_page(self.exhibit(), Path(folder))
-            host, port = server.server_address[:2]
-            print(f"page: http://{host}:{port}/ (Ctrl+C ends it)", flush=True)
+            print(f"page: http://{self.host}:{server.server_port}/ (Ctrl+C ends it)", flush=True)
             with suppress(KeyboardInterrupt):
                 server.serve_forever()
 
