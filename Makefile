@@ -22,8 +22,9 @@ test-times: .venv/ready
 		END { for (file in seconds) printf "%8.1f s  %s\n", seconds[file], file }' test-times.log | sort -rn
 	@tail -n 1 test-times.log
 
-docs: .venv/ready
-	$(RUN) -m pytest tests/test_docs.py
+# The site, in docs/_build/html. Notebooks are run when they have changed.
+docs: .venv/docs-ready
+	$(RUN) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 check: .venv/ready
 	$(RUN) -m ruff check .
@@ -53,6 +54,10 @@ test-ray: .venv-ray/ready
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch .venv/ready
 
+.venv/docs-ready: .venv/ready
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch .venv/docs-ready
+
 .venv-oldest/ready: pyproject.toml constraints.txt tests/oldest.py
 	$(PYTHON) -m venv .venv-oldest
 	$(PYTHON) tests/oldest.py > .venv-oldest/constraints.txt
@@ -66,4 +71,4 @@ test-ray: .venv-ray/ready
 	touch .venv-newest/ready
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest .venv-ray build *.egg-info
+	rm -rf .venv .venv-oldest .venv-newest .venv-ray build dist docs/_build *.egg-info

@@ -1,4 +1,4 @@
-"""Compute what is shipped with the digits teacher: reference sets, linear initial maps and the README's linear steps.
+"""Compute what is shipped with the digits teacher: reference sets, initial maps and the linear steps of make demo.
 
     python -m experiments.ship_references
 

@@ -1,4 +1,4 @@
-"""The command ``redif``: train a student, sample, look, evaluate. Only training needs an RL library."""
+"""The command ``redif``: train a student, sample, show, evaluate. Only training needs an RL library."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import io
 import json
 import math
 import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,9 +28,14 @@ from redif_env.judging.baselines import Which, baselines_of
 from redif_env.judging.evaluation import Evaluator, evaluate
 from redif_env.judging.tables import print_table
 from redif_env.mdp.settings import parse_device, solver_name
-from redif_env.measures.rendering import tile, to_pixels
+from redif_env.measures.rendering import as_images, tile, to_pixels
+from redif_env.showing.films import Starts, base_films, student_films, teacher_film
+from redif_env.showing.page import Exhibit, write_page
+from redif_env.showing.server import serve
+from redif_env.storage.checks import check_at_least
 from redif_env.storage.files import write_file
 from redif_env.students.student import Student
+from redif_env.teachers.references import sizes_of
 from redif_env.teachers.teacher import Teacher, load_teacher
 
 WIDTH = 60
@@ -120,6 +128,99 @@ class Evaluate:
                 temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class Show:
+    """Look at teacher and students side by side, on the same noises, on a page that this command serves."""
+
+    students: Positional[tuple[str, ...]]
+    """Folders or hub ids of students of one teacher."""
+    seeds: int = 8
+    """Noises to show, of the seeds 0, 1, 2, ..."""
+    conditions: tuple[str, ...] = ()
+    """Class labels or prompts of training to choose from; the first ten if not given."""
+    teacher_steps: int | None = None
+    """Predictions that the teacher spends on a sample; as many as on endpoints if not given."""
+    solver_steps: int = 8
+    """The untrained solver is shown in every number of steps up to this."""
+    host: str = "127.0.0.1"
+    """Address to serve at; the default is reached from this machine alone."""
+    port: int = 7860
+    """0 for any free one."""
+    out: Path | None = None
+    """Write the page into this folder, and serve nothing."""
+    device: str = "cpu"
+
+    def run(self) -> None:
+        check_at_least(1, seeds=self.seeds, teacher_steps=self.teacher_steps, solver_steps=self.solver_steps)
+        if not self.students:
+            raise ValueError("students is empty: give the folder of at least one, as in: redif show student/")
+        if self.out is not None:
+            print(f"page: {write_page(self.exhibit(), self.out.expanduser())}")
+            return
+        with tempfile.TemporaryDirectory() as folder, serve(Path(folder), self.host, self.port) as server:
+            write_page(self.exhibit(), Path(folder))
+            print(f"page: http://{self.host}:{server.server_port}/ (Ctrl+C ends it)", flush=True)
+            with suppress(KeyboardInterrupt):
+                server.serve_forever()
+
+    def exhibit(self) -> Exhibit:
+        """The samples of all, made now."""
+        students = [load(name, self.device) for name in self.students]
+        teacher = teacher_of(students[0]).to(parse_device(self.device))
+        for name, student in zip(self.students, students, strict=True):
+            check_same_teacher(name, student, students[0])
+        known = teacher.conditions
+        rows = list(range(min(len(known), CONDITIONS)))
+        if self.conditions:
+            rows = known.rows_of(list(self.conditions), len(self.conditions)).tolist()
+        starts = Starts.draw(teacher, range(self.seeds), rows)
+        steps = self.teacher_steps or sizes_of(teacher).teacher_steps
+        names = shown_names(self.students)
+        schedule = teacher.schedule
+        first, last = schedule.timestep(schedule.half_logsnr_at(torch.tensor([1.0, 0.0], dtype=torch.float64))).tolist()
+        return Exhibit(
+            title=teacher.name,
+            conditions=[known.names[row] for row in rows],
+            seeds=range(self.seeds),
+            ends=(first, last),
+            device=str(teacher.device),
+            panels=[
+                [teacher_film(teacher, starts, steps)],
+                base_films(teacher, starts, range(1, self.solver_steps + 1)),
+                *(student_films(name, student, starts) for name, student in zip(names, students, strict=True)),
+            ],
+        )
+
+
+CONDITIONS = 10
+"""Conditions that a page shows if none are asked for."""
+
+
+def check_same_teacher(name: str, student: Student, first: Student) -> None:
+    """Refuse a student of another teacher than the first's.
+
+    Raises:
+        ValueError: if their teachers' names, sample shapes or conditions differ.
+    """
+    ours, others = (
+        (one.record.training.get("teacher", one.mdp.teacher.name), one.sample_shape, one.mdp.teacher.conditions.values)
+        for one in (student, first)
+    )
+    if ours != others:
+        raise ValueError(f"student {name!r} is of teacher {ours}, and the first of {others}: show them one by one")
+
+
+def shown_names(folders: Sequence[str]) -> list[str]:
+    """A short name of each student: the last part of its path that is not "student" alone, numbered if met before."""
+    names: list[str] = []
+    for folder in folders:
+        parts = [part for part in Path(folder).parts if part not in ("student", "/", "..", ".")]
+        name = parts[-1] if parts else "student"
+        same = sum(known == name or known.startswith(f"{name} (") for known in names)
+        names.append(f"{name} ({same + 1})" if same else name)
+    return names
+
+
 def load(student: str, device: str) -> Student:
     """The student of a folder or hub id."""
     loaded = Student.from_pretrained(student, device)
@@ -154,8 +255,7 @@ def save_samples(samples: torch.Tensor, out: Path) -> None:
         if out.suffix == ".safetensors":
             save_file({"samples": samples.contiguous()}, temporary)
             return
-        if samples.ndim != 4:
-            samples = samples.reshape(len(samples), 1, 1, -1)
+        samples = as_images(samples)
         columns = math.ceil(math.sqrt(len(samples)))
         missing = -len(samples) % columns
         # Places without a sample stay background.
@@ -266,17 +366,20 @@ def train(arguments: list[str]) -> None:
     run(ppo.main, ppo.Args, settled, arguments=arguments, prog="redif train")
 
 
+COMMANDS: dict[str, Any] = {"train": Train, "sample": Sample, "info": Info, "evaluate": Evaluate, "show": Show}
+"""The commands by their names."""
+
+
 def main() -> None:
     """Parse the command line and do what it says; on bad input print a sentence and exit with code 2."""
     diffusers_logging.disable_progress_bar()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a pipe on Windows has few characters
         sys.stdout.reconfigure(errors="replace")
-    commands: dict[str, Any] = {"train": Train, "sample": Sample, "info": Info, "evaluate": Evaluate}
     try:
         if sys.argv[1:2] == ["train"]:
             train(sys.argv[2:])
         else:
-            tyro.extras.subcommand_cli_from_dict(commands, prog="redif").run()
+            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="redif").run()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

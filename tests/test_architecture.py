@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "redif_env"
 ROOMS = (
     "storage", "diffusion", "measures", "teachers", "fitted", "mdp", "rewards", "envs", "students", "judging",
-    "training", "sb3", "torchrl", "rllib", "cli",
+    "showing", "training", "sb3", "torchrl", "rllib", "cli",
 )  # fmt: skip
 """From the ground up: a room imports from itself and from those before it."""
 PROGRAMS = ("agents", "experiments", "tests")

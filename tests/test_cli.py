@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from redif_env import Student
-from redif_env.cli import base_timesteps, main
+from redif_env.cli import base_timesteps, main, shown_names
 from redif_env.judging.baselines import QUICK
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.settings import MDPSettings, build_mdp
@@ -214,3 +214,28 @@ def test_a_dry_run_refuses_unknown_names(type_in):
         code, _, errors = type_in("train", "--dry-run", f"--{option}", value, *(["1"] if option == "reward" else []))
         assert code == 2
         assert f"{option}='{value}' is unknown: choose one of" in errors
+
+
+def test_show(type_in, tmp_path):
+    """The page is written; a student of another teacher is refused, and so is none."""
+    make_student(tmp_path / "first" / "student")
+    make_student(tmp_path / "other" / "student")
+    make_student(tmp_path / "digits", "digits")
+    little = ("--seeds", 2, "--solver-steps", 2, "--teacher-steps", 4, "--out", tmp_path / "page")
+    code, said, _ = type_in("show", tmp_path / "first" / "student", tmp_path / "other" / "student", *little)
+    assert (code, said) == (0, f"page: {tmp_path / 'page' / 'index.html'}\n")
+    text = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    names = re.findall(r'\{"name": "([^"]*)"', text)
+    assert names == ["teacher", "solver (iPNDM)", "first", "other"]
+    code, _, wrong = type_in("show", tmp_path / "first" / "student", tmp_path / "digits", *little)
+    assert code == 2
+    assert "is of teacher ('digits'" in wrong
+    code, _, wrong = type_in("show", tmp_path / "first" / "student", "--port", 99999, *little[:6])
+    assert code == 2
+    assert "port=99999 cannot be bound" in wrong
+    assert type_in("show", *little)[0] == 2
+
+
+def test_names_of_students_on_a_page():
+    folders = ("runs/a/student", "runs/b/student", "other/a/student/", "student")
+    assert shown_names(folders) == ["a", "b", "a (2)", "student"]

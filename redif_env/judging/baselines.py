@@ -61,7 +61,7 @@ class Baseline:
 
 AnyBaseline = Baseline | StockBaseline
 
-# The best pair of each table at 4, 6 and 8 calls, and close second ones: digits and mnist of docs/results.md, and a
+# The best pair of each table at 4, 6 and 8 calls, and close second ones: digits, mnist (docs/results-full.md), and a
 # class-conditional CIFAR-10 teacher (unipc2 time@8 at 4 calls, ipndm4 time@60 at 8).
 QUICK = tuple(
     Baseline(method, grid)

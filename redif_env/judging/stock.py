@@ -110,7 +110,7 @@ def _fits(baseline: StockBaseline, teacher: PipelineTeacher) -> bool:
     noise = torch.randn(TRIED, *teacher.sample_shape, generator=generator).to(teacher.device)
     try:
         found = bool(baseline(teacher, noise, TRIED + 1).isfinite().all())
-    except Exception as error:  # pipelines say in many ways that a scheduler is not theirs
+    except Exception as error:  # each pipeline raises its own
         print(f"{teacher.name} does not run with {baseline.method}, which is left out: {error}", flush=True)
         return False
     return found

@@ -94,16 +94,16 @@ class SolverMap(ActionMap):
 
     At +-1 the numbers mean:
 
-    ==  =======================================================================================================
-    0   step size: as in :class:`StepMap`, +-``max_shift``
-    1   weight of the first difference of predictions (in the clean coordinate), +-``max_first``
-    2   weight of their second difference, +-``max_second``
-    3   gain of the combined noise prediction, +-``max_gain`` (in the ``v`` coordinate: the clean estimate moves by
-        ``-gain * share * eps``, which stays small at high noise, where ``-gain * (sigma / alpha) * eps`` would not)
-    4   conditioning timestep of the next network call: the level's own, shifted by +-``max_timestep_shift * share`` in
-        ``half_logsnr``, with the next level's ``share``
-    5.. gain of each spatial frequency band of the predicted clean sample, +-``max_band * share`` (images only)
-    ==  =======================================================================================================
+    ===  ======================================================================================================
+    0    step size: as in :class:`StepMap`, +-``max_shift``
+    1    weight of the first difference of predictions (in the clean coordinate), +-``max_first``
+    2    weight of their second difference, +-``max_second``
+    3    gain of the combined noise prediction, +-``max_gain`` (in the ``v`` coordinate: the clean estimate moves by
+         ``-gain * share * eps``, which stays small at high noise, where ``-gain * (sigma / alpha) * eps`` would not)
+    4    conditioning timestep of the next network call: the level's own, shifted by +-``max_timestep_shift * share`` in
+         ``half_logsnr``, with the next level's ``share``
+    5..  gain of each spatial frequency band of the predicted clean sample, +-``max_band * share`` (images only)
+    ===  ======================================================================================================
 
     Differences that lack a past prediction count as zero. The factors ``share``, the noise's part of the sample
     (``sigma / sqrt(alpha**2 + sigma**2)``: 1 at pure noise, 0 at clean data, on any schedule), let one exploration

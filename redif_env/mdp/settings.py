@@ -149,7 +149,7 @@ OF_NAMED = ("conditions", "prompts", "null_label", "guidance_scale", "variant", 
 
 DEFAULT_SOLVER, DEFAULT_GRID = str(MDPSettings.solver), str(MDPSettings.grid)
 """iPNDM of order 3 (in up to 4 steps of order 2): from 6 steps on PPO brings the digits' samples nearer to their own
-endpoints from it than from DPM-Solver++ 3M, in a quarter of the calls (README)."""
+endpoints from it than from DPM-Solver++ 3M, in a quarter of the calls (docs/results-full.md)."""
 
 
 def look_up(argument: str, name: str, known: Mapping[str, T]) -> T:

@@ -41,6 +41,11 @@ class Filmstrip:
         return tuple(tile(to_pixels(strip)) for strip in self.tiles)
 
 
+def as_images(samples: Tensor) -> Tensor:
+    """Samples ``(N, *S)`` as images ``(N, C, H, W)``; those that are none as one row of pixels."""
+    return samples if samples.ndim == 4 else samples.reshape(len(samples), 1, 1, -1)
+
+
 def to_pixels(samples: Tensor) -> NDArray[np.uint8]:
     """Convert images ``(..., C, H, W)`` in [-1, 1] to ``uint8`` ``(..., H, W, 3)``; NaN becomes the background."""
     channels = samples[..., :3, :, :] if samples.shape[-3] >= 3 else samples[..., :1, :, :].repeat_interleave(3, dim=-3)
