@@ -24,6 +24,8 @@ ELSEWHERE = {
 }
 """Pages whose Python blocks are run by other tests."""
 SLOW = {"networks.md"}
+LEFT_OUT = re.compile(r"runs/|sys\.argv")
+"""In blocks that need a long training run, or are whole programs, which tests/students/test_own_parts.py runs."""
 SHORTER = {
     "20_000": "256",
     "2_000": "256",
@@ -46,7 +48,7 @@ def fenced(text, *languages):
 
 def with_blocks():
     for page in PAGES:
-        blocks = [block for block in fenced(page.read_text(encoding="utf-8"), "python") if "runs/" not in block]
+        blocks = [block for block in fenced(page.read_text(encoding="utf-8"), "python") if not LEFT_OUT.search(block)]
         if blocks and page.name not in ELSEWHERE:
             marks = [pytest.mark.slow] if page.name in SLOW else []
             yield pytest.param(page, blocks, id=page.name, marks=marks)
@@ -54,7 +56,7 @@ def with_blocks():
 
 @pytest.mark.parametrize(("page", "blocks"), list(with_blocks()))
 def test_examples_run(page, blocks, tmp_path, monkeypatch, pipeline_folder):
-    """Every Python block, from the top in one session; those that need a long training run before them are left out."""
+    """Every Python block, from the top in one session, but those of ``LEFT_OUT``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT)
     shutil.copytree(pipeline_folder, tmp_path / "path" / "or" / "hub-id")

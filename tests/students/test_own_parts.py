@@ -71,13 +71,14 @@ def test_what_cannot_be_written_is_refused_at_once():
             gym.make("ReDiF-v0", **TINY, action=action)
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "own-parts.md").read_text(encoding="utf-8")
-FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", PAGE, re.DOTALL))
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = "".join((DOCS / name).read_text(encoding="utf-8") for name in ("own_reward.md", "own_action.md"))
+FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", PAGES, re.DOTALL))
 
 
 @pytest.fixture
 def program(tmp_path, monkeypatch):
-    """Runs a program of docs/own-parts.md as its user would, in a folder with nothing else."""
+    """Runs a program of those pages as its user would, in a folder with nothing else."""
     for name, text in FILES.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
