@@ -194,7 +194,9 @@ def _git_state() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain"))}
+        # Pictures and students that users write into the checkout are no change of the code.
+        changed = ask("status", "--porcelain", "--untracked-files=no")
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return None
 
