@@ -10,7 +10,7 @@ The second needs a GPU. Finished runs are stored in ``--out`` and not repeated.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -21,10 +21,12 @@ from experiments.stored import once
 from experiments.tables import print_table, spread
 from experiments.tasks import Task, finish_all
 from redif_env.judging.baselines import Baseline, Which, baselines_of
-from redif_env.judging.evaluation import SCREEN_SIZE, SHORTLIST, Evaluator
+from redif_env.judging.evaluation import SCREEN_SIZE, SHORTLIST, Evaluator, Row
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, TeacherSettings, shared_teacher
+from redif_env.students.student import Student
 from redif_env.teachers.references import sizes_named
 from redif_env.training.command import run
+from redif_env.training.report import save_samples
 from redif_env.training.runs import prepare_folder
 
 SOURCES = ("mode_switches", "fd_switched", "fd_others", "fd_pixels", "recall", "coverage")
@@ -144,12 +146,24 @@ def sources(args: Args, rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
             yield ["redif-ppo", str(nfe), *(f"{median(row[name] for row in ours):.4f}" for name in SOURCES)]
 
 
+def draw_samples(args: Args, nfe: int) -> None:
+    """``samples-N.png``: the same noises down the rows, best solver, student of the first seed, teacher."""
+    first = solvers_at(args, nfe)[0]
+    best = Row(**{item.name: first.get(item.name) for item in fields(Row)})
+    student = Student.from_pretrained(args.out / f"redif-ppo-{nfe}-0" / "student")
+    path = args.out / f"samples-{nfe}.png"
+    save_samples(path, student, [best], evaluator_of(args), [Baseline(best.method, best.grid)])
+    print(f"Picture: {path}")
+
+
 def main(args: Args) -> None:
     prepare_folder(args.out)
     tasks = [task_of(args, *key) for key in product(args.nfe, range(args.seeds))]
     rows = [row for found in finish_all(tasks, args.teacher, args.jobs, args.device) for row in found]
     print_summary(args, rows)
     print_sources(args, rows)
+    for nfe in args.nfe:
+        draw_samples(args, nfe)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ def test_the_curve_of_quality(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert printed.count("dpm++2m time:") == 3
     assert (tmp_path / "redif-ppo-2-0" / "student").is_dir()
+    with Image.open(tmp_path / "samples-2.png") as picture:
+        assert picture.height > 3  # a line each for solver, student and teacher
 
 
 def test_the_adaptive_curve(tmp_path):
