@@ -43,7 +43,7 @@ def write_text(path, text, encoding=None, errors=None, newline=None):
     return path.write_bytes(text.replace("\n", "\r\n").encode(encoding or "utf-8"))
 
 
-OPTIONAL = {"rllib": "ray", "torchrl": "tensordict"}
+OPTIONAL = {"rllib": "ray", "torchrl": "tensordict", "skrl": "skrl"}
 """Libraries that not every environment has, by part of the names of the files that need them."""
 
 

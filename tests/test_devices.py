@@ -17,7 +17,7 @@ from redif_env.rewards.names import REWARDS
 from redif_env.sb3 import StudentPolicy, make_vec_env, student_kwargs
 from redif_env.sb3.checkpoints import agent_state, load_agent_state
 from redif_env.students.export import ReDiFPipeline, ReDiFScheduler
-from redif_env.students.export.home import steps_scheduler
+from redif_env.students.export.home import scheduler_at_home
 from redif_env.students.export.steps import run_steps
 from redif_env.teachers.references import reference_paths, reference_set
 from redif_env.teachers.teacher import load_teacher
@@ -282,9 +282,7 @@ def test_driven_pipelines(device, name):
         env = ReDiFVectorEnv(2, teacher=teacher, device=placed, **SMALL | {"reference_size": 2, "teacher_steps": 4})
         found.append(played(env, 4))
         mdp = env.mdp
-        pipe.scheduler = steps_scheduler(
-            Student(mdp, Policy.from_table(torch.zeros(3, mdp.action_size), mdp.observation_size))
-        )
+        pipe.scheduler = scheduler_at_home(mdp, torch.zeros(3, mdp.action_size))
         generator = torch.Generator().manual_seed(0)
         images = pipe(
             **entry.shared, **entry.conditions[0], num_inference_steps=3, generator=generator, output_type="np"

@@ -271,7 +271,7 @@ def default_sizes(settings: TeacherSettings) -> SetSizes:
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _Requested:
     """Settings of a teacher, and a key of all that they name."""
 
     key: str
@@ -290,12 +290,12 @@ def shared_teacher(settings: TeacherSettings) -> Teacher:
         given["call_arguments"] = sorted(settings.call_arguments.items())
     files = [contents_of(str(name)) for name in (settings.teacher, settings.prompts) if name is not None]
     # A folder is what it is, however it is written.
-    return _shared_teacher(_Wanted(repr((files, given | {"teacher": None, "prompts": None})), settings))
+    return _shared_teacher(_Requested(repr((files, given | {"teacher": None, "prompts": None})), settings))
 
 
 @lru_cache(maxsize=8)
-def _shared_teacher(wanted: _Wanted) -> Teacher:
-    settings = wanted.settings
+def _shared_teacher(requested: _Requested) -> Teacher:
+    settings = requested.settings
     device, dtype = parse_device(settings.device), parse_dtype(settings.dtype)
     if settings.drives:
         return _driven_teacher(settings, device, dtype)

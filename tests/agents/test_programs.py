@@ -77,7 +77,7 @@ def test_train_export_judge(module, tmp_path):
     assert result["settings"]["seed"] == 1
     assert result["versions"]["torch"] == torch.__version__
     assert result["environment_steps"] >= 128 * 3
-    assert set(result["rows"][0]) == {"method", "grid", "nfe", "fd_teacher", "fd_data", "mse_teacher"}
+    assert set(result["rows"][0]) == {"method", "grid", "nfe", "fd_teacher", "fd_data", "mse_teacher", "diversity"}
     rows = {(row["method"], row["grid"]): row for row in result["rows"]}
     assert len(rows) == len(QUICK) + 3
     assert process.stdout.index("student saved in") < process.stdout.index("FD to teacher")
@@ -249,7 +249,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch, capsys):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("redif_env.students.export.pipeline.write_sealed", full)
+    monkeypatch.setattr("redif_env.students.export.folder.write_sealed", full)
     with pytest.raises(SystemExit) as stopped:
         command.run(ppo.main, ppo.Args, settled)
     assert stopped.value.code == 1

@@ -19,7 +19,6 @@ from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.measures.distances import structural_dissimilarity
 from redif_env.rewards.endpoint import EndpointAlignment, image_distance
-from redif_env.sb3.training import ppo as program
 from redif_env.students.export import ReDiFPipeline
 from tests.models import MODELS, PROMPTS, Model, dit, save_dit, save_stable_diffusion, save_stable_diffusion_3, unet
 
@@ -348,7 +347,7 @@ def test_ppo_trains_on_every_class(model: Model, saved, tmp_path, monkeypatch):
     if "null_label" in options:
         arguments += ["--null-label", str(options["null_label"])]
     few = [Baseline("ddim", "time"), Baseline("unipc2", "time^2")]
-    monkeypatch.setattr(program, "baselines_of", lambda which, teacher: few)
+    monkeypatch.setattr("redif_env.training.report.baselines_of", lambda which, teacher: few)
     ppo.main(tyro.cli(ppo.Args, args=arguments))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     calls = 2 if "guidance_scale" in options else 1

@@ -102,8 +102,10 @@ def test_an_interrupt_does_not_wait_for_the_network(teacher):
 
     handle = teacher.network.register_forward_pre_hook(stands)
     threading.Thread(target=interrupts).start()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
     with pytest.raises(KeyboardInterrupt):
         predict(teacher, started(teacher))
+    signal.signal(signal.SIGINT, before)
     leave.set()
     handle.remove()
     while driven_threads():  # they end by themselves

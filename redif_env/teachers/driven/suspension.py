@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 
 
@@ -43,7 +44,7 @@ class SuspendedCall:
         else:
             self._inbox.put(value)
         try:
-            kind, content = self._outbox.get()
+            kind, content = self._next()
         except BaseException:  # an interrupt: the body ends at its next suspension
             self.finished = True
             self._inbox.put(Cancelled())
@@ -52,6 +53,13 @@ class SuspendedCall:
         if kind == "raised":
             raise content
         return self.finished, content
+
+    def _next(self) -> tuple[str, Any]:
+        """What the body hands out next."""
+        while True:
+            # A signal that comes just before the wait does not wake it: wait anew each second, so that it is handled.
+            with suppress(Empty):
+                return self._outbox.get(timeout=1)
 
     def close(self) -> None:
         """Unwind the body, if it is suspended."""
