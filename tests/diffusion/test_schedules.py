@@ -71,7 +71,7 @@ def test_bad_schedules_are_refused():
         VariancePreservingSchedule(torch.tensor([0.1]))
 
 
-def test_a_scheduler_in_the_place_of_a_name_is_told_how_it_is_read():
+def test_a_scheduler_in_the_place_of_a_name_is_refused_with_the_remedy():
     scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear")
     with pytest.raises(TypeError, match=r"read_scheduler\(scheduler.config, 'its name'\)"):
         VariancePreservingSchedule.from_diffusers(scheduler)

@@ -58,7 +58,7 @@ def image_student(pipeline_folder):
 
 
 def test_diffusers_itself_opens_a_student(image_student, tmp_path, monkeypatch):
-    """Told to trust one line that imports this library; which itself never runs a folder's code."""
+    """Allowed to trust one line that imports this library; which itself never runs a folder's code."""
     image_student.save_pretrained(tmp_path / "student")
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     if "trust_remote_code" in inspect.signature(get_cached_module_file).parameters:  # older ones do not ask
