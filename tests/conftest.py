@@ -136,3 +136,12 @@ def quiet():
     yield
     diffusers.logging.set_verbosity(before[0])
     transformers.logging.set_verbosity(before[1])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modules_of_folders(tmp_path_factory):
+    """Where diffusers copies the code of folders that are trusted: one place a session, since Python finds it once."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", folder)
+        yield

@@ -57,10 +57,9 @@ def image_student(pipeline_folder):
 # The pipeline
 
 
-def test_diffusers_itself_opens_a_student(image_student, tmp_path, monkeypatch):
+def test_diffusers_itself_opens_a_student(image_student, tmp_path):
     """Allowed to trust one line that imports this library; which itself never runs a folder's code."""
     image_student.save_pretrained(tmp_path / "student")
-    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     if "trust_remote_code" in inspect.signature(get_cached_module_file).parameters:  # older ones do not ask
         with pytest.raises(ValueError, match="trust_remote_code=True"):
             DiffusionPipeline.from_pretrained(tmp_path / "student")
