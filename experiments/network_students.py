@@ -131,7 +131,7 @@ def evaluated(args: Args, name: str, method: str, sampler: Sampler, seconds: flo
     with torch.inference_mode():
         samples = sampler(judge.noise, judge.condition)
     row = asdict(judge.row(method, "learned", args.num_steps, samples))
-    return {**row, **judge.set_measures(judge.teacher.clip(samples)), "network": name, "seconds": seconds}
+    return {**row, **judge.set_measures(samples), "network": name, "seconds": seconds}
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:

@@ -93,14 +93,22 @@ def solvers_at(args: Args, nfe: int) -> list[dict[str, Any]]:
     """The rows of training-free solvers, best first, its own with where its distance comes from; stored in ``out``."""
 
     def evaluated() -> list[dict[str, Any]]:
-        evaluator = evaluator_of(args)
-        best, *others = evaluator.baselines(nfe, baselines_of(args.baselines), args.screen_size, args.shortlist)
-        steps = nfe // evaluator.teacher.calls
-        samples = Baseline(best.method, best.grid)(evaluator.teacher, evaluator.noise, steps, evaluator.condition)
-        return [{**asdict(best), **evaluator.set_measures(samples)}, *map(asdict, others)]
+        evaluator, rows = evaluator_of(args), []
+        candidates = baselines_of(args.baselines)
+        for row, samples in evaluator.each_baseline(nfe, candidates, args.screen_size, args.shortlist):
+            rows.append(row)
+            if row == min(rows, key=distance_of):
+                nearest = samples
+        best, *others = sorted(rows, key=distance_of)
+        return [{**asdict(best), **evaluator.set_measures(nearest)}, *map(asdict, others)]
 
     found: list[dict[str, Any]] = once(args.out / f"solvers-{nfe}.json", evaluated)
     return found
+
+
+def distance_of(row: Row) -> float:
+    """What rows are sorted by."""
+    return row.fd_teacher
 
 
 def best_solver(args: Args, nfe: int, distance: float) -> list[str]:

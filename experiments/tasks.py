@@ -53,5 +53,5 @@ def _rows_of(task: Task) -> list[dict[str, Any]]:
         last = student.trajectory(evaluator.noise, price, evaluator.condition)[-1]
         row = evaluator.row(task.method, "learned", last.nfe.double().mean().item(), last.x)
         facts_of_row = {"price": price, "seed": task.settings.seed, "budget": student.num_steps, **facts}
-        rows.append({**asdict(row), **evaluator.set_measures(evaluator.teacher.clip(last.x)), **facts_of_row})
+        rows.append({**asdict(row), **evaluator.set_measures(last.x), **facts_of_row})
     return rows

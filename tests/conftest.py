@@ -3,11 +3,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from redif_env.teachers.teacher import GaussianMixtureTeacher, Teacher
 from tests.models import unet, with_matrix
+from tests.pictures import LABELS, PIXELS
 
 # Workers beside each other, with as many threads as cores each, would be ten times slower than with one each.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -145,3 +147,11 @@ def modules_of_folders(tmp_path_factory):
         folder = str(tmp_path_factory.mktemp("modules"))
         patch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", folder)
         yield
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """A file of labelled pictures, as Keras has them."""
+    path = tmp_path / "grey.npz"
+    np.savez(path, x_train=PIXELS, y_train=LABELS, x_test=PIXELS[:2], y_test=LABELS[:2])
+    return path

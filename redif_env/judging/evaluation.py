@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
@@ -146,12 +146,13 @@ class Evaluator:
         return self.row(method, grid, int(nfe) if nfe.is_integer() else nfe, last.x)
 
     def set_measures(self, samples: Tensor) -> dict[str, float]:
-        """Further metrics of samples ``(size, *S)`` against the endpoints.
+        """Further metrics of samples ``(size, *S)``, clipped, against the endpoints.
 
         ``kd``: KID times 1000. ``swd``: sliced Wasserstein distance. ``fd_pixels``: Frechet distance of pixels.
         ``mode_switches``: share of samples nearer to another noise's endpoint than to their own. ``fd_switched``:
         Frechet distance with all other samples replaced by their endpoints. ``fd_others``: with these replaced.
         """
+        samples = self.teacher.clip(samples)
         features, endpoints = self.embed(samples), self.endpoint_features
         switched = mode_switches(features, endpoints)[:, None]
         return {
@@ -161,7 +162,7 @@ class Evaluator:
             "density": density(features, endpoints),
             "coverage": coverage(features, endpoints),
             "swd": sliced_wasserstein(features, endpoints),
-            "fd_pixels": frechet_distance(self.teacher.clip(samples).flatten(1), self.endpoints.flatten(1)),
+            "fd_pixels": frechet_distance(samples.flatten(1), self.endpoints.flatten(1)),
             "mode_switches": switched.double().mean().item(),
             "fd_switched": frechet_distance(torch.where(switched, features, endpoints), endpoints),
             "fd_others": frechet_distance(torch.where(switched, endpoints, features), endpoints),
@@ -194,17 +195,26 @@ class Evaluator:
 
         With more than ``screen_size`` noises, all are screened on that many, and the best ``shortlist`` evaluated.
         """
+        rows = [row for row, _ in self.each_baseline(nfe, candidates, screen_size, shortlist)]
+        return sorted(rows, key=lambda row: row.fd_teacher)
+
+    def each_baseline(
+        self,
+        nfe: int,
+        candidates: Sequence[AnyBaseline] | None = None,
+        screen_size: int = SCREEN_SIZE,
+        shortlist: int = SHORTLIST,
+    ) -> Iterator[tuple[Row, Tensor]]:
+        """As :meth:`baselines`, one by one, each with its samples."""
         chosen: list[AnyBaseline] = list(all_baselines() if candidates is None else candidates)
         if len(self.noise) > screen_size and len(chosen) > shortlist:
             progress = tqdm(chosen, desc="screening solvers")
             distances = {baseline: self.distance(self._sampler(baseline, nfe), screen_size) for baseline in progress}
             chosen = sorted(chosen, key=lambda baseline: distances[baseline])[:shortlist]
-        rows = []
         for baseline in tqdm(chosen, desc=f"solvers at {nfe} NFE"):
             samples = self._sampler(baseline, nfe)(self.noise, self.condition)
             made = baseline.predictions(nfe // self.teacher.calls) * self.teacher.calls
-            rows.append(self.row(baseline.method, baseline.grid, made, samples))
-        return sorted(rows, key=lambda row: row.fd_teacher)
+            yield self.row(baseline.method, baseline.grid, made, samples), samples
 
     def _sampler(self, baseline: AnyBaseline, nfe: int) -> Sampler:
         return lambda noise, condition: baseline(self.teacher, noise, nfe // self.teacher.calls, condition)

@@ -13,7 +13,7 @@ from experiments.tables import spread
 from redif_env import Student
 from redif_env.judging.baselines import Baseline
 from redif_env.mdp.actions import SolverMap, StepMap
-from redif_env.measures.rendering import to_pixels
+from redif_env.measures.rendering import GAP, to_pixels
 from redif_env.sb3.training.networks import NoiseSettings
 
 # Stable-Baselines3's progress bar is tqdm's, drawn by rich.
@@ -70,7 +70,7 @@ def test_the_curve_of_quality(tmp_path, capsys, monkeypatch):
     assert printed.count("dpm++2m time:") == 3
     assert (tmp_path / "redif-ppo-2-0" / "student").is_dir()
     with Image.open(tmp_path / "samples-2.png") as picture:
-        assert picture.height > 3  # a line each for solver, student and teacher
+        assert picture.height == 3 * (32 + GAP) + GAP  # a line each for solver, student and teacher
 
 
 def test_the_adaptive_curve(tmp_path):

@@ -16,16 +16,7 @@ from redif_env.diffusion.predictions import EDMPreconditioning
 from redif_env.diffusion.types import Level, PredictionType
 from redif_env.storage.checkpoints import newest_state
 from redif_env.storage.data import ImageSet
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
-LABELS = np.arange(12, dtype=np.uint8) % 3
-
-
-@pytest.fixture
-def npz(tmp_path):
-    path = tmp_path / "grey.npz"
-    np.savez(path, x_train=PIXELS, y_train=LABELS, x_test=PIXELS[:2], y_test=LABELS[:2])
-    return path
+from tests.pictures import LABELS, PIXELS
 
 
 @pytest.mark.parametrize("kind", list(train_teacher.Kind))

@@ -10,16 +10,7 @@ from PIL import Image
 
 from redif_env import ReDiFEnv
 from redif_env.storage.data import load_images
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
-LABELS = np.arange(12, dtype=np.uint8) % 3
-
-
-@pytest.fixture
-def npz(tmp_path):
-    path = tmp_path / "grey.npz"
-    np.savez(path, x_train=PIXELS, y_train=LABELS, x_test=PIXELS[:2], y_test=LABELS[:2])
-    return path
+from tests.pictures import LABELS, PIXELS
 
 
 def test_npz_files_are_read(npz):
