@@ -261,7 +261,7 @@ class Drive:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the predictions: what can be read, and a probe, which shows a LoRA's scale too."""
+        """SHA-256 of all that decides the predictions: what can be read, and a probe, which shows scales of LoRAs."""
         return keyed(self._described, torch.stack(self._alone()), self.dtype)
 
     @cached_property
