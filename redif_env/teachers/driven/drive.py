@@ -141,6 +141,14 @@ class Drive:
             # The pipeline computes with its scheduler's sigmas: stepped in their units.
             self.stock, self.parameterization = self._family(sigmas=True)
             self.probe = self._probe()
+        except ValueError as error:
+            if "class_labels should be provided" not in str(error):
+                raise
+            raise ValueError(
+                f"{type(pipe).__name__} cannot be driven: its network asks for class labels, which its call does not "
+                "take. Have the network called directly (driven=False, Teacher.from_pretrained), or give a pipeline "
+                "whose call takes them"
+            ) from error
 
     @property
     def _pair(self) -> list[int]:
