@@ -8,9 +8,12 @@ The simulation knows nothing but what :class:`Machine` and ``TEACHERS`` say.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +55,8 @@ class Args:
     """Rollouts of one runner, and as many of two, that are measured in turn; 0 measures nothing."""
     num_envs: int = 256
     """Episodes of a rollout that is measured."""
+    references: int = 1024
+    """Noises whose endpoints are made anew, where anything is measured."""
 
 
 def simulate(machine: Machine, teraflop: float, runners: int, rollouts: int, seed: int = 0) -> float:
@@ -111,9 +116,44 @@ def measure(args: Args) -> None:
     print_table(f"Measured: digits, {args.num_envs} episodes of 4 steps, {args.rounds} rollouts each", columns, rows)
 
 
+def prepare(args: Args) -> None:
+    """Time what is made once, and what each runner makes of it in a process of its own."""
+    import ray
+
+    from redif_env.rllib import shared_tensors
+
+    settings = {"teacher": "digits", "reference_size": args.references, "teacher_steps": 99, "group_size": 8}
+    with TemporaryDirectory() as folder:
+        os.environ["REDIF_CACHE"] = folder  # before Ray's processes are started: nothing is found there
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        try:
+            start = time.monotonic()
+            tensors = shared_tensors(**settings)
+            alone = time.monotonic() - start
+            context = {**settings, "tensors": tensors, "num_envs": args.num_envs}
+            each = ray.get([ray.remote(seconds_of_env).remote(context) for _ in range(2)])
+        finally:
+            ray.shutdown()
+            del os.environ["REDIF_CACHE"]
+    print(
+        f"{args.references:,} endpoints of 99 predictions and the rest made once: {alone:.1f} s; the environment of each "
+        f"of 2 runners: {', '.join(f'{seconds:.2f}' for seconds in each)} s, {max(each) / alone:.3f} of that"
+    )
+
+
+def seconds_of_env(context: dict[str, Any]) -> float:
+    """How long a runner makes its environment, once its process has loaded this library."""
+    from redif_env.rllib import make_env
+
+    start = time.monotonic()
+    make_env(context)
+    return time.monotonic() - start
+
+
 def main(args: Args) -> None:
     project(args)
     if args.rounds:
+        prepare(args)
         measure(args)
 
 
