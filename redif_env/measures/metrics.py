@@ -15,16 +15,25 @@ from redif_env.measures.kernels import PolynomialKernel
 @stock_defaults()
 @torch.inference_mode()
 def frechet_distance(samples: Tensor, reference: Tensor) -> float:
-    """Frechet distance (Heusel et al. 2017, Eq. 6), from torchmetrics, in float64. Each set needs at least two rows."""
-    from torchmetrics.image.fid import FrechetInceptionDistance
+    """Frechet distance of Gaussians with the sets' moments (Heusel et al. 2017, Eq. 6), in float64.
 
-    identity = nn.Identity()
-    identity.num_features = samples.shape[1]  # type: ignore[assignment]
-    metric = FrechetInceptionDistance(feature=identity, normalize=True)
-    metric.update(reference.to(HOST), real=True)
-    metric.update(samples.to(HOST), real=False)
+    The trace of the root of the covariances' product is the sum of the singular values of the one set's factor times
+    the other's. Factors are those of a QR decomposition, so that neither many rows nor many features make it slow: with
+    the 3,072 pixels of an image torchmetrics takes minutes.
+
+    Raises:
+        ValueError: if a set has fewer than two rows.
+    """
+    if min(len(samples), len(reference)) < 2:
+        raise ValueError(f"a Frechet distance needs two samples or more, got {len(samples)} and {len(reference)}")
+    means, factors = [], []
+    for rows in (samples.to(HOST).double(), reference.to(HOST).double()):
+        means.append(rows.mean(dim=0))
+        factors.append(torch.linalg.qr(rows - means[-1], mode="r").R / (len(rows) - 1) ** 0.5)
+    between = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
+    distance = (means[0] - means[1]).square().sum() + sum(factor.square().sum() for factor in factors) - 2 * between
     # Rounding can make the distance of equal sets slightly negative.
-    return max(0.0, float(metric.compute()))
+    return max(0.0, float(distance))
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from redif_env.measures.metrics import (
@@ -38,6 +39,24 @@ def test_frechet_distance_matches_scipy():
     root = scipy.linalg.sqrtm(cov_a @ cov_b).real
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root)
     assert frechet_distance(first.flatten(1), second.flatten(1)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_frechet_distance_of_fewer_rows_than_features():
+    """A set and itself, moved: the distance is the move's, though its covariances have no full rank; torchmetrics' for
+    more rows than features."""
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(20, 300, generator=generator, dtype=torch.float64)
+    assert frechet_distance(few, few + 0.1) == pytest.approx(300 * 0.01, rel=1e-9)
+    assert frechet_distance(few, 2 * few) == pytest.approx(float(few.mean(0).square().sum() + few.var(0).sum()))
+    first, second = few[:, :5], few[:, 5:10]
+    identity = torch.nn.Identity()
+    identity.num_features = 5
+    metric = FrechetInceptionDistance(feature=identity, normalize=True).set_dtype(torch.float64)
+    metric.update(first, real=True)
+    metric.update(second, real=False)
+    assert frechet_distance(first, second) == pytest.approx(float(metric.compute()), rel=1e-6)
+    with pytest.raises(ValueError, match="needs two samples or more, got 1 and 20"):
+        frechet_distance(few[:1], few)
 
 
 def test_mean_squared_error_by_hand():
