@@ -52,7 +52,7 @@ class TimeGrid(Grid):
             raise ValueError(f"sigma_max must be above 0, got {self.sigma_max}")
 
     def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
-        time = (1 - position) ** self.power
+        time = 1 - position if self.power == 1 else (1 - position) ** self.power
         if self.sigma_max is not None:
             time = time * late_time(schedule, self.sigma_max)
         return schedule.half_logsnr_at(time)
@@ -161,5 +161,5 @@ def next_position(position: Tensor, steps_left: Tensor, shift: Tensor) -> Tensor
         shift: ``(B,)`` float64, in logits.
     """
     # The last step's fraction is 1, and position + (1 - position) rounds to 1 whatever the position.
-    fraction = 1 / (1 + (steps_left.clamp(min=1) - 1) * torch.exp(-shift))
+    fraction = (1 + (steps_left.clamp(min=1) - 1) * torch.exp(-shift)).reciprocal()
     return position + (1 - position) * fraction

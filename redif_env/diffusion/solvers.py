@@ -96,7 +96,7 @@ class MultistepSolver(Solver):
             return Estimate(weights)
         # x0 = (x - sigma * eps) / alpha
         alpha, sigma = level.alpha[:, None], level.sigma[:, None]
-        from_noise = torch.cat([1 / alpha, (-sigma / alpha * weights)[:, 1:]], dim=1)
+        from_noise = torch.cat([alpha.reciprocal(), (-sigma / alpha * weights)[:, 1:]], dim=1)
         # At pure noise x says nothing of x0, but there is only one prediction yet: its own clean estimate is taken.
         return Estimate(torch.where(alpha == 0, _columns(1, size, 1), from_noise))
 
@@ -122,8 +122,8 @@ class IPNDM(MultistepSolver):
     def weights(self, state: State, next_half_logsnr: Tensor) -> Tensor:
         usable = state.predictions.clamp(max=self.order)
         if self.cautious:
-            steps = state.predictions - 1 + state.steps_left
-            usable = torch.where(steps <= self._SHORT_RUN, usable.clamp(max=2), usable)
+            short_run = state.predictions + state.steps_left <= self._SHORT_RUN + 1
+            usable = torch.where(short_run, usable.clamp(max=2), usable)
         return ADAMS_BASHFORTH[usable - 1, : self.order]
 
 

@@ -59,7 +59,7 @@ class Features(Observation):
         return num_steps + 10 + (3 * self.bands if len(sample_shape) == 3 else 0)
 
     def observe(self, state: State, size: Tensor, num_steps: int) -> Tensor:
-        count = state.x[0].numel()
+        count = math.prod(state.x.shape[1:])
         bands = self.bands if state.x.ndim == 4 else 0
         found = self._statistics(state, bands).to(HOST, torch.float64)
         means, norms, moments = found.split([6, 6, 4 * bands], dim=1)
