@@ -372,7 +372,7 @@ def sample(
 @torch.inference_mode(False)  # stored for later calls, which may need a gradient
 def _columns(order: int, size: int, first: int) -> Tensor:
     """``(order, size)`` that puts the weights of predictions in every second column, from column ``first`` on."""
-    return torch.eye(size, dtype=torch.float64, device=HOST)[first::2][:order]
+    return torch.eye(size, dtype=torch.float64, device=HOST)[first::2][:order].clone()  # traced programs keep it whole
 
 
 def _any(rows: Tensor) -> bool:

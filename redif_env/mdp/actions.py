@@ -243,7 +243,8 @@ class _Step:
         half_logsnr = base.grid.half_logsnr(position, base.schedule)
         # In one call, since a small operation costs the same for two.
         ends = base.schedule.level(torch.cat([state.half_logsnr, half_logsnr]))
-        return cls(position, half_logsnr, *map(Level, ends.alpha.chunk(2), ends.sigma.chunk(2)), ends)
+        level, next_level = map(Level, ends.alpha.chunk(2), ends.sigma.chunk(2))
+        return cls(position, half_logsnr, level, next_level, ends)
 
     def decision(self, state: State, estimate: Estimate, timestep: Tensor, gains: Tensor | None = None) -> Decision:
         """The step with a clean estimate."""
