@@ -52,7 +52,7 @@ class TimeGrid(Grid):
             raise ValueError(f"sigma_max must be above 0, got {self.sigma_max}")
 
     def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
-        time = (1 - position) ** self.power
+        time = 1 - position if self.power == 1 else (1 - position) ** self.power
         if self.sigma_max is not None:
             time = time * late_time(schedule, self.sigma_max)
         return schedule.half_logsnr_at(time)
@@ -160,5 +160,6 @@ def next_position(position: Tensor, steps_left: Tensor, shift: Tensor) -> Tensor
         steps_left: ``(B,)`` int64; a row with none left stays on clean data.
         shift: ``(B,)`` float64, in logits.
     """
-    fraction = 1 / (1 + (steps_left.clamp(min=1) - 1) * torch.exp(-shift))
-    return torch.where(steps_left <= 1, torch.ones_like(position), position + (1 - position) * fraction)
+    # The last step's fraction is 1, and position + (1 - position) rounds to 1 whatever the position.
+    fraction = (1 + (steps_left.clamp(min=1) - 1) * torch.exp(-shift)).reciprocal()
+    return position + (1 - position) * fraction

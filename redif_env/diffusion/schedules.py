@@ -108,6 +108,7 @@ class VariancePreservingSchedule(Schedule):
     betas: Tensor
     knots: Tensor = field(init=False)
     _ends: tuple[float, float] = field(init=False, repr=False)
+    _falls: Tensor = field(init=False, repr=False)
     _rising: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -124,7 +125,8 @@ class VariancePreservingSchedule(Schedule):
         knots = (log_alphas_cumprod - torch.log(-torch.expm1(log_alphas_cumprod))) / 2
         object.__setattr__(self, "betas", betas)
         object.__setattr__(self, "knots", knots)
-        object.__setattr__(self, "_rising", -knots)
+        object.__setattr__(self, "_falls", knots[:-1] - knots[1:])
+        object.__setattr__(self, "_rising", -knots[1:-1])
         object.__setattr__(self, "_ends", (float(knots[-1]), float(knots[0])))
 
     @classmethod
@@ -189,19 +191,17 @@ class VariancePreservingSchedule(Schedule):
 
     def half_logsnr(self, timestep: Tensor) -> Tensor:
         timestep = timestep.double().clamp(0.0, self.max_timestep)
-        below = timestep.floor().long().clamp(max=len(self.knots) - 2)
+        below = timestep.long().clamp(max=len(self._falls) - 1)
         return torch.lerp(self.knots[below], self.knots[below + 1], timestep - below)
 
     def timestep(self, half_logsnr: Tensor) -> Tensor:
         half_logsnr = half_logsnr.double().clamp(*self._ends)
         if torch.compiler.is_compiling():
             # The same as below, as a count: not every exporter of traced programs knows searchsorted.
-            above = (self.knots > half_logsnr.detach()[..., None]).sum(-1)
+            below = (self._rising < -half_logsnr.detach()[..., None]).sum(-1)
         else:
-            above = torch.searchsorted(self._rising, -half_logsnr.detach())
-        above = above.clamp(1, len(self.knots) - 1)
-        upper, lower = self.knots[above - 1], self.knots[above]
-        return (above - 1) + (upper - half_logsnr) / (upper - lower)
+            below = torch.searchsorted(self._rising, -half_logsnr.detach())
+        return below + (self.knots[below] - half_logsnr) / self._falls[below]
 
     def level(self, half_logsnr: Tensor) -> Level:
         return preserving_level(half_logsnr)

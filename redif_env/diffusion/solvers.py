@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -89,20 +90,15 @@ class MultistepSolver(Solver):
         """Weights for the step from ``state`` to ``next_half_logsnr`` ``(B,)``; those of missing predictions are 0."""
 
     def estimate(self, state: State, next_half_logsnr: Tensor, level: Level) -> Estimate:
-        weights = self.weights(state, next_half_logsnr)
-        zero = torch.zeros_like(weights)
-        unused = weights.new_zeros(len(weights), state.history.shape[1] - 2 * self.order)
+        size = 1 + state.history.shape[1]
+        weights = self.weights(state, next_half_logsnr) @ _columns(self.order, size, 1 + self.combines_noise)
         if not self.combines_noise:
-            pairs = torch.stack([weights, zero], dim=2).flatten(1)
-            return Estimate(torch.cat([zero[:, :1], pairs, unused], dim=1))
+            return Estimate(weights)
         # x0 = (x - sigma * eps) / alpha
         alpha, sigma = level.alpha[:, None], level.sigma[:, None]
-        pairs = torch.stack([zero, -sigma / alpha * weights], dim=2).flatten(1)
-        from_noise = torch.cat([1 / alpha, pairs, unused], dim=1)
+        from_noise = torch.cat([alpha.reciprocal(), (-sigma / alpha * weights)[:, 1:]], dim=1)
         # At pure noise x says nothing of x0, but there is only one prediction yet: its own clean estimate is taken.
-        newest = torch.zeros_like(from_noise)
-        newest[:, 1] = 1
-        return Estimate(torch.where(alpha == 0, newest, from_noise))
+        return Estimate(torch.where(alpha == 0, _columns(1, size, 1), from_noise))
 
 
 @dataclass(frozen=True)
@@ -126,8 +122,8 @@ class IPNDM(MultistepSolver):
     def weights(self, state: State, next_half_logsnr: Tensor) -> Tensor:
         usable = state.predictions.clamp(max=self.order)
         if self.cautious:
-            steps = state.predictions - 1 + state.steps_left
-            usable = torch.where(steps <= self._SHORT_RUN, usable.clamp(max=2), usable)
+            short_run = state.predictions + state.steps_left <= self._SHORT_RUN + 1
+            usable = torch.where(short_run, usable.clamp(max=2), usable)
         return ADAMS_BASHFORTH[usable - 1, : self.order]
 
 
@@ -247,7 +243,7 @@ def apply_estimate(
     ratio, gain = ddim_factors(level, next_level)
     # Both at once: the second is a sum of the same samples.
     arrived = gain[:, None] * estimate.weights
-    arrived = torch.cat([arrived[:, :1] + ratio[:, None], arrived[:, 1:]], dim=1)
+    arrived[:, 0].add_(ratio)
     weights, parts = torch.stack([estimate.weights, arrived], dim=1), [state.x[:, None], state.history]
     if estimate.matrix_part is not None:
         both = torch.stack([torch.ones_like(gain), gain], dim=1)[:, :, None]
@@ -370,6 +366,13 @@ def sample(
     """The end of :func:`trajectory`: clean samples ``(B, *S)``."""
     (last,) = deque(trajectory(model, solver, grid, noise, num_steps, condition), maxlen=1)
     return last.x
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # stored for later calls, which may need a gradient
+def _columns(order: int, size: int, first: int) -> Tensor:
+    """``(order, size)`` that puts the weights of predictions in every second column, from column ``first`` on."""
+    return torch.eye(size, dtype=torch.float64, device=HOST)[first::2][:order].clone()  # traced programs keep it whole
 
 
 def _any(rows: Tensor) -> bool:

@@ -45,7 +45,7 @@ class GroupDraws:
         Without prices the dial is 0.
         """
         self._busy &= ~rows
-        for group in np.unique(np.flatnonzero(rows) // self.group_size).tolist():
+        for group in np.flatnonzero(rows.reshape(-1, self.group_size).any(axis=1)).tolist():
             members = self._members(group)
             if not self._busy[members].any():
                 self._pair[group] = self.generators[group].integers(self.size)

@@ -217,13 +217,14 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
 
         finished = self.state
         self._record_step(transition)
-        ended = self._info(terminated, finished, terms)
+        ended: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
             resetting = terminated
+            ended = self._info(terminated, finished, terms) if terminated.any() else ended
         self.episodes.start(torch.from_numpy(resetting))
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             self._record_initial(torch.from_numpy(resetting), self.state)
-        if self.autoreset_mode is AutoresetMode.SAME_STEP and terminated.any():
+        if ended:
             # Both are observed at once, so that the host waits for the device once.
             both = self._observe(finished.joined(self.state))
             final, seen = rows_of(both, slice(None, self.num_envs)), rows_of(both, slice(self.num_envs, None))
@@ -232,7 +233,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             seen = self._observe(self.state)
         self._done = terminated.copy()
         infos |= self._info(np.ones_like(terminated), self.state, terms, no_reward=resetting)
-        return seen, np.sum(list(terms.values()), axis=0), terminated, np.zeros_like(terminated), infos
+        return seen, sum(terms.values()), terminated, np.zeros_like(terminated), infos
 
     # The border: numpy in and out, checks, pictures.
 
@@ -259,7 +260,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         }
         info: dict[str, Any] = {}
         for key, values in columns.items():
-            info[key], info[f"_{key}"] = np.where(rows, values, np.zeros_like(values)), rows.copy()
+            info[key], info[f"_{key}"] = np.where(rows, values, 0), rows.copy()
         rewarded = rows if no_reward is None else rows & ~no_reward
         for name, values in (terms or {}).items():
             add_term(info, name, values, rewarded)

@@ -93,6 +93,7 @@ class LinearSolver(Solver):
         used = index + 2  # the sample and ``index + 1`` predictions
         return inputs[:, :used].flatten(1) @ matrices[index, :used].flatten(0, 1) + offset[index, condition]
 
+    @torch.inference_mode(False)  # stored for later calls, which may need a gradient
     def _placed(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Matrices and offsets on a device: float64 where it has that, so that a row does not depend on its batch."""
         if device not in self._on_devices:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -88,6 +89,15 @@ class StepMap(ActionMap):
         return step.decision(state, estimate, base.schedule.timestep(step.half_logsnr))
 
 
+_NEEDED = torch.tensor([2, 3, 1], device=HOST)
+"""Predictions that the first difference, the second difference and the gain need."""
+
+_CORRECTIONS = torch.tensor(
+    [[0, 1, 0, -1, 0, 0], [0, 1, 0, -2, 0, 1], [-1, 0, 0, 0, 0, 0]], dtype=torch.float64, device=HOST
+)
+"""What these three add to the weights of ``x`` and of three pairs of a clean estimate and a noise prediction."""
+
+
 @dataclass(frozen=True)
 class SolverMap(ActionMap):
     """The step size, and a correction to the base solver's noise prediction: 5 numbers, and one a frequency band.
@@ -124,31 +134,35 @@ class SolverMap(ActionMap):
         return 5 + (self.bands if len(sample_shape) == 3 else 0)
 
     def decode(self, action: Tensor, state: State, base: BaseSolver) -> Decision:
-        numbers = _numbers(action)
-        step = _Step.of(state, self.max_shift * numbers[:, 0], base)
-        share = noise_share(step.level)
+        numbers = self._scaled(action)
+        step = _Step.of(state, numbers[:, 0], base)
+        share, next_share = noise_share(step.ends).chunk(2)
         estimate = base.solver.estimate(state, step.half_logsnr, step.level)
         estimate = self._corrected(estimate, numbers[:, 1:4], state, step.level, share)
-        shift = self.max_timestep_shift * noise_share(step.next_level) * numbers[:, 4]
-        gains = self._gains(numbers, share) if state.x.ndim == 4 and self.bands else None
-        return step.decision(state, estimate, base.schedule.timestep(step.half_logsnr + shift), gains)
+        timestep = base.schedule.timestep(step.half_logsnr + next_share * numbers[:, 4])
+        gains = share[:, None] * numbers[:, 5:] if state.x.ndim == 4 and self.bands else None
+        return step.decision(state, estimate, timestep, gains)
 
     def band_gains(self, action: Tensor, state: State, base: BaseSolver) -> Tensor:
-        return self._gains(_numbers(action), noise_share(base.schedule.level(state.half_logsnr)))
+        return noise_share(base.schedule.level(state.half_logsnr))[:, None] * self._scaled(action)[:, 5:]
 
-    def _gains(self, numbers: Tensor, share: Tensor) -> Tensor:
-        return self.max_band * share[:, None] * numbers[:, 5:]
+    def _scaled(self, action: Tensor) -> Tensor:
+        """All numbers in their units."""
+        return _numbers(action) * self._units[: action.shape[1]]
+
+    @cached_property
+    @torch.inference_mode(False)  # stored for later calls, which may need a gradient
+    def _units(self) -> Tensor:
+        units = [self.max_shift, self.max_first, self.max_second, self.max_gain, self.max_timestep_shift]
+        return torch.tensor(units + [self.max_band] * self.bands, dtype=torch.float64, device=HOST)
 
     def _corrected(self, base: Estimate, numbers: Tensor, state: State, level: Level, share: Tensor) -> Estimate:
         """The base solver's estimate with numbers 1 to 3 applied; itself, exactly, where they are zero."""
-        first, second, gain = numbers.unbind(dim=1)
-        first = torch.where(state.predictions >= 2, self.max_first * first, 0.0)
-        second = torch.where(state.predictions >= 3, self.max_second * second, 0.0)
+        numbers = numbers.masked_fill(state.predictions[:, None] < _NEEDED, 0.0)
         # The noise (x - alpha * x0) / sigma times share; share / sigma is finite at every level with noise.
-        noise = -self.max_gain * gain * share / level.sigma
-        rest = (1 - noise * level.alpha)[:, None]
-        zero = torch.zeros_like(noise)
-        added = torch.stack([noise, first + second, zero, -first - 2 * second, zero, second], dim=1)
+        noise = numbers[:, 2:] * share[:, None] / level.sigma[:, None]
+        rest = 1 + noise * level.alpha[:, None]
+        added = torch.cat([numbers[:, :2], noise], dim=1) @ _CORRECTIONS
         weights = rest * base.weights + F.pad(added, (0, base.weights.shape[1] - added.shape[1]))
         part = base.matrix_part
         return Estimate(weights, None if part is None else part * place(rest[:, 0], part))
@@ -219,14 +233,18 @@ class _Step:
     half_logsnr: Tensor
     level: Level
     next_level: Level
+    ends: Level
+    """Both levels, one below the other: ``(2 * B,)``."""
 
     @classmethod
     def of(cls, state: State, shift: Tensor, base: BaseSolver) -> _Step:
         """The step whose size is shifted by ``shift`` ``(B,)``, in logits."""
         position = next_position(state.position, state.steps_left, shift)
         half_logsnr = base.grid.half_logsnr(position, base.schedule)
-        levels = (base.schedule.level(values) for values in (state.half_logsnr, half_logsnr))
-        return cls(position, half_logsnr, *levels)
+        # In one call, since a small operation costs the same for two.
+        ends = base.schedule.level(torch.cat([state.half_logsnr, half_logsnr]))
+        level, next_level = map(Level, ends.alpha.chunk(2), ends.sigma.chunk(2))
+        return cls(position, half_logsnr, level, next_level, ends)
 
     def decision(self, state: State, estimate: Estimate, timestep: Tensor, gains: Tensor | None = None) -> Decision:
         """The step with a clean estimate."""

@@ -59,25 +59,21 @@ class Features(Observation):
         return num_steps + 10 + (3 * self.bands if len(sample_shape) == 3 else 0)
 
     def observe(self, state: State, size: Tensor, num_steps: int) -> Tensor:
-        count = state.x[0].numel()
+        count = math.prod(state.x.shape[1:])
         bands = self.bands if state.x.ndim == 4 else 0
         found = self._statistics(state, bands).to(HOST, torch.float64)
         means, norms, moments = found.split([6, 6, 4 * bands], dim=1)
-        rms = norms / math.sqrt(count)
-        changed = (state.predictions >= 2)[:, None]
-        rms = torch.cat([rms[:, :1] / size[:, None], rms[:, 1:4], torch.where(changed, rms[:, 4:], 0.0)], dim=1)
-        levels = torch.stack([state.position, state.half_logsnr / 5, means[:, 0] / size], dim=1)
+        shown = torch.cat([means, norms / math.sqrt(count)], dim=1)[:, _SHOWN]
+        unchanged = (state.predictions < 2)[:, None]
         columns = [
             _steps_left(state, num_steps),
-            levels,
-            rms[:, :1],
-            means[:, 2:3],
-            rms[:, 2:3],
-            rms[:, 1:2],
-            rms[:, 3:],
+            torch.stack([state.position, state.half_logsnr / 5], dim=1),
+            shown[:, :2] / size[:, None],
+            shown[:, 2:6],
+            shown[:, 6:].masked_fill(unchanged, 0.0),
         ]
         if bands:
-            columns.append(_band_columns(moments.unflatten(1, (2, 2, bands)), changed))
+            columns.append(_band_columns(moments.unflatten(1, (4, bands)), unchanged))
         return torch.cat(columns, dim=1).clamp(-BOUND, BOUND).float()
 
     @staticmethod
@@ -97,12 +93,15 @@ class Features(Observation):
         return torch.cat(columns, dim=1)
 
 
-def _band_columns(moments: Tensor, changed: Tensor) -> Tensor:
+_SHOWN = torch.tensor([0, 6, 2, 8, 7, 9, 10, 11], device=HOST)
+"""Which of the six means and six norms of ``Features`` are observed, in order."""
+
+
+def _band_columns(moments: Tensor, unchanged: Tensor) -> Tensor:
     """Root mean squares and correlation of a sample and its change in each band, from their mean products."""
-    size = moments[:, 0, 0].sqrt()
-    moved = torch.where(changed, moments[:, 1, 1].sqrt(), 0.0)
-    together = torch.where(changed, moments[:, 0, 1], 0.0) / (size * moved + 1e-6)
-    return torch.stack([size, moved, together], dim=2).flatten(1)
+    size, moved = moments[:, ::3].sqrt().unbind(dim=1)
+    moved, together = (values.masked_fill(unchanged, 0.0) for values in (moved, moments[:, 1]))
+    return torch.stack([size, moved, together / (size * moved + 1e-6)], dim=2).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -157,5 +156,5 @@ OBSERVATIONS: dict[str, Observation | Sample] = {
 
 
 def _steps_left(state: State, num_steps: int) -> Tensor:
-    """One-hot ``(B, num_steps)`` float64; all zero once the sample is finished."""
-    return (state.steps_left[:, None] == torch.arange(1, num_steps + 1, device=HOST)).double()
+    """One-hot ``(B, num_steps)`` bool; all false once the sample is finished."""
+    return state.steps_left[:, None] == torch.arange(1, num_steps + 1, device=HOST)

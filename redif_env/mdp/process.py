@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -114,7 +115,7 @@ class DenoisingMDP:
         """Refuse an initial map that was fitted to another teacher or grid."""
         if self.initial_map is None:
             return
-        first = self.grid.half_logsnr(torch.zeros(1, dtype=torch.float64, device=HOST), self.teacher.schedule)
+        first = self._first_level
         if abs(first.item() - self.initial_map.half_logsnr) > 1e-6:
             raise ValueError(
                 f"initial_map ends at half_logsnr={self.initial_map.half_logsnr:.4f}, but the grid begins at "
@@ -150,6 +151,12 @@ class DenoisingMDP:
     @property
     def base(self) -> BaseSolver:
         return BaseSolver(self.solver, self.grid, self.teacher.parameterization)
+
+    @cached_property
+    @torch.inference_mode(False)  # stored for later calls, which may need a gradient
+    def _first_level(self) -> Tensor:
+        """``half_logsnr`` ``(1,)`` of the grid's first level."""
+        return self.grid.half_logsnr(torch.zeros(1, dtype=torch.float64, device=HOST), self.teacher.schedule)
 
     @property
     def adaptive(self) -> bool:
@@ -198,9 +205,8 @@ class DenoisingMDP:
 
         Where the teacher begins from images, with those in it.
         """
-        first = self.grid.half_logsnr(torch.zeros(1, dtype=torch.float64, device=HOST), self.teacher.schedule)
         if self.initial_map is None:
-            return self.teacher.initial_sample(noise, condition, first)
+            return self.teacher.initial_sample(noise, condition, self._first_level)
         rows = torch.zeros(len(noise), dtype=torch.int64, device=HOST) if condition is None else condition
         return self.initial_map(noise, rows)
 

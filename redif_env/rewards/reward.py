@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,8 +98,8 @@ class Term:
                 f"reward {self.name!r} returned a tensor on {values.device}: return it on the host or on "
                 f"{transition.endpoint.device}, where the samples are"
             )
-        values = torch.where(live, values.to(HOST).double(), 0.0)
-        if not bool(values.isfinite().all()):
+        values = torch.where(live, values.to(HOST, torch.float64), 0.0)
+        if not np.isfinite(values.numpy()).all():
             bad = int((~values.isfinite()).nonzero()[0, 0])
             raise ValueError(
                 f"reward {self.name!r} returned {float(values[bad])} in sub-environment {bad} at step "

@@ -93,9 +93,8 @@ class ReDiFEnv(EnvBase):
         rows = torch.ones_like(self._finished) if chosen is None else chosen.reshape(-1).to(HOST)
         with self.episodes.running():
             self.episodes.start(rows)
-            seen = self._observe()
         self._finished = self._finished & ~rows
-        return self._tensordict(observation=seen, **self._flags())
+        return self._tensordict(observation=self._observe(), **self._flags())
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action = tensordict["action"].detach().to(HOST, torch.float32)
@@ -106,12 +105,11 @@ class ReDiFEnv(EnvBase):
             )
         with self.episodes.running():
             self.last_transition, terms = self.episodes.step(action.clamp(-1, 1), ~self._finished)
-            seen = self._observe()
         self._finished = self._finished | self.last_transition.terminated
         paid = torch.stack(list(terms.values())).sum(0).float().to(self.device)[:, None]
         groups = paid.reshape(-1, self.episodes.group_size)
         relative = paid if self.episodes.group_size == 1 else (groups - groups.mean(1, keepdim=True)).reshape(-1, 1)
-        return self._tensordict(observation=seen, reward=relative, task_reward=paid, **self._flags())
+        return self._tensordict(observation=self._observe(), reward=relative, task_reward=paid, **self._flags())
 
     def _set_seed(self, seed: int | None) -> None:
         if seed is not None:
@@ -120,8 +118,10 @@ class ReDiFEnv(EnvBase):
             self.episodes.restart_rewards()
 
     def _observe(self) -> torch.Tensor:
-        # A copy, since the state's own memory is written to no more but may be shown again.
-        return self.mdp.observe(self.episodes.state).to(self.device, torch.float32).clone()
+        with self.episodes.running():
+            seen = self.mdp.observe(self.episodes.state)
+        # A copy, which a gradient may be taken through, as through no tensor of inference mode.
+        return seen.to(self.device, torch.float32).clone()
 
     def _flags(self) -> dict[str, torch.Tensor]:
         done = self._finished[:, None].to(self.device)

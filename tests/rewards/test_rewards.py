@@ -314,6 +314,19 @@ def test_unknown_rewards_are_refused(reward, message):
         ReDiFVectorEnv(1, **TINY, reward=reward)
 
 
+def test_a_reward_may_take_a_gradient_of_its_own():
+    def steepness(transition):
+        with torch.inference_mode(False), torch.enable_grad():
+            x = transition.next_state.x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(x.pow(3).sum(), x)
+        return gradient.sum(dim=1)
+
+    env = ReDiFVectorEnv(3, **TINY, reward=steepness)
+    env.reset(seed=0)
+    rewards = env.step(np.zeros(env.action_space.shape, np.float32))[1]
+    np.testing.assert_allclose(rewards, 3 * env.last_transition.next_state.x.square().sum(dim=1), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("fn", "message"),
     [
