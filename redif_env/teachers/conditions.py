@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,7 +94,9 @@ class Conditions:
         Raises:
             ValueError: if one is not among these, or there are not ``count``.
         """
-        if not isinstance(requested, int | np.integer | str | Sequence | np.ndarray | Tensor):
+        if isinstance(requested, Tensor | np.ndarray):
+            requested = requested.tolist()
+        if not isinstance(requested, int | np.integer | str | Sequence):
             raise ValueError(f"condition must be a label, a prompt, or a list of such, got {requested!r}")
         one = isinstance(requested, int | np.integer | str)
         values: list[Any] = [requested] * count if one else list(requested)  # type: ignore[arg-type]
@@ -106,8 +108,7 @@ class Conditions:
             str(value): row for row, value in reversed(list(enumerate(self.values))) if isinstance(value, int)
         }
         rows |= {value: row for row, value in reversed(list(enumerate(self.values)))}
-        strange = [value for value in values if not isinstance(value, int | np.integer | str)]
-        if strange:
+        if not all(map(_is_condition, values)):
             raise ValueError(f"condition must be a label, a prompt, or a list of such, got {requested!r}")
         unknown = sorted({str(value) for value in values if value not in rows})
         if unknown:
@@ -157,23 +158,45 @@ def spread(requested: ConditionsLike) -> tuple[tuple[int | str, ...], Tensor | N
     Raises:
         ValueError: if they are one string, no list and no mapping, or a value is neither label nor prompt.
     """
+    values = listed(requested)
+    strange = [value for value in values if not _is_condition(value)]
+    if strange:
+        raise ValueError(f"conditions must be class labels or prompts, got {', '.join(map(repr, strange[:5]))}")
+    plain = tuple(str(value) if isinstance(value, str) else int(value) for value in values)
+    if not isinstance(requested, Mapping):
+        return plain, None
+    return plain, torch.tensor(numbers_of(requested.values()), dtype=torch.float32, device=HOST)
+
+
+def listed(requested: Any) -> tuple[Any, ...]:
+    """Conditions one by one.
+
+    Raises:
+        ValueError: if they are one string, or no list and no mapping.
+    """
     if isinstance(requested, str | bytes):
         raise ValueError(f"conditions={requested!r} is one string: give a list, as in conditions=[{requested!r}]")
     try:
-        values = tuple(requested)
+        return tuple(requested)
     except TypeError:
         raise ValueError(f"conditions={requested!r} must be a list of class labels or prompts") from None
-    strange = [value for value in values if isinstance(value, bool) or not isinstance(value, int | np.integer | str)]
-    if strange:
-        raise ValueError(f"conditions must be class labels or prompts, got {', '.join(map(repr, strange[:5]))}")
-    plain = tuple(str(value) if isinstance(value, str) else int(cast(int, value)) for value in values)
-    if not isinstance(requested, Mapping):
-        return plain, None
+
+
+def numbers_of(weights: Iterable[Any]) -> list[float]:
+    """Weights of conditions as numbers.
+
+    Raises:
+        ValueError: if one is none.
+    """
+    given = list(weights)
     try:
-        weights = [float(weight) for weight in requested.values()]
-        return plain, torch.tensor(weights, dtype=torch.float32, device=HOST)
+        return [float(weight) for weight in given]
     except (TypeError, ValueError):
-        raise ValueError(f"weights of conditions must be numbers, got {list(requested.values())}") from None
+        raise ValueError(f"weights of conditions must be numbers, got {given}") from None
+
+
+def _is_condition(value: Any) -> bool:
+    return isinstance(value, int | np.integer | str) and not isinstance(value, bool)
 
 
 def _short(names: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
-from redif_env.mdp.settings import action_map_of
+from redif_env.mdp.settings import LINEAR, OWN, PARTS, part_of
 from redif_env.storage.files import CorruptFileError
 from redif_env.students.export.folder import CARD_FILE, REMEDY, read_student, write_student
 from redif_env.students.export.home import with_policy
@@ -110,7 +110,7 @@ class ReDiFPipeline(DiffusionPipeline):
         Args:
             pipe: the pipeline that the student was trained in, as it was then; what differs is a warning.
             student: its folder.
-            allow_imports: whether an action map of one's own may be imported, from the module that the file names.
+            allow_imports: whether parts of one's own may be imported, from the modules that the file names.
 
         Raises:
             ValueError: if the student was not trained in a pipeline, or ``pipe`` cannot be driven.
@@ -130,7 +130,7 @@ class ReDiFPipeline(DiffusionPipeline):
             record: how it was made.
 
         Raises:
-            ValueError, TypeError: if a part of the process has no name or no folder format.
+            ValueError, TypeError: if a part of the process cannot be written to a file.
         """
         pipeline = cls(
             as_model(mdp.teacher.network),
@@ -280,11 +280,11 @@ class ReDiFPipeline(DiffusionPipeline):
             pretrained_model_name_or_path: a folder, or a hub id.
             torch_dtype: of the network and the policy; as they were saved if not given.
             variant, revision, token, cache_dir, local_files_only: as in diffusers.
-            allow_imports: whether an action map of one's own may be imported, from the module that the file names.
+            allow_imports: whether parts of one's own may be imported, from the modules that the file names.
 
         Raises:
             FileNotFoundError: if there is no student.
-            ValueError: if it has such an action map, and ``allow_imports`` is false.
+            ValueError: if it has such parts, and ``allow_imports`` is false.
             CorruptFileError: if a file is missing, or is not what was written.
         """
         folder = Path(pretrained_model_name_or_path).expanduser()
@@ -308,7 +308,10 @@ class ReDiFPipeline(DiffusionPipeline):
         if torch_dtype is not None:
             pipeline.to(torch_dtype)
         pipeline.allow_imports = allow_imports
-        action_map_of(pipeline.scheduler.config.process["action"], allow_imports)
+        for argument in PARTS:
+            entry = pipeline.scheduler.config.process[argument]
+            if entry not in (LINEAR, OWN):
+                part_of(argument, entry, allow_imports)
         pipeline.record = Record(**{field.name: content[field.name] for field in fields(Record)})
         return pipeline
 

@@ -72,6 +72,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, subfolder=None, **options):
         """Read the scheduler of a student's folder, or of a hub id: a scheduler's own folder or the one above it."""
+        pretrained_model_name_or_path = os.path.expanduser(pretrained_model_name_or_path)
         if subfolder is None:
             own = os.path.isfile(os.path.join(pretrained_model_name_or_path, cls.config_name))
             subfolder = "" if own else "scheduler"
