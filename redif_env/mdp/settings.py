@@ -319,10 +319,14 @@ def _driven_teacher(settings: TeacherSettings, device: torch.device, dtype: torc
     """The teacher that the named pipeline is, on a device, in a floating point type."""
     if settings.null_label is not None:
         raise ValueError(f"null_label={settings.null_label} is nothing that a pipeline's own call takes: leave it out")
+    name = str(settings.teacher)
+    if name == "gaussian-ring":
+        asked = ("driven", "prompts", "height", "width", "call_arguments")
+        given = ", ".join(f"{key}={getattr(settings, key)!r}" for key in asked if getattr(settings, key) is not None)
+        raise ValueError(f"{given} cannot be given to teacher={name!r}, which is no pipeline: leave that out")
     conditions: Any = settings.conditions
     if settings.prompts is not None:
         conditions = read_conditions(Path(settings.prompts).expanduser())
-    name = str(settings.teacher)
     pipe = whole_pipeline(ASSETS / name if name in BUILT_IN else name, name, dtype, settings.variant)
     if pipe.device != device:  # quantised parts, which are where they are to be, cannot be moved
         pipe.to(device)

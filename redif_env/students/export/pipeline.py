@@ -28,6 +28,7 @@ from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
 from redif_env.mdp.settings import LINEAR, OWN, PARTS, part_of
+from redif_env.storage.checks import check_argument, check_at_least
 from redif_env.storage.files import CorruptFileError
 from redif_env.students.export.folder import CARD_FILE, REMEDY, read_student, write_student
 from redif_env.students.export.home import with_policy
@@ -195,11 +196,24 @@ class ReDiFPipeline(DiffusionPipeline):
         Raises:
             ValueError: if an argument is not among these.
         """
+        check_argument("batch_size", batch_size, int)
+        check_argument("latents", latents, Tensor | None)
+        check_argument("price", price, float | None)
+        check_at_least(1, batch_size=batch_size)
+        generator = list(generator) if isinstance(generator, tuple) else generator
+        for one in generator if isinstance(generator, list) else [generator]:
+            check_argument("generator", one, torch.Generator | None)
+        check_argument("num_inference_steps", num_inference_steps, int | None)
+        check_argument("guidance_scale", guidance_scale, float | None)
+        check_argument("output_type", output_type, str)
+        check_argument("callback_on_step_end", callback_on_step_end, Callable[..., Any] | None)
+        check_argument("callback_on_step_end_tensor_inputs", callback_on_step_end_tensor_inputs, Sequence[str])
         device = self._execution_device
         mdp, actor = self._parts(device)
         self._check(mdp, num_inference_steps, output_type, callback_on_step_end_tensor_inputs)
         own_scale = mdp.teacher.guidance_scale or 1.0
-        if negative_prompt not in (None, "") or guidance_scale not in (None, own_scale):
+        negated = negative_prompt is not None and not (isinstance(negative_prompt, str) and not negative_prompt)
+        if negated or guidance_scale not in (None, own_scale):
             raise ValueError(
                 f"negative_prompt={negative_prompt!r} and guidance_scale={guidance_scale!r} cannot be given: this "
                 f"student has learned guidance_scale={own_scale:g} without a negative prompt, leave them out"
@@ -207,14 +221,14 @@ class ReDiFPipeline(DiffusionPipeline):
         if isinstance(prompt, Sequence) and not isinstance(prompt, str):
             batch_size = len(prompt)
         noise = latents
+        if noise is not None and noise.shape[1:] != mdp.teacher.sample_shape:
+            raise ValueError(f"latents must have shape (N, {mdp.teacher.sample_shape}), got {tuple(noise.shape)}")
         count = batch_size if noise is None else len(noise)
         if isinstance(generator, list) and len(generator) != count:
             raise ValueError(f"generator must be one or {count}, one a sample, got {len(generator)}")
         if noise is None:
             shape = (batch_size, *mdp.teacher.sample_shape)
             noise = randn_tensor(shape, generator=generator, device=_device_of(generator), dtype=torch.float32)
-        elif noise.shape[1:] != mdp.teacher.sample_shape:
-            raise ValueError(f"latents must have shape (N, {mdp.teacher.sample_shape}), got {tuple(noise.shape)}")
         # Levels and samples are float32 at least, whatever the network is.
         noise = noise.to(device, torch.promote_types(noise.dtype, torch.float32))
         mdp, condition = self._with_conditions(mdp, len(noise), generator, class_labels, prompt)
