@@ -210,7 +210,7 @@ class Student:
         """This student as a diffusers pipeline; the network is shared.
 
         Raises:
-            ValueError: if the decision process uses a solver, grid, action map or observation that cannot be written to a file.
+            ValueError: if a part of the decision process cannot be written to a file.
             TypeError: if the network is not a diffusers model.
         """
         from redif_env.students.export import ReDiFPipeline
@@ -284,7 +284,7 @@ class Student:
         ``ReDiFScheduler.from_pretrained(folder)`` or ``ReDiFPipeline.of(pipe, folder)``.
 
         Raises:
-            ValueError: if the decision process uses a solver, grid, action map or observation that cannot be written to a file, or the
+            ValueError: if a part of the decision process cannot be written to a file, or the
                 folder holds files that are not a student's.
             TypeError: if the network is not a diffusers model.
         """

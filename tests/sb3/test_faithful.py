@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.wrappers import (
-    ClipAction,
     FrameStackObservation,
     NormalizeObservation,
     RescaleAction,

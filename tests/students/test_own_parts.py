@@ -39,6 +39,13 @@ def test_a_plain_function_is_a_reward():
     assert env.step(np.zeros(5, np.float32))[1] == 0
 
 
+def test_a_reward_of_other_arguments_is_refused_at_once():
+    for function in (lambda: 0.0, lambda state, action: 0.0):
+        with pytest.raises(TypeError, match="reward 'custom' must be a function of one Transition"):
+            gym.make("ReDiF-v0", **TINY, reward=function)
+    gym.make("ReDiF-v0", **TINY, reward=lambda transition, scale=2: transition.live * scale)
+
+
 def test_an_action_map_of_one_s_own_goes_with_the_student(tmp_path):
     """The file names where it is imported from; that is done only if the user allows it."""
     own = Twice(0.5, (1.5,))
