@@ -233,6 +233,27 @@ def test_wrong_numbers_at_the_command_line_are_refused(program, cases, tmp_path,
     drawn()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--reward endpoint nan", "reward['endpoint'] must be a finite number"),
+        ("--prices 1 0.1", "prices must be two numbers above 0, the smaller first"),
+        ("--min-steps 9", "min_steps"),
+        ("--solver unipc", "solver='unipc' is one of diffusers' own"),
+        ("--group-size 3", "group_size must divide num_envs=64, got 3"),
+        ("--hidden 64 0", "hidden must be at least 1, got 0"),
+        ("--features nothing", "features='nothing'"),
+        ("--initial-map quadratic", "initial_map='quadratic' is unknown"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(words, message, tmp_path, capsys):
+    arguments = ["--dry-run", "--teacher", "gaussian-ring", "--num-envs", "64", "--out", str(tmp_path), *words.split()]
+    with pytest.raises(SystemExit) as left:
+        run(ppo.main, ppo.Args, settled, arguments=arguments)
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_no_argument_is_left_out():
     known = {
         ReDiFEnv: RIGHT,
