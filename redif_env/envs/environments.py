@@ -299,7 +299,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             return [int(seed) + index for index in range(self.num_envs)]
         if len(seed) != self.num_envs:
             raise ValueError(f"seed must be an int or {self.num_envs} of them, got {len(seed)}")
-        return list(seed)
+        return [None if one is None else int(one) for one in seed]
 
     def _parse_reset_mask(self, options: Mapping[str, Any]) -> NDArray[np.bool_]:
         mask = options.get("reset_mask")

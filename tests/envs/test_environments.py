@@ -398,6 +398,7 @@ def test_seeds_are_whole_numbers(seed):
     with pytest.raises(TypeError, match="seed must be a whole number"):
         env.reset(seed=seed)
     env.reset(seed=2**100)
+    env.reset(seed=np.array([1, 2]))
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
