@@ -85,6 +85,7 @@ RIGHT = {
     "width": nothing,
     "call_arguments": nothing,
     "run_size": nothing,
+    "autoreset_mode": nothing,
     "learn_guidance": one_of(False),
     "device": one_of(),
     "dtype": one_of(),

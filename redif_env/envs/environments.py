@@ -494,7 +494,9 @@ if ReDiFEnv.__doc__:
 
 def plain(spec: EnvSpec | None) -> EnvSpec | None:
     """``spec`` with what is a string or a number in another form as that: paths, an autoreset mode, numpy's numbers."""
-    for name, value in {} if spec is None else dict(spec.kwargs).items():
+    if spec is None:
+        return None
+    for name, value in list(spec.kwargs.items()):
         if isinstance(value, Path):
             spec.kwargs[name] = str(value)
         elif isinstance(value, AutoresetMode):

@@ -212,7 +212,7 @@ def part_of(argument: str, entry: str | Mapping[str, Any], allow_imports: bool) 
     path = str(entry["import"])
     try:
         # Without permission nothing is imported or called but this library's own classes of that kind.
-        found = _imported(path) if allow_imports or path.startswith("redif_env.") else None
+        found: Any = _imported(path) if allow_imports or path.startswith("redif_env.") else None
         right = isinstance(found, type) and issubclass(found, kind)
         if not allow_imports and not (right and found.__module__.startswith("redif_env.")):
             raise ValueError(
@@ -330,7 +330,7 @@ def _driven_teacher(settings: TeacherSettings, device: torch.device, dtype: torc
     pipe = whole_pipeline(ASSETS / name if name in BUILT_IN else name, name, dtype, settings.variant)
     if pipe.device != device:  # quantised parts, which are where they are to be, cannot be moved
         pipe.to(device)
-    size = {} if settings.run_size is None else {"run_size": settings.run_size}
+    size: dict[str, Any] = {} if settings.run_size is None else {"run_size": settings.run_size}
     return Teacher.from_pipeline(pipe, conditions, name=name, **size, **settings.call)
 
 

@@ -56,10 +56,10 @@ def copied(env: VecEnv) -> VecEnv:
             return copied(env.venv)
         # Not by copy.copy: a wrapper without a venv yet looks for every attribute in its venv, without end.
         clone = object.__new__(type(env))
-        copies = {
+        held = {
             key: copy.deepcopy(value) for key, value in vars(env).items() if key not in ("venv", "class_attributes")
         }
-        clone.__dict__.update(vars(env) | copies)
+        clone.__dict__.update(vars(env) | held)
         clone.venv = copied(env.venv)
         if isinstance(clone, VecNormalize):
             clone.training = False

@@ -88,8 +88,12 @@ class Conditions:
         weights = weights.to(generator.device, widest(generator.device))
         return torch.multinomial(weights, count, replacement=True, generator=generator).to(HOST)
 
-    def rows_of(self, requested: int | str | Sequence[int] | Sequence[str], count: int) -> Tensor:
+    def rows_of(
+        self, requested: int | str | Sequence[int] | Sequence[str], count: int, argument: str = "condition"
+    ) -> Tensor:
         """Rows ``(count,)`` of labels or prompts: of one for all, or of one each. Labels may be written as words.
+
+        ``argument`` is what messages call them.
 
         Raises:
             ValueError: if one is not among these, or there are not ``count``.
@@ -97,23 +101,23 @@ class Conditions:
         if isinstance(requested, Tensor | np.ndarray):
             requested = requested.tolist()
         if not isinstance(requested, int | np.integer | str | Sequence):
-            raise ValueError(f"condition must be a label, a prompt, or a list of such, got {requested!r}")
+            raise ValueError(f"{argument} must be a label, a prompt, or a list of such, got {requested!r}")
         one = isinstance(requested, int | np.integer | str)
         values: list[Any] = [requested] * count if one else list(requested)  # type: ignore[arg-type]
         if len(values) != count:
-            raise ValueError(f"condition must be one or {count}, got {len(values)}")
+            raise ValueError(f"{argument} must be one or {count}, got {len(values)}")
         if not self.inputs and any(not isinstance(value, str) or value for value in values):
-            raise ValueError(f"condition={requested!r} was given, but this model takes none: leave it out")
+            raise ValueError(f"{argument}={requested!r} was given, but this model takes none: leave it out")
         rows: dict[Any, int] = {
             str(value): row for row, value in reversed(list(enumerate(self.values))) if isinstance(value, int)
         }
         rows |= {value: row for row, value in reversed(list(enumerate(self.values)))}
         if not all(map(_is_condition, values)):
-            raise ValueError(f"condition must be a label, a prompt, or a list of such, got {requested!r}")
+            raise ValueError(f"{argument} must be a label, a prompt, or a list of such, got {requested!r}")
         unknown = sorted({str(value) for value in values if value not in rows})
         if unknown:
             raise ValueError(
-                f"condition={', '.join(unknown)} is not among the {len(self)} that are known: {_short(self.names)}"
+                f"{argument}={', '.join(unknown)} is not among the {len(self)} that are known: {_short(self.names)}"
             )
         return torch.tensor([rows[value] for value in values], dtype=torch.int64, device=HOST)
 

@@ -403,10 +403,10 @@ class ReDiFPipeline(DiffusionPipeline):
             # The empty prompt too, so that what shows conditions always has a choice of them.
             known = list(dict.fromkeys([*requested, ""]))
             teacher = teacher_of(self.scheduler, self.unet, mdp.teacher.source, known)
-            rows = teacher.conditions.rows_of(prompt, count)
+            rows = teacher.conditions.rows_of(prompt, count, "prompt")
             return replace(mdp, teacher=teacher), rows
         if class_labels is not None:
-            return mdp, conditions.rows_of(class_labels, count)
+            return mdp, conditions.rows_of(class_labels, count, "class_labels")
         if isinstance(generator, list):  # row i depends on generator i alone
             return mdp, torch.cat([conditions.draw(1, own) for own in generator])
         return mdp, conditions.draw(count, torch.default_generator if generator is None else generator)
