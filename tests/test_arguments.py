@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import redif_env  # noqa: F401
-from redif_env import Student, Teacher, cli
+from redif_env import ReDiFEnv, ReDiFPipeline, ReDiFVectorEnv, Student, Teacher, cli
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.sb3.training import ppo
@@ -79,6 +79,13 @@ RIGHT = {
     "null_label": nothing,
     "guidance_scale": nothing,
     "variant": either(nothing, lambda value: isinstance(value, str)),  # of no file of the ring's
+    "prompts": nothing,
+    "driven": either(nothing, one_of(False)),
+    "height": nothing,
+    "width": nothing,
+    "call_arguments": nothing,
+    "run_size": nothing,
+    "autoreset_mode": nothing,
     "learn_guidance": one_of(False),
     "device": one_of(),
     "dtype": one_of(),
@@ -89,6 +96,7 @@ RIGHT = {
     "render_mode": lambda value: not isinstance(value, str) or not value,  # Gymnasium reads it first
 }
 VECTOR = {**RIGHT, "num_envs": whole(1, 3), "group_size": whole(1, 2), "autoreset_mode": one_of()}
+VECTOR["max_episode_steps"] = nothing
 PRETRAINED = {
     "name_or_path": one_of(),
     "conditions": nothing,
@@ -107,12 +115,33 @@ SAMPLED = {
     "condition": either(nothing, one_of("", ())),
     "seed": either(nothing, whole(0, 2**63 - 1)),
 }
+PIPELINE = {
+    "batch_size": whole(1, 3),
+    "generator": either(nothing, one_of([])),
+    "num_inference_steps": either(nothing, one_of(2)),
+    "latents": one_of(None),
+    "price": nothing,
+    "class_labels": either(nothing, one_of("", ())),
+    "prompt": nothing,
+    "negative_prompt": either(nothing, one_of("")),
+    "guidance_scale": either(nothing, one_of(1)),
+    "output_type": one_of("latent"),
+    "callback_on_step_end": nothing,
+    "callback_on_step_end_tensor_inputs": either(one_of([], (), "")),
+}
 
 
 @functools.cache
 def student():
     mdp = build_mdp(MDPSettings(teacher="gaussian-ring", num_steps=2))
     return Student(mdp, Policy.from_table(torch.zeros(2, mdp.action_size), mdp.observation_size))
+
+
+@functools.cache
+def pipeline():
+    made = student().pipeline()
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 def ours(error):
@@ -132,6 +161,7 @@ def refused(name, value, call):
 SURFACE = {
     "gym.make": (RIGHT, lambda **wrong: gym.make("ReDiF-v0", **{**TINY, **wrong})),
     "gym.make_vec": (VECTOR, lambda **wrong: gym.make_vec("ReDiF-v0", **{"num_envs": 2, **TINY, **wrong})),
+    "ReDiFPipeline()": (PIPELINE, lambda **wrong: pipeline()(**{"output_type": "latent", **wrong})),
     "Student()": (SAMPLED, lambda **wrong: student()(**({"num_samples": 2} if "noise" not in wrong else {}) | wrong)),
 }
 
@@ -202,6 +232,39 @@ def test_wrong_numbers_at_the_command_line_are_refused(program, cases, tmp_path,
         assert name in said.replace("_", "-"), (name, value, said)
 
     drawn()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--reward endpoint nan", "reward['endpoint'] must be a finite number"),
+        ("--prices 1 0.1", "prices must be two numbers above 0, the smaller first"),
+        ("--min-steps 9", "min_steps"),
+        ("--solver unipc", "solver='unipc' is one of diffusers' own"),
+        ("--group-size 3", "group_size must divide num_envs=64, got 3"),
+        ("--hidden 64 0", "hidden must be at least 1, got 0"),
+        ("--features nothing", "features='nothing'"),
+        ("--initial-map quadratic", "initial_map='quadratic' is unknown"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(words, message, tmp_path, capsys):
+    arguments = ["--dry-run", "--teacher", "gaussian-ring", "--num-envs", "64", "--out", str(tmp_path), *words.split()]
+    with pytest.raises(SystemExit) as left:
+        run(ppo.main, ppo.Args, settled, arguments=arguments)
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_argument_is_left_out():
+    known = {
+        ReDiFEnv: RIGHT,
+        ReDiFVectorEnv: VECTOR,
+        Teacher.from_pretrained: PRETRAINED,
+        Student.__call__: SAMPLED,
+        ReDiFPipeline.__call__: {**PIPELINE, "return_dict": None},
+    }
+    for function, rules in known.items():
+        assert set(inspect.signature(function).parameters) - {"self"} == set(rules), function
 
 
 def test_what_is_right_is_taken():

@@ -240,7 +240,8 @@ def _complete(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _edm(config: Mapping[str, Any], name: str) -> Parameterization:
     schedule = VarianceExplodingSchedule(config["sigma_min"], config["sigma_max"], config["rho"])
-    return Parameterization(schedule, _prediction_type(config, name), EDMPreconditioning(config["sigma_data"]))
+    kind = _prediction_type(config, name, PredictionType.EPSILON, PredictionType.V_PREDICTION)
+    return Parameterization(schedule, kind, EDMPreconditioning(config["sigma_data"]))
 
 
 def _flow(config: Mapping[str, Any], name: str, tokens: int | None) -> Parameterization:
@@ -250,7 +251,10 @@ def _flow(config: Mapping[str, Any], name: str, tokens: int | None) -> Parameter
     if config.get("use_dynamic_shifting") and tokens is not None:
         shift = _dynamic_shift(config, tokens)
     schedule = FlowSchedule(shift, int(config.get("num_train_timesteps", 1000)))
-    return Parameterization(schedule, PredictionType.FLOW_PREDICTION)
+    flow = PredictionType.FLOW_PREDICTION
+    # The multistep solvers take other predictions on a flow's levels, which no student's file can say.
+    kind = _prediction_type(config, name, flow) if "prediction_type" in config else flow
+    return Parameterization(schedule, kind)
 
 
 def _dynamic_shift(config: Mapping[str, Any], tokens: int) -> float:
@@ -266,13 +270,8 @@ def _continuous(config: Mapping[str, Any], name: str) -> Parameterization:
     low, high = config.get("sigma_min"), config.get("sigma_max")
     if low is None or high is None:
         raise ValueError(f"teacher={name!r} has continuous timesteps, but no sigma_min and sigma_max: add them")
-    prediction_type = _prediction_type(config, name)
-    if prediction_type is not PredictionType.V_PREDICTION:
-        raise ValueError(
-            f"teacher={name!r} has continuous timesteps with prediction_type={prediction_type.value!r}: "
-            "only 'v_prediction' can be read"
-        )
-    return Parameterization(VarianceExplodingSchedule(low, high), prediction_type, EDMPreconditioning(1.0))
+    kind = _prediction_type(config, name, PredictionType.V_PREDICTION)
+    return Parameterization(VarianceExplodingSchedule(low, high), kind, EDMPreconditioning(1.0))
 
 
 def _variance_preserving(config: Mapping[str, Any], name: str) -> VariancePreservingSchedule:
@@ -302,10 +301,16 @@ def _snr_shifted(betas: torch.Tensor, scale: float) -> torch.Tensor:
     return 1 - alpha_bars / torch.cat([torch.ones_like(alpha_bars[:1]), alpha_bars[:-1]])
 
 
-def _prediction_type(config: Mapping[str, Any], name: str) -> PredictionType:
-    found = config.get("prediction_type", "epsilon")
-    try:
-        return PredictionType(found)
-    except ValueError as error:
-        known = ", ".join(repr(kind.value) for kind in PredictionType)
-        raise ValueError(f"teacher={name!r} has prediction_type={found!r}: only {known} can be read") from error
+def _prediction_type(config: Mapping[str, Any], name: str, *known: PredictionType) -> PredictionType:
+    """What the network predicts.
+
+    Raises:
+        ValueError: if it is none of ``known``, of all if not given.
+    """
+    found, values = config.get("prediction_type", "epsilon"), [kind.value for kind in known or PredictionType]
+    if found not in values:
+        raise ValueError(
+            f"teacher={name!r} has a {config.get('_class_name')} with prediction_type={found!r}: only "
+            f"{', '.join(map(repr, values))} can be read there"
+        )
+    return PredictionType(found)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import gymnasium as gym
@@ -22,7 +24,7 @@ from redif_env.envs.starts import CHOICES, check_options, chosen_start
 from redif_env.envs.task import Task
 from redif_env.mdp.arguments import list_of, takes
 from redif_env.measures.rendering import Filmstrip
-from redif_env.storage.checks import check_argument
+from redif_env.storage.checks import check_argument, check_at_least
 
 RENDER_MODES = ["rgb_array"]
 
@@ -74,6 +76,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode={render_mode!r} is unknown: choose None or 'rgb_array'")
         check_argument("max_episode_steps", max_episode_steps, int | None)
+        check_at_least(1, max_episode_steps=max_episode_steps)
         if max_episode_steps is not None and max_episode_steps < task.num_steps:
             raise ValueError(
                 f"max_episode_steps={max_episode_steps} is below num_steps={task.num_steps}, after which every episode "
@@ -114,15 +117,12 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
 
     @property  # type: ignore[override]
     def spec(self) -> EnvSpec | None:
-        """As Gymnasium sets it; an autoreset mode by its value, so that it can be written as JSON."""
+        """As Gymnasium sets it, with arguments that can be written as JSON (:func:`plain`)."""
         return self._spec
 
     @spec.setter
     def spec(self, spec: EnvSpec | None) -> None:
-        mode = None if spec is None else spec.kwargs.get("autoreset_mode")
-        if spec is not None and isinstance(mode, AutoresetMode):
-            spec.kwargs["autoreset_mode"] = mode.value
-        self._spec = spec
+        self._spec = plain(spec)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -292,11 +292,15 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
     def _parse_seed(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
             return [None] * self.num_envs
+        each = list(seed) if isinstance(seed, Sequence | np.ndarray) else [seed]
+        # Of any length: Gymnasium draws seeds of 128 bits.
+        if any(not isinstance(one, int | np.integer | NoneType) or isinstance(one, bool) for one in each):
+            raise TypeError(f"seed must be a whole number, or {self.num_envs} of them (or None), got {seed!r}")
         if isinstance(seed, int | np.integer):
             return [int(seed) + index for index in range(self.num_envs)]
         if len(seed) != self.num_envs:
             raise ValueError(f"seed must be an int or {self.num_envs} of them, got {len(seed)}")
-        return list(seed)
+        return [None if one is None else int(one) for one in seed]
 
     def _parse_reset_mask(self, options: Mapping[str, Any]) -> NDArray[np.bool_]:
         mask = options.get("reset_mask")
@@ -411,6 +415,8 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
 
     metadata = {"render_modes": RENDER_MODES, "render_fps": 4}
 
+    _spec: EnvSpec | None = None
+
     @takes(Task)
     def __init__(
         self,
@@ -426,6 +432,15 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
         self.render_mode = render_mode
         self.action_space = self.batch.single_action_space
         self.observation_space = self.batch.single_observation_space
+
+    @property  # type: ignore[override]
+    def spec(self) -> EnvSpec | None:
+        """As Gymnasium sets it, with arguments that can be written as JSON (:func:`plain`)."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = plain(spec)
 
     @property
     def last_transition(self) -> Transition | None:
@@ -476,6 +491,20 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
 # None where docstrings are stripped (python -OO).
 if ReDiFEnv.__doc__:
     ReDiFEnv.__doc__ = ReDiFEnv.__doc__.replace("{arguments}", list_of(Task))
+
+
+def plain(spec: EnvSpec | None) -> EnvSpec | None:
+    """``spec`` with what is a string or a number in another form as that: paths, an autoreset mode, numpy's numbers."""
+    if spec is None:
+        return None
+    for name, value in list(spec.kwargs.items()):
+        if isinstance(value, Path):
+            spec.kwargs[name] = str(value)
+        elif isinstance(value, AutoresetMode):
+            spec.kwargs[name] = value.value
+        elif isinstance(value, np.generic):
+            spec.kwargs[name] = value.item()
+    return spec
 
 
 def parse_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:

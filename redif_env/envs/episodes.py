@@ -22,8 +22,21 @@ from redif_env.mdp.settings import build_mdp, sample_dtype
 from redif_env.rewards.custom import CallableReward
 from redif_env.rewards.names import build_terms
 from redif_env.rewards.reward import Term, load_reward_states, pay, reset_reward, reward_states
-from redif_env.storage.checks import check_argument
+from redif_env.storage.checks import check_argument, check_at_least
 from redif_env.teachers.references import reference_set
+
+
+def check_groups(num_envs: int, group_size: int) -> None:
+    """Hold the number of sub-environments against the size of their groups.
+
+    Raises:
+        TypeError, ValueError: naming the argument, if one is out of range or they do not go together.
+    """
+    check_argument("num_envs", num_envs, int)
+    check_argument("group_size", group_size, int)
+    check_at_least(1, num_envs=num_envs)
+    if group_size < 1 or num_envs % group_size:
+        raise ValueError(f"group_size must divide num_envs={num_envs}, got {group_size}")
 
 
 class Episodes:
@@ -36,12 +49,7 @@ class Episodes:
     """
 
     def __init__(self, num_envs: int, group_size: int, task: Task) -> None:
-        check_argument("num_envs", num_envs, int)
-        check_argument("group_size", group_size, int)
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        if group_size < 1 or num_envs % group_size:
-            raise ValueError(f"group_size must divide num_envs={num_envs}, got {group_size}")
+        check_groups(num_envs, group_size)
         self.mdp = build_mdp(task)
         self.autocast = task.autocast
         if task.autocast and (task.dtype != "float32" or self.mdp.action_map.predicts):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from redif_env.diffusion.placement import HOST
+from redif_env.storage.checks import check_argument
 from redif_env.teachers.conditions import Conditions
 from redif_env.teachers.references import ReferenceSet
 
@@ -51,8 +52,9 @@ def check_options(options: Mapping[str, Any] | None, known: Iterable[str]) -> Ma
     """The options; none if they are None.
 
     Raises:
-        ValueError: naming those that are unknown.
+        TypeError, ValueError: if they are no dict; naming those that are unknown.
     """
+    check_argument("options", options, Mapping | None)
     unknown = sorted(set(options or {}) - set(known))
     if unknown:
         raise ValueError(f"options {unknown} are unknown: choose among {', '.join(map(repr, known))}")
@@ -86,7 +88,10 @@ def chosen_start(
         return Start(index=torch.from_numpy(array.astype(np.int64)))
     if noise is None:
         return Start(condition=rows)
-    given = torch.as_tensor(noise).to(HOST, torch.float32)
+    try:
+        given = torch.as_tensor(noise).to(HOST, torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"options['noise'] must be numbers of shape {(count, *sample_shape)}: {error}") from error
     if given.shape != (count, *sample_shape) or not bool(given.isfinite().all()):
         raise ValueError(
             f"options['noise'] must be finite numbers of shape {(count, *sample_shape)}, got shape {tuple(given.shape)}"

@@ -16,7 +16,7 @@ from redif_env.diffusion.placement import HOST, full_precision
 from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.judging.baselines import AnyBaseline, all_baselines
 from redif_env.mdp.policies import Policy
-from redif_env.mdp.settings import name_of
+from redif_env.mdp.settings import shown
 from redif_env.measures.classifiers import SHIPPED
 from redif_env.measures.features import embed, evaluation_features, load_features
 from redif_env.measures.metrics import (
@@ -250,7 +250,7 @@ def fitted_rows(evaluator: Evaluator, student: Student) -> list[Row]:
         return []
     zero = Policy.from_table(torch.zeros(mdp.num_steps, mdp.action_size, device=HOST), mdp.observation_size)
     row = evaluator.student_row("least squares", Student(mdp, zero))
-    return [replace(row, grid=name_of(mdp.grid, GRIDS))]
+    return [replace(row, grid=shown(mdp.grid, GRIDS))]
 
 
 def prices_of(student: Student, count: int = 5) -> list[float | None]:

@@ -163,67 +163,71 @@ def look_up(argument: str, name: str, known: Mapping[str, T]) -> T:
     return known[name]
 
 
-def name_of(value: T, known: Mapping[str, T]) -> str:
-    """The name under which an equal object is known.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    for name, candidate in known.items():
-        if candidate == value:
-            return name
-    raise ValueError(f"{value!r} has no name; only {', '.join(map(repr, known))} can be written to a file")
+def shown(part: T, known: Mapping[str, T]) -> str:
+    """The name under which an equal part is known; else what it is."""
+    return next((name for name, candidate in known.items() if candidate == part), repr(part))
 
 
-def action_entry(action_map: ActionMap) -> str | dict[str, Any]:
-    """How a file says which action map it is: by its name, or by its class's import path and arguments.
+PARTS: dict[str, tuple[type[Any], Mapping[str, Any]]] = {
+    "action": (ActionMap, ACTION_MAPS),
+    "observation": (Observation, OBSERVATIONS),
+    "solver": (Solver, SOLVERS),
+    "grid": (Grid, GRIDS),
+}
+"""The parts of a process that users may bring along: their classes, and those that have names."""
+
+
+def part_entry(argument: str, part: Any) -> str | dict[str, Any]:
+    """How a file says which part it is: by its name, or by its class's import path and arguments.
 
     Raises:
         ValueError: if its class cannot be imported, or its arguments are no JSON values.
     """
-    for name, known in ACTION_MAPS.items():
-        if known == action_map:
+    for name, known in PARTS[argument][1].items():
+        if known == part:
             return name
-    kind = type(action_map)
+    path = f"{type(part).__module__}:{type(part).__qualname__}"
     try:
-        arguments = json.loads(json.dumps(asdict(action_map)))  # type: ignore[call-overload]
-        if _imported(f"{kind.__module__}:{kind.__qualname__}")(**asdict(action_map)) == action_map:  # type: ignore[call-overload]
-            return {"import": f"{kind.__module__}:{kind.__qualname__}", "arguments": arguments}
+        arguments = json.loads(json.dumps(asdict(part)))
+        if _imported(path)(**{name: _tuples(value) for name, value in arguments.items()}) == part:
+            return {"import": path, "arguments": arguments}
         reason = "made again from its fields, it is another"
     except (AttributeError, ImportError, TypeError, ValueError) as error:
         reason = str(error)
     raise ValueError(
-        f"action={action_map!r} cannot be written to a student's file ({reason}): make its class a dataclass of plain "
+        f"{argument}={part!r} cannot be written to a student's file ({reason}): make its class a dataclass of plain "
         "values at the top of a module"
     )
 
 
-def action_map_of(entry: str | Mapping[str, Any], allow_imports: bool) -> ActionMap:
-    """The action map of a file's entry.
+def part_of(argument: str, entry: str | Mapping[str, Any], allow_imports: bool) -> Any:
+    """The part of a file's entry.
 
     Raises:
-        ValueError: if the name is unknown, or an import path is not to be imported or leads to no action map.
+        ValueError: if the name is unknown, or an import path is not to be imported or leads to no such part.
     """
+    kind, known = PARTS[argument]
     if isinstance(entry, str):
-        return look_up("action", entry, ACTION_MAPS)
+        return look_up(argument, entry, known)
     path = str(entry["import"])
-    if not (allow_imports or path.startswith("redif_env.")):
-        raise ValueError(
-            f"action={path!r} is code outside this library, which the student's file asks to be imported: if you trust "
-            "it, load with allow_imports=True"
-        )
     try:
-        arguments = {key: _tuples(value) for key, value in entry["arguments"].items()}
-        found = _imported(path)(**arguments)
-    except (AttributeError, ImportError, TypeError, ValueError) as error:
-        raise ValueError(f"action={path!r} cannot be imported ({error}): install or copy the module") from error
-    if not isinstance(found, ActionMap):
-        raise ValueError(f"action={path!r} is no ActionMap, but a {type(found).__name__}")
-    return found
+        # Without permission nothing is imported or called but this library's own classes of that kind.
+        found: Any = _imported(path) if allow_imports or path.startswith("redif_env.") else None
+        right = isinstance(found, type) and issubclass(found, kind)
+        if not allow_imports and not (right and found.__module__.startswith("redif_env.")):
+            raise ValueError(
+                f"{argument}={path!r} is code outside this library, which the student's file asks to be imported: if "
+                "you trust it, load with allow_imports=True"
+            )
+        if not right:
+            raise ValueError(f"{argument}={path!r} is no {kind.__name__}")
+        return found(**{name: _tuples(value) for name, value in entry["arguments"].items()})
+    except (AttributeError, ImportError, TypeError) as error:
+        raise ValueError(f"{argument}={path!r} cannot be imported ({error}): install or copy the module") from error
 
 
 def _imported(path: str) -> Any:
-    module, name = path.split(":")
+    module, _, name = path.partition(":")
     found = import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
@@ -315,14 +319,18 @@ def _driven_teacher(settings: TeacherSettings, device: torch.device, dtype: torc
     """The teacher that the named pipeline is, on a device, in a floating point type."""
     if settings.null_label is not None:
         raise ValueError(f"null_label={settings.null_label} is nothing that a pipeline's own call takes: leave it out")
+    name = str(settings.teacher)
+    if name == "gaussian-ring":
+        asked = ("driven", "prompts", "height", "width", "call_arguments")
+        given = ", ".join(f"{key}={getattr(settings, key)!r}" for key in asked if getattr(settings, key) is not None)
+        raise ValueError(f"{given} cannot be given to teacher={name!r}, which is no pipeline: leave that out")
     conditions: Any = settings.conditions
     if settings.prompts is not None:
         conditions = read_conditions(Path(settings.prompts).expanduser())
-    name = str(settings.teacher)
     pipe = whole_pipeline(ASSETS / name if name in BUILT_IN else name, name, dtype, settings.variant)
     if pipe.device != device:  # quantised parts, which are where they are to be, cannot be moved
         pipe.to(device)
-    size = {} if settings.run_size is None else {"run_size": settings.run_size}
+    size: dict[str, Any] = {} if settings.run_size is None else {"run_size": settings.run_size}
     return Teacher.from_pipeline(pipe, conditions, name=name, **size, **settings.call)
 
 
@@ -371,12 +379,8 @@ def solver_of(
 
 
 def solver_name(solver: Solver) -> str:
-    """The name of a solver.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    return LINEAR if isinstance(solver, LinearSolver) else name_of(solver, SOLVERS)
+    """What a solver is called, for people."""
+    return LINEAR if isinstance(solver, LinearSolver) else shown(solver, SOLVERS)
 
 
 def build_mdp(settings: MDPSettings) -> DenoisingMDP:
@@ -400,8 +404,10 @@ def build_mdp(settings: MDPSettings) -> DenoisingMDP:
             "Teacher.from_pretrained or Teacher.from_pipeline"
         )
     action, observation, prices = settings.action, settings.observation, settings.prices
-    if isinstance(action, ActionMap):
-        action_entry(action)  # refused now, rather than when the trained student is saved
+    for argument, (kind, _) in PARTS.items():
+        part = getattr(settings, argument)
+        if isinstance(part, kind) and not isinstance(part, LinearSolver):
+            part_entry(argument, part)  # refused now, rather than when the trained student is saved
     grid = grid_of(settings.grid, teacher, settings.num_steps)
     initial_map = initial_map_of(settings.initial_map, teacher, grid)
     return DenoisingMDP(

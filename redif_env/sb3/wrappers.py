@@ -54,10 +54,12 @@ def copied(env: VecEnv) -> VecEnv:
     if isinstance(env, VecEnvWrapper):
         if type(env) in PASSIVE:
             return copied(env.venv)
-        clone = copy.copy(env)
-        clone.__dict__.update(
-            {key: copy.deepcopy(value) for key, value in vars(env).items() if key not in ("venv", "class_attributes")}
-        )
+        # Not by copy.copy: a wrapper without a venv yet looks for every attribute in its venv, without end.
+        clone = object.__new__(type(env))
+        held = {
+            key: copy.deepcopy(value) for key, value in vars(env).items() if key not in ("venv", "class_attributes")
+        }
+        clone.__dict__.update(vars(env) | held)
         clone.venv = copied(env.venv)
         if isinstance(clone, VecNormalize):
             clone.training = False

@@ -210,7 +210,7 @@ class Student:
         """This student as a diffusers pipeline; the network is shared.
 
         Raises:
-            ValueError: if the decision process uses a solver, grid, action map or observation without a name.
+            ValueError: if a part of the decision process cannot be written to a file.
             TypeError: if the network is not a diffusers model.
         """
         from redif_env.students.export import ReDiFPipeline
@@ -284,7 +284,7 @@ class Student:
         ``ReDiFScheduler.from_pretrained(folder)`` or ``ReDiFPipeline.of(pipe, folder)``.
 
         Raises:
-            ValueError: if the decision process uses a solver, grid, action map or observation without a name, or the
+            ValueError: if a part of the decision process cannot be written to a file, or the
                 folder holds files that are not a student's.
             TypeError: if the network is not a diffusers model.
         """
@@ -299,7 +299,7 @@ class Student:
     def from_pretrained(cls, folder: str | Path, device: str = "cpu", allow_imports: bool = False) -> Student:
         """Load a student that :meth:`save_pretrained` saved, from a folder or the hub.
 
-        ``allow_imports``: whether an action map of one's own may be imported, from the module that the file names.
+        ``allow_imports``: whether parts of one's own may be imported, from the modules that the file names.
 
         Raises:
             ValueError: if this machine has no such device.

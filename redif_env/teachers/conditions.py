@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,31 +88,36 @@ class Conditions:
         weights = weights.to(generator.device, widest(generator.device))
         return torch.multinomial(weights, count, replacement=True, generator=generator).to(HOST)
 
-    def rows_of(self, requested: int | str | Sequence[int] | Sequence[str], count: int) -> Tensor:
+    def rows_of(
+        self, requested: int | str | Sequence[int] | Sequence[str], count: int, argument: str = "condition"
+    ) -> Tensor:
         """Rows ``(count,)`` of labels or prompts: of one for all, or of one each. Labels may be written as words.
+
+        ``argument`` is what messages call them.
 
         Raises:
             ValueError: if one is not among these, or there are not ``count``.
         """
-        if not isinstance(requested, int | np.integer | str | Sequence | np.ndarray | Tensor):
-            raise ValueError(f"condition must be a label, a prompt, or a list of such, got {requested!r}")
+        if isinstance(requested, Tensor | np.ndarray):
+            requested = requested.tolist()
+        if not isinstance(requested, int | np.integer | str | Sequence):
+            raise ValueError(f"{argument} must be a label, a prompt, or a list of such, got {requested!r}")
         one = isinstance(requested, int | np.integer | str)
         values: list[Any] = [requested] * count if one else list(requested)  # type: ignore[arg-type]
         if len(values) != count:
-            raise ValueError(f"condition must be one or {count}, got {len(values)}")
+            raise ValueError(f"{argument} must be one or {count}, got {len(values)}")
         if not self.inputs and any(not isinstance(value, str) or value for value in values):
-            raise ValueError(f"condition={requested!r} was given, but this model takes none: leave it out")
+            raise ValueError(f"{argument}={requested!r} was given, but this model takes none: leave it out")
         rows: dict[Any, int] = {
             str(value): row for row, value in reversed(list(enumerate(self.values))) if isinstance(value, int)
         }
         rows |= {value: row for row, value in reversed(list(enumerate(self.values)))}
-        strange = [value for value in values if not isinstance(value, int | np.integer | str)]
-        if strange:
-            raise ValueError(f"condition must be a label, a prompt, or a list of such, got {requested!r}")
+        if not all(map(_is_condition, values)):
+            raise ValueError(f"{argument} must be a label, a prompt, or a list of such, got {requested!r}")
         unknown = sorted({str(value) for value in values if value not in rows})
         if unknown:
             raise ValueError(
-                f"condition={', '.join(unknown)} is not among the {len(self)} that are known: {_short(self.names)}"
+                f"{argument}={', '.join(unknown)} is not among the {len(self)} that are known: {_short(self.names)}"
             )
         return torch.tensor([rows[value] for value in values], dtype=torch.int64, device=HOST)
 
@@ -157,23 +162,45 @@ def spread(requested: ConditionsLike) -> tuple[tuple[int | str, ...], Tensor | N
     Raises:
         ValueError: if they are one string, no list and no mapping, or a value is neither label nor prompt.
     """
+    values = listed(requested)
+    strange = [value for value in values if not _is_condition(value)]
+    if strange:
+        raise ValueError(f"conditions must be class labels or prompts, got {', '.join(map(repr, strange[:5]))}")
+    plain = tuple(str(value) if isinstance(value, str) else int(value) for value in values)
+    if not isinstance(requested, Mapping):
+        return plain, None
+    return plain, torch.tensor(numbers_of(requested.values()), dtype=torch.float32, device=HOST)
+
+
+def listed(requested: Any) -> tuple[Any, ...]:
+    """Conditions one by one.
+
+    Raises:
+        ValueError: if they are one string, or no list and no mapping.
+    """
     if isinstance(requested, str | bytes):
         raise ValueError(f"conditions={requested!r} is one string: give a list, as in conditions=[{requested!r}]")
     try:
-        values = tuple(requested)
+        return tuple(requested)
     except TypeError:
         raise ValueError(f"conditions={requested!r} must be a list of class labels or prompts") from None
-    strange = [value for value in values if isinstance(value, bool) or not isinstance(value, int | np.integer | str)]
-    if strange:
-        raise ValueError(f"conditions must be class labels or prompts, got {', '.join(map(repr, strange[:5]))}")
-    plain = tuple(str(value) if isinstance(value, str) else int(cast(int, value)) for value in values)
-    if not isinstance(requested, Mapping):
-        return plain, None
+
+
+def numbers_of(weights: Iterable[Any]) -> list[float]:
+    """Weights of conditions as numbers.
+
+    Raises:
+        ValueError: if one is none.
+    """
+    given = list(weights)
     try:
-        weights = [float(weight) for weight in requested.values()]
-        return plain, torch.tensor(weights, dtype=torch.float32, device=HOST)
+        return [float(weight) for weight in given]
     except (TypeError, ValueError):
-        raise ValueError(f"weights of conditions must be numbers, got {list(requested.values())}") from None
+        raise ValueError(f"weights of conditions must be numbers, got {given}") from None
+
+
+def _is_condition(value: Any) -> bool:
+    return isinstance(value, int | np.integer | str) and not isinstance(value, bool)
 
 
 def _short(names: Sequence[str]) -> str:

@@ -31,6 +31,9 @@ TensorFloat-32 leaves of a network's sums."""
 HALF_TOLERANCE = 3e-2
 """The same of networks in half precision."""
 PROBE_SEED, PROBE_TIMES = 20_000, (0.3, 0.6)
+OWN_PROBE_TIMES = tuple((index + 0.5) / 16 for index in range(16))
+"""Of networks or calls of a user's own, which may do at some levels, or for some conditions, what they do not at
+others."""
 
 _LIBRARIES = ("diffusers", "peft", "redif_env", "torch", "transformers")
 """Packages whose code is not hashed: their classes and configs say what they compute."""
@@ -79,14 +82,18 @@ def keyed(described: str, probe: Tensor, dtype: torch.dtype) -> str:
 
 @torch.no_grad()
 def probe_of(teacher: Described, predict: Predict) -> Tensor:
-    """Clean estimates and noise predictions ``(2, 2, *S)`` float32 of two fixed samples, on the host."""
+    """Clean estimates and noise predictions ``(2, N, *S)`` float32 of fixed samples, on the host.
+
+    There are two of a library's networks, whose configs say the rest, and 16 of a user's own.
+    """
     generator = torch.Generator().manual_seed(PROBE_SEED)
-    count = len(PROBE_TIMES)
+    times = PROBE_TIMES if all(map(_of_library, _written(teacher))) else OWN_PROBE_TIMES
+    count = len(times)
     shape = (count, *teacher.sample_shape)
     x = torch.randn(shape, generator=generator, dtype=torch.float32, device=HOST).to(teacher.device)
     schedule = teacher.schedule
-    levels = schedule.half_logsnr_at(torch.tensor(PROBE_TIMES, dtype=torch.float64, device=HOST))
-    rows = torch.tensor([0, len(teacher.conditions) - 1], device=HOST)
+    levels = schedule.half_logsnr_at(torch.tensor(times, dtype=torch.float64, device=HOST))
+    rows = torch.linspace(0, len(teacher.conditions) - 1, count, device=HOST).round().long()
     found = predict(place(schedule.size(levels), x) * x, levels, schedule.timestep(levels), rows)
     return torch.stack([found.x0, found.eps]).float().cpu()
 
@@ -144,9 +151,19 @@ def _config(part: Any) -> str:
     return json.dumps({key: value for key, value in given.items() if value != defaults[key]}, sort_keys=True)
 
 
+def _written(teacher: Described) -> set[Any]:
+    """The classes and the function whose code makes a teacher's predictions."""
+    return {_kind(teacher.call), *(type(module) for module in teacher.network.modules())}
+
+
+def _kind(written: Any) -> Any:
+    """A class or function itself; the class of another object."""
+    return written if isinstance(written, type) or inspect.isroutine(written) else type(written)
+
+
 def _code(written: Any) -> str:
     """Name and source of a class or function; of a library's the name, without the module that it stands in."""
-    kind = written if isinstance(written, type) or inspect.isroutine(written) else type(written)
+    kind = _kind(written)
     if _of_library(kind):
         return str(kind.__qualname__)
     name = f"{kind.__module__}.{kind.__qualname__}"

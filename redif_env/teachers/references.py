@@ -92,9 +92,19 @@ class ReferenceSet:
 
 
 def draw_starts(teacher: Teacher, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Standard normal noise ``(size, *S)`` float32 and conditions ``(size,)``, from a generator of their own."""
+    """Standard normal noise ``(size, *S)`` float32 and conditions ``(size,)``, from a generator of their own.
+
+    Raises:
+        ValueError: if there is not memory for so many.
+    """
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn((size, *teacher.sample_shape), generator=generator, dtype=torch.float32, device=HOST)
+    try:
+        noise = torch.randn((size, *teacher.sample_shape), generator=generator, dtype=torch.float32, device=HOST)
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(
+            f"{size} noises do not fit into memory ({error}): lower the size of the set (reference_size, "
+            "held_out_size, test_size, or size)"
+        ) from error
     return noise, teacher.conditions.draw(size, generator)
 
 

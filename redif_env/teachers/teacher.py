@@ -348,6 +348,7 @@ class Teacher:
         *,
         name: str | None = None,
         run_size: int = 8,
+        bounds: tuple[float, float] | None = None,
         **arguments: Any,
     ) -> PipelineTeacher:
         """The teacher that a diffusers pipeline is, as it stands: with its LoRAs, guidance, ControlNets, offloading.
@@ -361,15 +362,21 @@ class Teacher:
                 with weights if a mapping, or where a dict has a ``"weight"``. One without any if not given.
             name: for messages; the pipeline's class if not given.
             run_size: samples that go through one call together at most.
+            bounds: range of samples that are no latents, to which finished ones are clipped; [-1, 1] if not given,
+                where pipelines clip their pictures. ``(-inf, inf)`` clips nothing.
             arguments: of every call, such as ``height`` and ``guidance_scale``.
 
         Raises:
             TypeError: if ``pipe`` is no pipeline.
             ValueError: if it cannot be driven, or does not take an argument; the message says why.
         """
+        check_bounds(bounds)
         asked, values = call_arguments(conditions, arguments)
         drive = Drive(pipe, asked, arguments)
-        return PipelineTeacher(drive, values, name or type(pipe).__name__, run_size)
+        teacher = PipelineTeacher(drive, values, name or type(pipe).__name__, run_size)
+        if bounds is not None:
+            teacher.bounds = check_bounds(bounds)
+        return teacher
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a diffusers pipeline folder that :meth:`from_pretrained` and diffusers read.

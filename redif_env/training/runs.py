@@ -68,6 +68,8 @@ def check_settings(settings: Any) -> None:
         value = given.get(name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be above 0 and finite, got {value}")
+    for size in given.get("hidden") or ():
+        check_at_least(1, hidden=size)
     exploration = given.get("exploration")
     if exploration is not None and not math.inf > exploration[0] >= exploration[1] > 0:
         raise ValueError(f"exploration must fall from the first number to the second, both above 0, got {exploration}")

@@ -480,6 +480,9 @@ def test_every_grid_runs_on_every_schedule(parameterization, grid):
             "no sigma_min and sigma_max",
         ),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "runs the other way"),
+        # Of the class these, which raises an error where it meets others, or takes them for something else.
+        ({"_class_name": "EDMEulerScheduler", "prediction_type": "sample"}, "EDMEulerScheduler .*'sample': only 'eps"),
+        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "'epsilon': only 'flow_prediction'"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_a_reason(config, message):

@@ -1,5 +1,7 @@
 import copy
+import json
 import pickle
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -378,6 +380,25 @@ def test_the_default_autoreset_is_gymnasiums():
 def test_specs_are_written_as_json(mode):
     text = gym.make_vec("ReDiF-v0", num_envs=2, **TINY, autoreset_mode=mode).spec.to_json()
     assert f'"autoreset_mode": "{mode.value}"' in text
+
+
+def test_specs_of_paths_and_numbers_of_numpy_are_written_too():
+    given = {**TINY, "teacher": Path(TINY["teacher"]), "num_steps": np.int64(2)}
+    for made in (
+        gym.make("ReDiF-v0", **given, autoreset_mode=AutoresetMode.DISABLED),
+        gym.make_vec("ReDiF-v0", num_envs=2, **given),
+    ):
+        kwargs = json.loads(made.spec.to_json())["kwargs"]
+        assert (kwargs["teacher"], kwargs["num_steps"]) == (TINY["teacher"], 2)
+
+
+@pytest.mark.parametrize("seed", ["ab", 1.5, [True, False], [1.5, 2], True])
+def test_seeds_are_whole_numbers(seed):
+    env = gym.make_vec("ReDiF-v0", num_envs=2, **TINY)
+    with pytest.raises(TypeError, match="seed must be a whole number"):
+        env.reset(seed=seed)
+    env.reset(seed=2**100)
+    env.reset(seed=np.array([1, 2]))
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])

@@ -71,6 +71,7 @@ def test_a_condition(labelled):
         ({"index": 32}, r"options\['index'\] must be 1 whole numbers from 0 to 31"),
         ({"index": 0.5}, r"options\['index'\] must be 1 whole numbers"),
         ({"noise": np.zeros(3)}, r"options\['noise'\] must be finite numbers of shape \(1, 2\), got shape \(1, 3\)"),
+        ({"noise": "x"}, r"options\['noise'\] must be numbers of shape"),
         ({"noise": np.full(2, np.nan)}, r"options\['noise'\] must be finite"),
         ({"index": 1, "noise": np.zeros(2)}, "leave 'noise' and 'condition' out"),
     ],

@@ -347,6 +347,12 @@ def test_a_run_that_starts_in_the_middle_goes_on_from_there(ring):
         for timestep in part.timesteps[2:]:
             y = part.step(ring.network(y, timestep.expand(4)), timestep, y).prev_sample
         torch.testing.assert_close(y, x)
+    part.set_timesteps(5)
+    for mixed in (lambda: part.step(y, part.timesteps[:4], y), lambda: part.add_noise(y, y, part.timesteps[:4])):
+        with pytest.raises(ValueError, match="timestep must be one for all samples of a batch"):
+            mixed()
+    with pytest.raises(ValueError, match=r"begin_index must be a whole number, got 1\.5"):
+        part.set_begin_index(1.5)
 
 
 def test_noise_is_added_at_the_level_of_the_step(pipeline_folder):

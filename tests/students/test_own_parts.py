@@ -14,7 +14,12 @@ from stable_baselines3 import PPO
 
 import redif_env  # noqa: F401
 from redif_env import ReDiFPipeline, Student
+from redif_env.diffusion.grids import LevelsGrid, TimeGrid
+from redif_env.diffusion.solvers import IPNDM
 from redif_env.mdp.actions import SolverMap, StepMap
+from redif_env.mdp.observations import Features
+from redif_env.mdp.policies import Policy
+from redif_env.mdp.settings import MDPSettings, build_mdp, part_of
 from redif_env.sb3 import make_vec_env
 from redif_env.students.export import ReDiFScheduler
 from tests.own_parts import Twice, darkness
@@ -32,6 +37,13 @@ def test_a_plain_function_is_a_reward():
     env = gym.make("ReDiF-v0", **TINY, reward=lambda transition: torch.zeros_like(transition.terminated, dtype=float))
     env.reset(seed=0)
     assert env.step(np.zeros(5, np.float32))[1] == 0
+
+
+def test_a_reward_of_other_arguments_is_refused_at_once():
+    for function in (lambda: 0.0, lambda state, action: 0.0):
+        with pytest.raises(TypeError, match="reward 'custom' must be a function of one Transition"):
+            gym.make("ReDiF-v0", **TINY, reward=function)
+    gym.make("ReDiF-v0", **TINY, reward=lambda transition, scale=2: transition.live * scale)
 
 
 def test_an_action_map_of_one_s_own_goes_with_the_student(tmp_path):
@@ -57,6 +69,48 @@ def test_the_library_s_own_maps_need_no_permission(tmp_path):
     assert Student.from_pretrained(tmp_path / "student").mdp.action_map == SolverMap(max_gain=0.1)
 
 
+OWN = {
+    "grid": TimeGrid(1.3),
+    "grid of levels": LevelsGrid((-3.0, 0.0)),
+    "solver": IPNDM(4, cautious=True),
+    "observation": Features(bands=2),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_other_parts_without_a_name_go_with_the_student_too(name, tmp_path):
+    argument = name.split()[0]
+    mdp = build_mdp(MDPSettings(teacher="digits", num_steps=2, **{argument: OWN[name]}))
+    student = Student(mdp, Policy.from_table(torch.full((2, mdp.action_size), 0.3), mdp.observation_size))
+    student.save_pretrained(tmp_path / "student")
+    again = Student.from_pretrained(tmp_path / "student")
+    assert getattr(again.mdp, argument) == OWN[name]
+    noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again(noise=noise), student(noise=noise))
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "redif_env.training.runs:subprocess.run",
+        "os:system",
+        "redif_env.mdp.settings:Path",
+        "redif_env.diffusion.grids:TimeGrid",
+        "redif_env.nowhere:Map",
+        "redif_env.mdp.actions",
+    ],
+)
+def test_a_student_s_file_calls_nothing_but_parts(path, allowed, monkeypatch):
+    """Whatever it names: a command that a module of ours can reach was one call away."""
+    ran = []
+    monkeypatch.setattr("subprocess.run", lambda *given, **named: ran.append(given))
+    monkeypatch.setattr("os.system", lambda *given, **named: ran.append(given))
+    with pytest.raises(ValueError, match=f"action='{path}' (is code outside|is no ActionMap|cannot be imported)"):
+        part_of("action", {"import": path, "arguments": {}}, allowed)
+    assert not ran
+
+
 def test_what_cannot_be_written_is_refused_at_once():
     @dataclass(frozen=True)
     class Local(StepMap):
@@ -66,9 +120,13 @@ def test_what_cannot_be_written_is_refused_at_once():
         def __init__(self, function):
             object.__setattr__(self, "max_shift", function)
 
-    for action in (Local(), Bare(len)):
-        with pytest.raises(ValueError, match="cannot be written to a student's file"):
-            gym.make("ReDiF-v0", **TINY, action=action)
+    @dataclass(frozen=True)
+    class Nowhere(TimeGrid):
+        pass
+
+    for argument, part in (("action", Local()), ("action", Bare(len)), ("grid", Nowhere())):
+        with pytest.raises(ValueError, match=f"{argument}=.* cannot be written to a student's file"):
+            gym.make("ReDiF-v0", **TINY, **{argument: part})
 
 
 DOCS = Path(__file__).parents[2] / "docs"

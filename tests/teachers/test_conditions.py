@@ -74,6 +74,11 @@ def test_labels_of_numpy_are_labels():
     assert [type(value) for value in labels.values] == [int] * 3
     assert labels.rows_of(np.int64(2), 2).tolist() == [2, 2]
     assert labels.rows_of(np.array([1, 0]), 2).tolist() == [1, 0]
+    assert labels.rows_of(torch.tensor([1, 0]), 2).tolist() == [1, 0]
+    assert labels.rows_of(torch.tensor(2), 2).tolist() == [2, 2]
+    for strange in (True, [True, False], 1.0, np.array([0.0, 1.0]), torch.ones(2), np.True_):
+        with pytest.raises(ValueError, match="condition must be a label, a prompt, or a list of such"):
+            labels.rows_of(strange, 2)
 
 
 def test_a_prompt_of_digits_is_a_prompt():

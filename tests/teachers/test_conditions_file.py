@@ -1,7 +1,9 @@
 """Files of prompts."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -21,6 +23,27 @@ def test_json_lines_with_weights_and_pictures(tmp_path):
     assert [sorted(condition) for condition in arguments] == [["image", "prompt"]] * 2
     assert arguments[0]["image"].size == (4, 6)
     assert conditions.weights.tolist() == [3, 1]
+
+
+def test_conditions_of_a_pipeline_are_a_list_of_what_it_takes():
+    """As those of other teachers: no letters of a string, labels of numpy, finite weights."""
+    found, table = call_arguments([np.int64(3), {"prompt": "a cat"}, "1984"], {})
+    assert found == [{"class_labels": 3}, {"prompt": "a cat"}, {"prompt": "1984"}]
+    assert table.weights is None
+    for strange in ("a cat", 3, [True], [1.5], [None]):
+        with pytest.raises(ValueError, match="conditions"):
+            call_arguments(strange, {})
+    for weight in (math.inf, math.nan, 0.0, -1.0, "often"):
+        for weighted in ({"a cat": weight}, [{"prompt": "a cat", "weight": weight}]):
+            with pytest.raises(ValueError, match="weights of conditions must be"):
+                call_arguments(weighted, {})
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "latin").write_bytes("café".encode("latin-1"))
+    for path in (tmp_path / "none", tmp_path, tmp_path / "latin"):
+        with pytest.raises(ValueError, match=f"prompts='{path}' cannot be read"):
+            read_conditions(path)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from redif_env.diffusion.schedules import VariancePreservingSchedule
 from redif_env.mdp.settings import TeacherSettings, shared_teacher
 from redif_env.storage.cache import cached_files
 from redif_env.storage.files import ASSETS
+from redif_env.teachers.conditions import Conditions
 from redif_env.teachers.fingerprint import probe_of
 from redif_env.teachers.references import reference_set
 from redif_env.teachers.teacher import GaussianMixtureTeacher, Teacher, load_teacher
@@ -68,6 +69,25 @@ def test_modules_without_weights_are_distinguished(cache):
     for teacher in teachers:
         reference = reference_set(teacher, 4, num_steps=3)
         torch.testing.assert_close(reference.endpoints, teacher.endpoint(reference.noise, 3))
+
+
+class Within(nn.Module):
+    """A number that counts at some levels alone, or for one label."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x, timestep, label):
+        chosen = (timestep < 100) | (timestep > 900) | (label == 1)
+        return torch.where(chosen[:, None], self.factor, 1.0) * x
+
+
+def test_what_counts_at_some_levels_or_for_one_label_counts(cache):
+    for labels in ([0, 1, 2], [0]):
+        teachers = [plain(Within(factor), conditions=Conditions.of_labels(labels)) for factor in (0.5, 0.6, 0.5)]
+        first, other, again = (teacher.fingerprint for teacher in teachers)
+        assert first == again != other
 
 
 @pytest.mark.parametrize(

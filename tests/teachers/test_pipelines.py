@@ -132,3 +132,9 @@ def test_bounds_are_said_or_read(flat, tmp_path):
     for wrong in ((1, -1), (0,), "ab", 3, (0.0, float("nan"))):
         with pytest.raises(ValueError, match="bounds must be two numbers"):
             of_vectors(bounds=wrong)
+
+
+def test_bounds_of_a_pipeline_that_drives_itself_are_said_or_its_pictures():
+    pipe = diffusers.DDPMPipeline(unet(), diffusers.DDPMScheduler(clip_sample=False))
+    for given, bounds in ((None, (-1.0, 1.0)), ((-3, 3), (-3.0, 3.0)), ((-math.inf, math.inf), None)):
+        assert Teacher.from_pipeline(pipe, bounds=given).bounds == bounds

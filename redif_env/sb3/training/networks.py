@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from redif_env.diffusion.noise_schedulers import action_parameterization
 from redif_env.diffusion.types import PredictionType
+from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.mdp.actions import NoiseMap, SolverMap
 from redif_env.mdp.process import DenoisingMDP
-from redif_env.mdp.settings import MDPSettings, build_mdp, solver_name
+from redif_env.mdp.settings import LINEAR, MDPSettings, build_mdp
 from redif_env.sb3.student_policy import Reduction, StudentPolicy, student_kwargs
 from redif_env.students.network.cloning import CloningPlan, clone
 from redif_env.students.network.pruning import prunable, pruned_weights
@@ -214,7 +215,7 @@ def refine_clone(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module,
             num_steps=settings.refine_num_steps,
             action=NoiseMap(),
             observation="sample",
-            solver=solver_name(mdp.solver),
+            solver=LINEAR if isinstance(mdp.solver, LinearSolver) else mdp.solver,
             grid=settings.refine_grid or mdp.grid,
             device=str(mdp.teacher.device),
             initial_map=None if mdp.initial_map is None else "linear",

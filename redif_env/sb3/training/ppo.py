@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,15 @@ from typing import Any
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from redif_env.diffusion.grids import GRIDS
+from redif_env.envs.episodes import check_groups
 from redif_env.envs.task import Task
 from redif_env.judging.baselines import Which, baselines_of
 from redif_env.judging.bases import AUTO, Base, bases_of, evaluated_samples, nearest_base
 from redif_env.judging.evaluation import Evaluator
-from redif_env.mdp.actions import ACTION_MAPS, ActionMap
-from redif_env.mdp.observations import OBSERVATIONS
+from redif_env.mdp.actions import ActionMap
 from redif_env.mdp.process import DenoisingMDP
-from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, look_up
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, MDPSettings, build_mdp, look_up
+from redif_env.measures.features import load_features
 from redif_env.rewards.names import REWARDS
 from redif_env.sb3.checkpoints import Checkpointer
 from redif_env.sb3.exploration import student_exploration
@@ -40,6 +39,7 @@ from redif_env.sb3.training.callbacks import (
 from redif_env.sb3.training.networks import NoiseSettings, network_items, noise_map, policy_kwargs, warm_start
 from redif_env.sb3.training.recipes import Recipe, settled
 from redif_env.sb3.vec_env import make_vec_env
+from redif_env.storage.checks import check_argument
 from redif_env.students.student import Student
 from redif_env.teachers.references import VALIDATION_SEED, SetSizes
 from redif_env.teachers.teacher import Teacher
@@ -104,6 +104,9 @@ class Args(RecipeOptions, SizeOptions, TaskOptions):
 def main(args: Args) -> None:
     """Train, export, evaluate."""
     args = settled(args)
+    teacher = teacher_of(args)
+    for name in args.features:  # refused now, rather than at the report
+        load_features(name, teacher.image_shape, teacher.vae)
     if args.dry_run:
         print_cost(args)
         return
@@ -252,12 +255,19 @@ def rescued(student: Student | None, out: Path) -> str:
 
 def print_cost(args: Args) -> None:
     """Print what a run with these settings would cost."""
-    names: dict[str, Mapping[str, Any]] = {"action": ACTION_MAPS, "observation": OBSERVATIONS, "grid": GRIDS}
-    for argument, known in names.items():
-        look_up(argument, getattr(args, argument), known)
-    for name, _ in args.reward:
+    for name, weight in args.reward:
         look_up("reward", name, REWARDS)
-    teacher = teacher_of(args)
+        check_argument(f"reward[{name!r}]", weight, float)
+    check_groups(args.num_envs, args.group_size)
+    # What the run would refuse is refused, without what is fitted to the teacher's trajectories first.
+    arguments = arguments_of(args, MDPSettings)
+    if args.solver in (AUTO, LINEAR):
+        arguments["solver"] = DEFAULT_SOLVER
+    if args.initial_map == LINEAR:
+        arguments["initial_map"] = None
+    if args.action == "noise":
+        arguments["action"] = noise_map(args.network)
+    teacher = build_mdp(MDPSettings(**arguments)).teacher
     calls = 1 if args.action == "noise" else teacher.calls
     rollouts = math.ceil(args.network_calls / (args.num_envs * args.num_steps * calls))
     evaluations = math.ceil(rollouts / args.held_out_every) + 1

@@ -54,7 +54,8 @@ def save_at_home(
     """Write the folder of a pipeline's student: its scheduler and its policy, without the pipeline's weights.
 
     Raises:
-        ValueError: if a part of the process has no name, or the folder holds something that is not a student's.
+        ValueError: if a part of the process cannot be written to a file, or the folder holds something that is not a
+            student's.
     """
     scheduler = scheduler_at_home(mdp, actions)
     with write_student(folder, scheduler, mdp, record) as fresh:
@@ -119,7 +120,7 @@ class PolicyLoop:
         pipe: the pipeline.
         scheduler: of the student.
         policy: what decides; the scheduler's mean actions if None.
-        allow_imports: whether an action map of one's own may be imported.
+        allow_imports: whether parts of one's own may be imported.
     """
 
     def __init__(

@@ -27,7 +27,8 @@ from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
-from redif_env.mdp.settings import action_map_of
+from redif_env.mdp.settings import LINEAR, OWN, PARTS, part_of
+from redif_env.storage.checks import check_argument, check_at_least
 from redif_env.storage.files import CorruptFileError
 from redif_env.students.export.folder import CARD_FILE, REMEDY, read_student, write_student
 from redif_env.students.export.home import with_policy
@@ -110,7 +111,7 @@ class ReDiFPipeline(DiffusionPipeline):
         Args:
             pipe: the pipeline that the student was trained in, as it was then; what differs is a warning.
             student: its folder.
-            allow_imports: whether an action map of one's own may be imported, from the module that the file names.
+            allow_imports: whether parts of one's own may be imported, from the modules that the file names.
 
         Raises:
             ValueError: if the student was not trained in a pipeline, or ``pipe`` cannot be driven.
@@ -130,7 +131,7 @@ class ReDiFPipeline(DiffusionPipeline):
             record: how it was made.
 
         Raises:
-            ValueError, TypeError: if a part of the process has no name or no folder format.
+            ValueError, TypeError: if a part of the process cannot be written to a file.
         """
         pipeline = cls(
             as_model(mdp.teacher.network),
@@ -195,11 +196,24 @@ class ReDiFPipeline(DiffusionPipeline):
         Raises:
             ValueError: if an argument is not among these.
         """
+        check_argument("batch_size", batch_size, int)
+        check_argument("latents", latents, Tensor | None)
+        check_argument("price", price, float | None)
+        check_at_least(1, batch_size=batch_size)
+        generator = list(generator) if isinstance(generator, tuple) else generator
+        for one in generator if isinstance(generator, list) else [generator]:
+            check_argument("generator", one, torch.Generator | None)
+        check_argument("num_inference_steps", num_inference_steps, int | None)
+        check_argument("guidance_scale", guidance_scale, float | None)
+        check_argument("output_type", output_type, str)
+        check_argument("callback_on_step_end", callback_on_step_end, Callable[..., Any] | None)
+        check_argument("callback_on_step_end_tensor_inputs", callback_on_step_end_tensor_inputs, Sequence[str])
         device = self._execution_device
         mdp, actor = self._parts(device)
         self._check(mdp, num_inference_steps, output_type, callback_on_step_end_tensor_inputs)
         own_scale = mdp.teacher.guidance_scale or 1.0
-        if negative_prompt not in (None, "") or guidance_scale not in (None, own_scale):
+        negated = negative_prompt is not None and not (isinstance(negative_prompt, str) and not negative_prompt)
+        if negated or guidance_scale not in (None, own_scale):
             raise ValueError(
                 f"negative_prompt={negative_prompt!r} and guidance_scale={guidance_scale!r} cannot be given: this "
                 f"student has learned guidance_scale={own_scale:g} without a negative prompt, leave them out"
@@ -207,14 +221,14 @@ class ReDiFPipeline(DiffusionPipeline):
         if isinstance(prompt, Sequence) and not isinstance(prompt, str):
             batch_size = len(prompt)
         noise = latents
+        if noise is not None and noise.shape[1:] != mdp.teacher.sample_shape:
+            raise ValueError(f"latents must have shape (N, {mdp.teacher.sample_shape}), got {tuple(noise.shape)}")
         count = batch_size if noise is None else len(noise)
         if isinstance(generator, list) and len(generator) != count:
             raise ValueError(f"generator must be one or {count}, one a sample, got {len(generator)}")
         if noise is None:
             shape = (batch_size, *mdp.teacher.sample_shape)
             noise = randn_tensor(shape, generator=generator, device=_device_of(generator), dtype=torch.float32)
-        elif noise.shape[1:] != mdp.teacher.sample_shape:
-            raise ValueError(f"latents must have shape (N, {mdp.teacher.sample_shape}), got {tuple(noise.shape)}")
         # Levels and samples are float32 at least, whatever the network is.
         noise = noise.to(device, torch.promote_types(noise.dtype, torch.float32))
         mdp, condition = self._with_conditions(mdp, len(noise), generator, class_labels, prompt)
@@ -280,11 +294,11 @@ class ReDiFPipeline(DiffusionPipeline):
             pretrained_model_name_or_path: a folder, or a hub id.
             torch_dtype: of the network and the policy; as they were saved if not given.
             variant, revision, token, cache_dir, local_files_only: as in diffusers.
-            allow_imports: whether an action map of one's own may be imported, from the module that the file names.
+            allow_imports: whether parts of one's own may be imported, from the modules that the file names.
 
         Raises:
             FileNotFoundError: if there is no student.
-            ValueError: if it has such an action map, and ``allow_imports`` is false.
+            ValueError: if it has such parts, and ``allow_imports`` is false.
             CorruptFileError: if a file is missing, or is not what was written.
         """
         folder = Path(pretrained_model_name_or_path).expanduser()
@@ -308,7 +322,10 @@ class ReDiFPipeline(DiffusionPipeline):
         if torch_dtype is not None:
             pipeline.to(torch_dtype)
         pipeline.allow_imports = allow_imports
-        action_map_of(pipeline.scheduler.config.process["action"], allow_imports)
+        for argument in PARTS:
+            entry = pipeline.scheduler.config.process[argument]
+            if entry not in (LINEAR, OWN):
+                part_of(argument, entry, allow_imports)
         pipeline.record = Record(**{field.name: content[field.name] for field in fields(Record)})
         return pipeline
 
@@ -386,10 +403,10 @@ class ReDiFPipeline(DiffusionPipeline):
             # The empty prompt too, so that what shows conditions always has a choice of them.
             known = list(dict.fromkeys([*requested, ""]))
             teacher = teacher_of(self.scheduler, self.unet, mdp.teacher.source, known)
-            rows = teacher.conditions.rows_of(prompt, count)
+            rows = teacher.conditions.rows_of(prompt, count, "prompt")
             return replace(mdp, teacher=teacher), rows
         if class_labels is not None:
-            return mdp, conditions.rows_of(class_labels, count)
+            return mdp, conditions.rows_of(class_labels, count, "class_labels")
         if isinstance(generator, list):  # row i depends on generator i alone
             return mdp, torch.cat([conditions.draw(1, own) for own in generator])
         return mdp, conditions.draw(count, torch.default_generator if generator is None else generator)

@@ -72,6 +72,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, subfolder=None, **options):
         """Read the scheduler of a student's folder, or of a hub id: a scheduler's own folder or the one above it."""
+        pretrained_model_name_or_path = os.path.expanduser(pretrained_model_name_or_path)
         if subfolder is None:
             own = os.path.isfile(os.path.join(pretrained_model_name_or_path, cls.config_name))
             subfolder = "" if own else "scheduler"
@@ -152,7 +153,9 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: if that step uses predictions of the steps before it, or there is no such step.
         """
-        self._start_at(begin_index - self.config.skipped if begin_index else 0)
+        if begin_index != int(begin_index):
+            raise ValueError(f"begin_index must be a whole number, got {begin_index}")
+        self._start_at(int(begin_index) - self.config.skipped if begin_index else 0)
 
     def scale_model_input(self, sample, timestep=None):
         """The network's input for ``sample`` ``(B, *S)`` at the next step."""
@@ -163,7 +166,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original_samples, noise, timesteps):
         """``alpha * original_samples + sigma * noise`` at the level of the step whose timestep is given first."""
-        given, start = float(torch.as_tensor(timesteps).flatten()[0]), self._index or 0
+        given, start = _one(timesteps), self._index or 0
         step = next((step for step in self.config.steps[start:] if _same(step["timestep"], given)), None)
         if step is None:
             self._refuse(given)
@@ -225,7 +228,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         steps = self.config.steps
         if not len(self.timesteps):
             raise ValueError(f"step() was called before set_timesteps({self.num_inference_steps}): call that first")
-        given = None if timestep is None else float(torch.as_tensor(timestep).flatten()[0])
+        given = None if timestep is None else _one(timestep)
         matching = [index for index, step in enumerate(steps) if given is not None and _same(step["timestep"], given)]
         if self._index is None:
             if given is not None and not matching:
@@ -328,6 +331,18 @@ def weights_digest(network):
         )
         digest.update(f"{name}{tuple(tensor.shape)}{part.tolist()}".encode())
     return digest.hexdigest()
+
+
+def _one(timesteps):
+    """The timestep that all samples of a batch have.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    given = set(torch.as_tensor(timesteps).flatten().tolist())
+    if len(given) != 1:
+        raise ValueError(f"timestep must be one for all samples of a batch, got {sorted(given)}")
+    return float(given.pop())
 
 
 def _same(timestep, given):

@@ -9,24 +9,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from redif_env.diffusion.grids import GRIDS, Grid
+from redif_env.diffusion.grids import Grid
 from redif_env.diffusion.noise_schedulers import read_scheduler, scheduler_config
 from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.predictions import EDMPreconditioning, ScorePreconditioning
-from redif_env.diffusion.solvers import SOLVERS
 from redif_env.fitted.initial_maps import LinearInitialMap
 from redif_env.fitted.linear_solver import LinearSolver
-from redif_env.mdp.observations import OBSERVATIONS
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.settings import (
     LINEAR,
     OWN,
-    action_entry,
-    action_map_of,
     grid_of,
-    look_up,
-    name_of,
-    solver_name,
+    part_entry,
+    part_of,
 )
 from redif_env.students.export.redif_scheduler import ReDiFScheduler
 from redif_env.students.export.steps import steps_of
@@ -51,7 +46,7 @@ def scheduler_of(mdp: DenoisingMDP, actions: Tensor | None, trained_with: Mappin
         trained_with: of a pipeline's student.
 
     Raises:
-        ValueError: if the process uses a solver, grid, action map or observation that has no name.
+        ValueError: if the process uses a solver, grid, action map or observation that cannot be written to a file.
         TypeError: if no diffusers scheduler has its schedule.
     """
     teacher = mdp.teacher
@@ -87,7 +82,7 @@ def process_of(
         teacher: makes the predictions.
         initial_map: what noise is mapped to first, if it was trained so.
         linear: the steps of its base solver, if that is linear.
-        allow_imports: whether an action map of one's own may be imported.
+        allow_imports: whether parts of one's own may be imported.
 
     Raises:
         ValueError: if the initial map or the linear steps are missing, or are not the student's.
@@ -102,11 +97,13 @@ def process_of(
         )
     return DenoisingMDP(
         teacher=teacher,
-        solver=linear or look_up("solver", saved["solver"], SOLVERS),
-        grid=grid_of(saved["grid"], teacher, saved["num_steps"]),
+        solver=linear or part_of("solver", saved["solver"], allow_imports),
+        grid=grid_of(OWN, teacher, saved["num_steps"])
+        if saved["grid"] == OWN
+        else part_of("grid", saved["grid"], allow_imports),
         num_steps=saved["num_steps"],
-        action_map=action_map_of(saved["action"], allow_imports),
-        observation=look_up("observation", saved["observation"], OBSERVATIONS),
+        action_map=part_of("action", saved["action"], allow_imports),
+        observation=part_of("observation", saved["observation"], allow_imports),
         min_steps=saved["min_steps"],
         prices=None if saved["prices"] is None else (saved["prices"][0], saved["prices"][1]),
         learn_guidance=saved["learn_guidance"],
@@ -160,10 +157,10 @@ def _described(mdp: DenoisingMDP, actions: Tensor | None) -> dict[str, Any]:
     teacher = mdp.teacher
     return {
         "num_steps": mdp.num_steps,
-        "solver": solver_name(mdp.solver),
-        "grid": _grid_name(mdp.grid, teacher, mdp.num_steps),
-        "action": action_entry(mdp.action_map),
-        "observation": name_of(mdp.observation, OBSERVATIONS),
+        "solver": LINEAR if isinstance(mdp.solver, LinearSolver) else part_entry("solver", mdp.solver),
+        "grid": _grid_entry(mdp.grid, teacher, mdp.num_steps),
+        "action": part_entry("action", mdp.action_map),
+        "observation": part_entry("observation", mdp.observation),
         "min_steps": mdp.min_steps,
         "prices": None if mdp.prices is None else list(mdp.prices),
         "learn_guidance": mdp.learn_guidance,
@@ -188,9 +185,9 @@ def _noise(teacher: Teacher) -> dict[str, Any] | None:
         raise
 
 
-def _grid_name(grid: Grid, teacher: Teacher, num_steps: int) -> str:
+def _grid_entry(grid: Grid, teacher: Teacher, num_steps: int) -> str | dict[str, Any]:
     own = isinstance(teacher, PipelineTeacher) and grid == teacher.own_grid(num_steps)
-    return OWN if own else name_of(grid, GRIDS)
+    return OWN if own else part_entry("grid", grid)
 
 
 def _refusal(mdp: DenoisingMDP) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from redif_env.teachers.conditions import Conditions
+from redif_env.teachers.conditions import Conditions, listed, numbers_of, spread
 
 Condition = str | int | Mapping[str, Any]
 """A prompt, a class label, or arguments of the pipeline's call (prompt, image, mask, embeddings, ...).
@@ -21,11 +22,9 @@ Tensors among the arguments are one row each: they have a leading dimension of 1
 
 def arguments_of(condition: Condition) -> dict[str, Any]:
     """A condition as arguments."""
-    if isinstance(condition, str):
-        return {"prompt": condition}
-    if isinstance(condition, int):
-        return {"class_labels": condition}
-    return dict(condition)
+    if isinstance(condition, Mapping):
+        return dict(condition)
+    return {"prompt": condition} if isinstance(condition, str) else {"class_labels": condition}
 
 
 def name_of(condition: Condition, number: int) -> str:
@@ -110,24 +109,33 @@ def call_arguments(
     many as there are prompts.
 
     Raises:
-        ValueError: if there is no condition.
+        ValueError: if there is no condition, they are one string, or a weight is no finite number of at least 0.
     """
-    given = [{}] if conditions is None else list(conditions)
-    if not given:
-        raise ValueError("conditions are empty: give at least one prompt, class label or dict of arguments")
+    given = [{}] if conditions is None else _listed(conditions)
     found = [arguments_of(condition) for condition in given]
     if isinstance(conditions, Mapping):
-        weights = list(conditions.values())
+        weights = numbers_of(conditions.values())
     else:
-        weights = [float(arguments.pop("weight", 1.0)) for arguments in found]
+        weights = numbers_of([arguments.pop("weight", 1.0) for arguments in found])
     each = {key for key, value in shared.items() if isinstance(value, str) and "prompt" in key}
     texts = {key: shared.pop(key) for key in list(shared) if key in each or key.startswith("ip_adapter_image")}
     found = [{**texts, **arguments} for arguments in found]
     names = tuple(name_of(condition, number) for number, condition in enumerate(given))
-    equal = len(set(weights)) == 1
-    return found, Conditions(
-        names if conditions is not None else ("",), weights=None if equal else torch.tensor(weights)
-    )
+    table = Conditions(names if conditions is not None else ("",), weights=torch.tensor(weights))
+    return found, replace(table, weights=None) if len(set(weights)) == 1 else table
+
+
+def _listed(conditions: Sequence[Condition] | Mapping[Condition, float]) -> list[Condition]:
+    """The conditions one by one, labels as ``int``.
+
+    Raises:
+        ValueError: if they are none, one string, or no conditions.
+    """
+    given = listed(conditions)
+    if not given:
+        raise ValueError("conditions are empty: give at least one prompt, class label or dict of arguments")
+    labels = iter(spread([condition for condition in given if not isinstance(condition, Mapping)])[0])
+    return [condition if isinstance(condition, Mapping) else next(labels) for condition in given]
 
 
 def content(value: Any) -> bytes:
@@ -158,10 +166,14 @@ def read_conditions(path: Path) -> list[dict[str, Any]]:
     names that end with ``image``.
 
     Raises:
-        ValueError: naming the line, if one is empty or is not what the others are.
+        ValueError: if the file cannot be read; naming the line, if one is empty or is not what the others are.
     """
     found: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"prompts='{path}' cannot be read ({error}): give a text file in UTF-8") from error
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             raise ValueError(f"{path}, line {number} is empty: give one prompt or one JSON object a line")
         found.append(_parsed(line, f"{path}, line {number}", path.parent))

@@ -72,6 +72,12 @@ def first_order(scheduler: SchedulerMixin, sigmas: bool = False) -> SchedulerMix
     name = scheduler.config.get("_class_name") or type(scheduler).__name__
     if name in REFUSED_SCHEDULERS:
         raise ValueError(f"a pipeline with a {name} cannot be driven: {REFUSED_SCHEDULERS[name]}")
+    kind = config.get("prediction_type", "flow_prediction")
+    if config.get("use_flow_sigmas") and not name.startswith("FlowMatch") and kind != "flow_prediction":
+        raise ValueError(
+            f"a pipeline with a {name} with use_flow_sigmas and prediction_type={kind!r} cannot be driven: only "
+            "'flow_prediction' can be read there"
+        )
     if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or name == "LTXEulerAncestralRFScheduler":
         shift = config.get("flow_shift") or config.get("shift") or 1.0
         return _made(diffusers.FlowMatchEulerDiscreteScheduler, config, shift=shift, stochastic_sampling=False)
