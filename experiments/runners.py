@@ -135,9 +135,10 @@ def prepare(args: Args) -> None:
         finally:
             ray.shutdown()
             del os.environ["REDIF_CACHE"]
+    seconds = ", ".join(f"{one:.2f}" for one in each)
     print(
-        f"{args.references:,} endpoints of 99 predictions and the rest made once: {alone:.1f} s; the environment of each "
-        f"of 2 runners: {', '.join(f'{seconds:.2f}' for seconds in each)} s, {max(each) / alone:.3f} of that"
+        f"{args.references:,} endpoints of 99 predictions and the rest made once: {alone:.1f} s; the environment of "
+        f"each of 2 runners: {seconds} s, {max(each) / alone:.3f} of that"
     )
 
 

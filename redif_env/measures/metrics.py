@@ -6,7 +6,7 @@ Metrics of sets take features ``(N, D)`` and ``(M, D)`` from :func:`redif_env.me
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from redif_env.diffusion.placement import HOST, double, stock_defaults
 from redif_env.measures.kernels import PolynomialKernel
