@@ -65,6 +65,7 @@ def steps_of(mdp: DenoisingMDP, actions: Tensor) -> list[Step]:
     units = torch.eye(1 + 2 * past, dtype=torch.float64, device=HOST)[None]
     state = initial_state(units[:, 0], schedule, mdp.grid, mdp.num_steps, past)
     steps = []
+    size = mdp.action_map.size(mdp.teacher.sample_shape)  # what follows is guidance
     for action in actions.to(HOST)[:, None]:
         # The probe's own values do not matter, its level, its step count and the levels of its history do.
         called = record(state, Prediction(x0=units[:, 0], eps=units[:, 0]))
@@ -85,7 +86,7 @@ def steps_of(mdp: DenoisingMDP, actions: Tensor) -> list[Step]:
                 x_weight=weights[0],
                 x0_weights=tuple(weights[1::2]),
                 eps_weights=tuple(weights[2::2]),
-                band_gains=tuple(mdp.action_map.band_gains(action, probe, mdp.base)[0].tolist()),
+                band_gains=tuple(mdp.action_map.band_gains(action[:, :size], probe, mdp.base)[0].tolist()),
             )
         )
     return steps
