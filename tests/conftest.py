@@ -55,6 +55,14 @@ def own_cache(tmp_path_factory):
     os.environ["REDIF_CACHE"] = str((base.parent if workers else base) / "redif-cache")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def few_noises():
+    """Whatever saves a student takes the mean of its policy's actions over few noises, which costs teacher calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("redif_env.students.student.MEAN_OVER", 8)
+        yield
+
+
 @pytest.fixture
 def patient_ray(monkeypatch):
     """Ray gives its processes 30 seconds to start; beside other work on the machine it is started again."""
