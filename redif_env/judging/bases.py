@@ -9,13 +9,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from redif_env.diffusion.grids import GRIDS
 from redif_env.diffusion.solvers import sample
 from redif_env.fitted.initial_maps import LARGEST
 from redif_env.judging.baselines import SOLVER_GRIDS
 from redif_env.judging.evaluation import Evaluator, Sampler
-from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, initial_map_of, solver_of
-from redif_env.teachers.teacher import Teacher
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, OWN, grid_of, initial_map_of, solver_of
+from redif_env.teachers.teacher import PipelineTeacher, Teacher
 
 AUTO = "auto"
 """The name at the command line of the base that validation noises prefer."""
@@ -23,6 +22,8 @@ LINEAR_GRIDS = ("time^1.25@2.5", "time^1.5@4", "time^1.5@8")
 """Grids that linear steps are tried on."""
 POLYNOMIALS = ("ipndm2", "ipndm3")
 """Solvers that are tried where samples are too large for linear steps."""
+MULTISTEP = "dpm++2m"
+"""The stock solver of most text pipelines, which is tried on a pipeline's own timesteps."""
 SMALL = 256
 """Numbers a sample up to which linear steps are tried: larger ones need more trajectories than training does."""
 SCREEN_SIZE, SHORTLIST, SCREENED_SHARE = 128, 4, 16
@@ -49,7 +50,7 @@ class Base:
 
     def sampler(self, teacher: Teacher, num_steps: int) -> Sampler:
         """Itself as a sampler; what is to be fitted is fitted, or found in the cache."""
-        grid = GRIDS[self.grid]
+        grid = grid_of(self.grid, teacher, num_steps)
         initial_map = initial_map_of(self.initial_map, teacher, grid)
         solver = solver_of(self.solver, teacher, grid, num_steps, initial_map)
 
@@ -67,12 +68,18 @@ def linear_base(grid: str) -> Base:
 
 
 def bases_of(teacher: Teacher, num_steps: int = 1, adaptive: bool = False) -> list[Base]:
-    """Candidates, the likeliest first: linear steps; iPNDM where those cannot be fitted or the policy ends episodes."""
+    """Candidates, the likeliest first.
+
+    Linear steps; iPNDM where those cannot be fitted or the policy ends episodes; for a pipeline that drives itself also
+    both iPNDM and DPM-Solver++ 2M on its own timesteps.
+    """
     prompts = any(isinstance(value, str) and value for value in teacher.conditions.values)
     size = prod(teacher.sample_shape)
     if size <= SMALL and (num_steps + 1) * size <= LARGEST and not prompts and not adaptive:
         return [linear_base(grid) for grid in LINEAR_GRIDS]
-    return [Base(), *(Base(solver, grid) for solver in POLYNOMIALS for grid in SOLVER_GRIDS)]
+    driven = isinstance(teacher, PipelineTeacher)
+    own = [Base(solver, OWN) for solver in (*POLYNOMIALS, MULTISTEP) if driven]
+    return [Base(), *own, *(Base(solver, grid) for solver in POLYNOMIALS for grid in SOLVER_GRIDS)]
 
 
 def nearest_base(evaluator: Evaluator, bases: list[Base], num_steps: int) -> Base:

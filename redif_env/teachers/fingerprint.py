@@ -61,11 +61,14 @@ class Described(Protocol):
 
 def fingerprint_of(teacher: Described, predict: Predict) -> str:
     """SHA-256 of all that decides a teacher's predictions, which ``predict`` makes."""
-    described = _readable(teacher)
-    probe = probe_of(teacher, predict)
+    return keyed(_readable(teacher), probe_of(teacher, predict), teacher.dtype)
+
+
+def keyed(described: str, probe: Tensor, dtype: torch.dtype) -> str:
+    """The key of what has this digest and makes these predictions ``(2, N, ...)``; those of another are stored."""
     for path in cached_files(f"{described}.probe.*"):
         try:
-            if _same(read_tensor(path), probe, teacher.dtype):
+            if _same(read_tensor(path), probe, dtype):
                 return _key(described, path.name.split(".")[2])
         except OSError as error:
             warnings.warn(f"cache file {path} cannot be read ({error}): it is left out", stacklevel=3)
@@ -103,7 +106,7 @@ def _key(described: str, probe: str) -> str:
 def _readable(teacher: Described) -> str:
     """Digest of what can be read of a teacher."""
     digest = hashlib.sha256(f"{teacher.prediction_type.value} {teacher.sample_shape} {teacher.dtype}".encode())
-    for described in (*_modules(teacher.network), _code(teacher.call), repr(teacher.preconditioning != PLAIN)):
+    for described in (*described_part(teacher.network), _code(teacher.call), repr(teacher.preconditioning != PLAIN)):
         digest.update(described.encode())
     for name, tensor in sorted(teacher.network.state_dict().items()):
         _add(digest, name, tensor)
@@ -123,19 +126,19 @@ def _readable(teacher: Described) -> str:
     return digest.hexdigest()
 
 
-def _modules(network: nn.Module) -> list[str]:
-    """What is known of a network beside its weights: its class and config, and the source of a user's own classes."""
-    kinds = {type(module) for module in network.modules()}
+def described_part(part: Any) -> list[str]:
+    """What is known of a network, or another part of a pipeline, beside its weights: class, config, a user's source."""
+    kinds = {type(module) for module in part.modules()} if isinstance(part, nn.Module) else {type(part)}
     own = sorted(_code(kind) for kind in kinds if not _of_library(kind))
-    return [type(network).__qualname__, _config(network), *own]
+    return [type(part).__qualname__, _config(part), *own]
 
 
-def _config(network: nn.Module) -> str:
-    """The settings of a diffusers model that are not its class's defaults, which releases add to."""
-    config = getattr(network, "config", None)
+def _config(part: Any) -> str:
+    """The settings of an object of diffusers that are not its class's defaults, which releases add to."""
+    config = getattr(part, "config", None)
     if not isinstance(config, dict):
         return ""
-    taken = inspect.signature(type(network).__init__).parameters
+    taken = inspect.signature(type(part).__init__).parameters
     given = json.loads(json.dumps({key: value for key, value in config.items() if key in taken}, default=repr))
     defaults = json.loads(json.dumps({key: taken[key].default for key in given}, default=repr))
     return json.dumps({key: value for key, value in given.items() if value != defaults[key]}, sort_keys=True)

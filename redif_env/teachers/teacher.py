@@ -483,7 +483,7 @@ class PipelineTeacher(Teacher):
     def calls(self) -> int:
         return self.probe.calls
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         return self.drive.fingerprint
 

@@ -23,6 +23,7 @@ from redif_env import GaussianMixtureTeacher, Student
 from redif_env.judging.baselines import QUICK
 from redif_env.judging.bases import Base, bases_of
 from redif_env.judging.evaluation import Evaluator
+from redif_env.mdp.settings import TeacherSettings, shared_teacher
 from redif_env.sb3.training import ppo as ppo_program
 from redif_env.sb3.training.recipes import settled
 from redif_env.storage.checkpoints import checkpoints, remove_checkpoint
@@ -307,3 +308,13 @@ def test_bases_that_cannot_be_fitted_are_not_tried():
     assert {base.solver for base in bases_of(teacher, 4)} == {"linear"}
     assert {base.solver for base in bases_of(teacher, 4, adaptive=True)} == {"ipndm", "ipndm2", "ipndm3"}
     assert "linear" not in {base.solver for base in bases_of(teacher, 5000)}
+
+
+def test_bases_of_a_pipeline_are_tried_on_its_own_timesteps():
+    """A teacher that is called directly has none."""
+    driven = shared_teacher(TeacherSettings(teacher="digits", driven=True))
+    own = [base.solver for base in bases_of(driven, 4, adaptive=True) if base.grid == "own"]
+    assert own == ["ipndm2", "ipndm3", "dpm++2m"]
+    made = Base("ipndm2", "own").sampler(driven, 4)(torch.randn(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64))
+    assert made.isfinite().all()
+    assert "own" not in {base.grid for base in bases_of(shared_teacher(TeacherSettings(teacher="digits")), 4, True)}

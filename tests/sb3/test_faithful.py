@@ -187,7 +187,7 @@ def test_environments_in_other_processes_are_read_too():
     env = SubprocVecEnv([lambda: gym.wrappers.NormalizeObservation(gym.make("redif_env:ReDiF-v0", **TINY))], "spawn")
     agent = trained(env)
     maps = between(env)
-    assert maps.names == ("NormalizeObservation",)
+    assert maps.names == ("PassiveEnvChecker", "OrderEnforcing", "NormalizeObservation")
     assert np.abs(maps.mean).max() > 0
     assert Student.from_agent(agent)(3, seed=0).isfinite().all()
     env.close()

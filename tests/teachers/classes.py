@@ -34,7 +34,7 @@ UNTRIED = {
         Cosmos2_5_TransferPipeline Cosmos3OmniPipeline CosmosTextToWorldPipeline CosmosVideoToWorldPipeline
         DreamLiteMobilePipeline DreamLitePipeline EasyAnimateControlPipeline EasyAnimateInpaintPipeline
         EasyAnimatePipeline ErnieImagePipeline GlmImagePipeline HiDreamImagePipeline HunyuanImagePipeline
-        HunyuanImageRefinerPipeline HunyuanVideo15ImageToVideoPipeline HunyuanVideo15Pipeline Ideogram4Pipeline
+        HunyuanImageRefinerPipeline HunyuanVideo15ImageToVideoPipeline Ideogram4Pipeline
         JoyImageEditPipeline JoyImageEditPlusPipeline Kandinsky3Img2ImgPipeline Kandinsky3Pipeline
         Kandinsky5I2IPipeline Kandinsky5I2VPipeline Kandinsky5T2IPipeline Kandinsky5T2VPipeline Kandinsky6SRPipeline
         Kandinsky6TI2VAPipeline KandinskyImg2ImgPipeline KandinskyInpaintPipeline KandinskyPipeline

@@ -5,8 +5,10 @@ import copy
 import diffusers
 import pytest
 import torch
+from diffusers.guiders import AdaptiveProjectedGuidance
 
 from redif_env import Teacher
+from redif_env.diffusion.solvers import SOLVERS, sample
 from tests.teachers.driving import row_errors, teacher_of, zero_action_error
 from tests.teachers.zoo import ZOO, Entry, noise
 
@@ -148,3 +150,28 @@ def test_an_image_adapter(entry):
     differing = [{"prompt": "a cat", "ip_adapter_image_embeds": [face]} for face in faces]
     with pytest.raises(ValueError, match="pictures of image adapters are common to a batch"):
         Teacher.from_pipeline(entry.pipe, differing)
+
+
+@pytest.mark.slow
+def test_guiders_that_remember_are_not_shared_by_calls():
+    """Two calls beside each other, each of one sample, have a momentum each."""
+    entry = ZOO["hunyuan_video_15"]()
+    guider = AdaptiveProjectedGuidance(guidance_scale=4.0, adaptive_projected_guidance_momentum=-0.75)
+    entry.pipe.register_modules(guider=guider)
+    together, apart = (
+        Teacher.from_pipeline(entry.pipe, entry.conditions, run_size=size, **entry.shared) for size in (2, 1)
+    )
+    x = torch.randn(2, *together.sample_shape, generator=torch.Generator().manual_seed(1))
+    rows = torch.tensor([0, 1])
+
+    def sampled(teacher, steps=4):
+        return sample(teacher, SOLVERS["ddim"], teacher.own_grid(steps), x, steps, rows)
+
+    one = sampled(together)
+    torch.testing.assert_close(sampled(apart), one, rtol=0, atol=1e-5)
+    assert guider.momentum_buffer is None
+    fingerprint = together.fingerprint
+    entry.pipe.register_modules(guider=AdaptiveProjectedGuidance(guidance_scale=4.0))
+    forgetful = Teacher.from_pipeline(entry.pipe, entry.conditions, **entry.shared)
+    assert forgetful.fingerprint != fingerprint
+    assert (sampled(forgetful) - one).abs().max() > 0.01

@@ -102,6 +102,31 @@ def test_shipped_probes_belong_to_shipped_teachers(cache):
     assert not [path for path in cached_files("*") if path.parent != ASSETS / "cache"]
 
 
+class Louder(diffusers.DDPMPipeline):
+    """A user's own pipeline."""
+
+
+def test_what_a_driven_pipeline_predicts_counts(cache):
+    """Its network's config, a number that no file holds, a user's own class; not that it is made again."""
+    torch.manual_seed(0)
+    network = unet()
+
+    def driven(network, kind=diffusers.DDPMPipeline):
+        return Teacher.from_pipeline(kind(network, diffusers.DDPMScheduler())).fingerprint
+
+    first = driven(network)
+    assert driven(network) == first
+    settings = {key: value for key, value in network.config.items() if not key.startswith("_")}
+    other = diffusers.UNet2DModel(**{**settings, "flip_sin_to_cos": False})
+    other.load_state_dict(network.state_dict())
+    teacher = Teacher.from_pipeline(diffusers.DDPMPipeline(network, diffusers.DDPMScheduler()))
+    network.time_proj.scale = 2.0
+    found = {driven(other), driven(network), teacher.fingerprint}
+    assert first not in found
+    assert len(found) == 2
+    assert driven(network, Louder) not in found
+
+
 def test_probes_take_no_call_from_a_subclass_s_count(cache):
     class Counted(GaussianMixtureTeacher):
         asked = 0

@@ -18,6 +18,7 @@ from typing import Any
 
 import diffusers as d
 import torch
+from diffusers.guiders import ClassifierFreeGuidance
 
 PAIR = range(2)
 SLOW = "slow"
@@ -1094,6 +1095,26 @@ def hunyuan_video() -> Entry:
     pipe = build(d.HunyuanVideoPipeline, transformer=network, vae=vae, scheduler=flow(shift=7.0))
     conditions = embeddings(("prompt_attention_mask",), prompt_embeds=(16, 16), pooled_prompt_embeds=(8,))
     return Entry(pipe, conditions, dict(height=16, width=16, num_frames=9, guidance_scale=4.5))
+
+
+@entry
+def hunyuan_video_15() -> Entry:
+    """Guidance by a guider, a part of its own."""
+    network = d.HunyuanVideo15Transformer3DModel(
+        in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2, num_refiner_layers=1,
+        text_embed_dim=16, text_embed_2_dim=12, image_embed_dim=12, rope_axes_dim=(2, 2, 4), target_size=16,
+        task_type="t2v",
+    )  # fmt: skip
+    vae = d.AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(16,) * 5, layers_per_block=1, downsample_match_channel=False,
+        upsample_match_channel=False,
+    )  # fmt: skip
+    guider = ClassifierFreeGuidance(guidance_scale=4.0)
+    pipe = build(d.HunyuanVideo15Pipeline, transformer=network, vae=vae, scheduler=flow(shift=5.0), guider=guider)
+    pipe.vision_num_semantic_tokens = 3
+    masks = ("prompt_embeds_mask", "prompt_embeds_mask_2")
+    conditions = guided(masks, torch.float32, prompt_embeds=(6, 16), prompt_embeds_2=(4, 12))
+    return Entry(pipe, conditions, dict(height=32, width=32, num_frames=5))
 
 
 @entry

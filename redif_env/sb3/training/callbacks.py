@@ -121,8 +121,9 @@ class HeldOutCallback(BaseCallback):
             self.best_fd = row.fd_teacher
             self._best = {name: tensor.clone() for name, tensor in self._average.module.state_dict().items()}
         self.logger.record("held_out/best_fd_teacher", self.best_fd)
+        calls = self.num_timesteps * self.mdp.calls
         print(
-            f"{self.num_timesteps:>11,} calls: fd_teacher {row.fd_teacher:.4f} (best {self.best_fd:.4f}), "
+            f"{calls:>11,} calls: fd_teacher {row.fd_teacher:.4f} (best {self.best_fd:.4f}), "
             f"mse_teacher {row.mse_teacher:.5f}"
         )
 

@@ -73,7 +73,8 @@ class Args(RecipeOptions, SizeOptions, TaskOptions):
     solver: str = DEFAULT_SOLVER
     """The base solver, which the zero action reproduces: "ddim", "dpm++2m", "dpm++3m", "ipndm1" to "ipndm4", "ipndm",
     "linear"; or "auto": solver, grid and initial map are those that validation noises prefer at the start of the run,
-    among linear steps or, for samples above 256 numbers, iPNDM of order 2 and 3 on all grids."""
+    among linear steps or, for samples above 256 numbers, iPNDM of order 2 and 3 on all grids, and for a pipeline that
+    drives itself both and DPM-Solver++ 2M on its own timesteps."""
     seed: int = 0
     """Of the agent, and of all that is drawn."""
     out: Path = Path("runs/ppo")

@@ -28,6 +28,7 @@ from redif_env.teachers.driven.scheduler import first_order, parameterization_of
 from redif_env.teachers.driven.schedules import LaterSchedule, UnshiftedFlowSchedule
 from redif_env.teachers.driven.timesteps import CallKey, Recorder, TimestepPlan, fit
 from redif_env.teachers.driven.wave import NONE, Answer, Place, Wave
+from redif_env.teachers.fingerprint import described_part, keyed
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
@@ -140,6 +141,14 @@ class Drive:
             # The pipeline computes with its scheduler's sigmas: stepped in their units.
             self.stock, self.parameterization = self._family(sigmas=True)
             self.probe = self._probe()
+        except ValueError as error:
+            if "class_labels should be provided" not in str(error):
+                raise
+            raise ValueError(
+                f"{type(pipe).__name__} cannot be driven: its network asks for class labels, which its call does not "
+                "take. Have the network called directly (driven=False, Teacher.from_pretrained), or give a pipeline "
+                "whose call takes them"
+            ) from error
 
     @property
     def _pair(self) -> list[int]:
@@ -258,10 +267,18 @@ class Drive:
             self._images.update(zip(pair, answer.x.float().cpu(), strict=True))
         return torch.stack([self._images[row] for row in rows])
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the predictions: weights, the scheduler's config, the calls' arguments."""
+        """SHA-256 of all that decides the predictions: what can be read, and a probe, which shows scales of LoRAs."""
+        return keyed(self._described, torch.stack(self._alone()), self.dtype)
+
+    @cached_property
+    def _described(self) -> str:
+        """Digest of the parts' weights, classes and configs, the scheduler's config, and the calls' arguments."""
         digest = hashlib.sha256(f"{self.probe} {sorted(self.stock.config.items(), key=str)}".encode())
+        parts = {name: part for name, part in self.pipe.components.items() if name != "scheduler"}
+        for name, part in (("", self.pipe), *sorted(parts.items())):
+            digest.update("\n".join((name, *described_part(part))).encode())
         for name in sorted(self.networks):
             for key, tensor in sorted(self.networks[name].state_dict().items()):
                 digest.update(f"{name}.{key}".encode())
@@ -297,6 +314,9 @@ class Drive:
         pipe = copy.copy(self.pipe)
         pipe.__class__ = _drawing(type(self.pipe))  # type: ignore[arg-type]
         pipe.__dict__.update(self.networks)
+        # Guiders count steps and keep momentum from one to the next: calls that are suspended have one each.
+        guiders = {name: part for name, part in pipe.components.items() if hasattr(part, "prepare_models")}
+        pipe.__dict__.update(copy.deepcopy(guiders))
         if hasattr(pipe, "encode_prompt"):
             pipe.__dict__["encode_prompt"] = self._encodings.around(pipe.encode_prompt)
         return pipe
@@ -334,7 +354,7 @@ class Drive:
         self.called = sorted({name for calls in recorded.steps.values() for name, _ in calls})
         if forwards.noised_shape is not None:
             self._begin_later()
-        x = torch.randn(seen[0].x.shape, generator=torch.Generator().manual_seed(0)).to(seen[0].x)
+        self._x = x = torch.randn(seen[0].x.shape, generator=torch.Generator().manual_seed(0)).to(seen[0].x)
         self.injection = self._injected(x, forwards)
         found = Probe(
             pipeline=type(self.pipe).__name__,
@@ -347,7 +367,7 @@ class Drive:
             from_image=forwards.noised_shape is not None,
         )
         self.probe = found
-        return replace(found, common=self._forces_common_levels(x, taken))
+        return replace(found, common=self._forces_common_levels(taken))
 
     def _watched(self, timesteps: Sequence[float] | None = None) -> tuple[Wave, Recorder, list[Answer]]:
         """A call whose samples stay where they are, up to its last step; networks are called once for each output."""
@@ -432,16 +452,19 @@ class Drive:
         assert answer is not None
         return answer.x
 
-    def _forces_common_levels(self, x: Tensor, timesteps: Sequence[float]) -> str:
+    def _forces_common_levels(self, timesteps: Sequence[float]) -> str:
         """Why samples of a batch cannot be at levels of their own; empty if they can."""
-        both = torch.tensor([timesteps[0], timesteps[-1]], dtype=torch.float64)
-        apart = self._once(x, both)
-        alone = [self._once(x, both[row].repeat(2)) for row in range(2)]
+        self._ends = torch.tensor([timesteps[0], timesteps[-1]], dtype=torch.float64)
+        apart, alone = self._once(self._x, self._ends), self._alone()
         size = apart.square().mean().sqrt()
         error = max(float((apart[row] - alone[row][row]).abs().max() / size) for row in range(2))
-        if error <= (TOLERANCE if x.dtype == torch.float32 else HALF_TOLERANCE):
+        if error <= (TOLERANCE if apart.dtype == torch.float32 else HALF_TOLERANCE):
             return ""
         return f"predictions of samples at timesteps of their own differ by {error:.1e} from those of each alone"
+
+    def _alone(self) -> list[Tensor]:
+        """Predictions at the probed samples, all at the first of the probed timesteps, and all at the last."""
+        return [self._once(self._x, self._ends[end].repeat(2)) for end in range(2)]
 
     def _once(self, x: Tensor, timestep: Tensor) -> Tensor:
         """The first prediction at ``x``, each row given its ``timestep`` ``(2,)``."""
