@@ -14,6 +14,7 @@ from redif_env import Student
 from redif_env.judging.baselines import Baseline
 from redif_env.mdp.actions import SolverMap, StepMap
 from redif_env.measures.rendering import GAP, to_pixels
+from redif_env.sb3.training import recipes
 from redif_env.sb3.training.networks import NoiseSettings
 from redif_env.teachers.references import SHIPPED_SIZES, SetSizes
 
@@ -114,8 +115,9 @@ def test_network_students(pipeline_folder, tmp_path, capsys, monkeypatch):
     """The same clone by PPO and by the gradient; a second run computes nothing."""
     networks = {"narrow": NoiseSettings(width=0.5, clone_updates=2, clone_batch_size=16)}
     monkeypatch.setattr(network_students, "NETWORKS", networks)
+    monkeypatch.setattr(recipes, "NOISE", replace(recipes.NOISE, num_envs=32))
     args = network_students.Args(
-        teacher=str(pipeline_folder), num_steps=2, networks=("narrow",), seeds=1, network_calls=1024,
+        teacher=str(pipeline_folder), num_steps=2, networks=("narrow",), seeds=1, network_calls=64,
         reference_size=16, teacher_steps=8, test_size=16, held_out_size=16, out=tmp_path, jobs=1,
     )  # fmt: skip
     network_students.main(args)
