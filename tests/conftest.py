@@ -49,8 +49,18 @@ def pytest_sessionfinish(session):
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
-    """Reference sets of the tests never meet the user's."""
-    os.environ["REDIF_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """Reference sets of the tests never meet the user's; workers beside each other share them."""
+    base = tmp_path_factory.getbasetemp()
+    workers = "PYTEST_XDIST_WORKER" in os.environ
+    os.environ["REDIF_CACHE"] = str((base.parent if workers else base) / "redif-cache")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_noises():
+    """Whatever saves a student takes the mean of its policy's actions over few noises, which costs teacher calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("redif_env.students.student.MEAN_OVER", 8)
+        yield
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -42,6 +43,11 @@ NO_RL = ("gymnasium", "stable_baselines3", "tensorboard")
 
 def imported(path, lazily):
     """Modules that a file imports: when it is imported itself, or ``lazily``, inside functions too. Not types."""
+    return imported_by(path.read_text(), lazily)
+
+
+@cache
+def imported_by(text, lazily):
     names = []
 
     def visit(node):
@@ -55,8 +61,8 @@ def imported(path, lazily):
         for child in ast.iter_child_nodes(node):
             visit(child)
 
-    visit(ast.parse(path.read_text()))
-    return names
+    visit(ast.parse(text))
+    return tuple(names)
 
 
 def modules(root):

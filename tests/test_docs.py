@@ -31,6 +31,8 @@ SHORTER = {
     "2_000": "256",
     "1_000": "256",
     "reference_size=256": "reference_size=16",
+    "make_vec_env(256": "make_vec_env(64",
+    "batch_size=256": "batch_size=64",
     "(512, action": "(64, action",
     "batch_size=512": "batch_size=64",
     '"path": 4.0, ': "",

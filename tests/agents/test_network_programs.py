@@ -16,6 +16,7 @@ from redif_env.mdp.actions import NoiseMap
 from redif_env.mdp.observations import Sample
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.sb3 import Reduction, UnhealthyRunError, step_gains, student_exploration
+from redif_env.sb3.training import networks
 from redif_env.sb3.training.networks import NoiseSettings, network_items, noise_map, warm_start
 from redif_env.sb3.training.recipes import NOISE, SOLVER, settled
 from redif_env.storage.checkpoints import checkpoints
@@ -28,6 +29,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning"),
     pytest.mark.usefixtures("quick_distance"),
 ]
+
+CLONED = NoiseSettings(clone_updates=3, clone_batch_size=16)
 
 
 @pytest.fixture
@@ -46,20 +49,20 @@ def settings(pipeline_folder, tmp_path):
         held_out_size=16,
         held_out_every=2,
         checkpoint_every=24,
-        network=NoiseSettings(clone_updates=3, clone_batch_size=16),
+        network=CLONED,
         out=tmp_path / "run",
     )
 
 
-@pytest.fixture
-def saved_clone(settings, tmp_path):
-    """How it was made, and the student, which lies in clone/student."""
+@pytest.fixture(scope="module")
+def saved_clone(pipeline_folder, tmp_path_factory):
+    """How it was made, and the student, which lies in ``out / "student"``."""
     args = clone.Args(
-        teacher=settings.teacher, num_steps=3, network=settings.network, out=tmp_path / "clone", test_size=16,
+        teacher=str(pipeline_folder), num_steps=3, network=CLONED, out=tmp_path_factory.mktemp("clone"), test_size=16,
         teacher_steps=8,
     )  # fmt: skip
     cloned, _ = clone.make(args)
-    cloned.save_pretrained(tmp_path / "clone" / "student")
+    cloned.save_pretrained(args.out / "student")
     return args, cloned
 
 
@@ -109,17 +112,12 @@ def test_a_run_broken_off_ends_as_an_unbroken_one(settings):
         assert torch.equal(again.policy.linears[0].weight, student.policy.linears[0].weight)
 
 
-def test_training_moves_what_cloning_made(settings, tmp_path):
+def test_training_moves_what_cloning_made(settings, saved_clone):
     """The warm start is what agents.clone makes with the same settings; PPO goes on from it."""
-    cloning = clone.Args(
-        teacher=settings.teacher, num_steps=3, network=settings.network, seed=0, out=tmp_path / "clone", test_size=16,
-        teacher_steps=8,
-    )  # fmt: skip
-    cloned, _ = clone.make(cloning)
+    args, cloned = saved_clone
     teacher = load_teacher(settings.teacher)
     assert not same(weights(cloned), teacher.network.state_dict())
-    cloned.save_pretrained(tmp_path / "clone" / "student")
-    initialised = replace(settings.network, init=str(tmp_path / "clone" / "student"), clone_updates=None)
+    initialised = replace(CLONED, init=str(args.out / "student"), clone_updates=None)
     agent = ppo.build(replace(settings, network=initialised))
     warm_start(initialised, agent.get_env().unwrapped.mdp, agent.policy, 0)
     assert same(agent.policy.plain_weights(), weights(cloned))
@@ -127,12 +125,14 @@ def test_training_moves_what_cloning_made(settings, tmp_path):
     assert not same(weights(trained), weights(cloned))
 
 
-def test_a_clone_is_refined(settings, saved_clone, tmp_path):
+def test_a_clone_is_refined(saved_clone, tmp_path, monkeypatch):
     """With the cloning, or of a clone that was saved before: the same student."""
+    plan = networks.refinement_plan
+    monkeypatch.setattr(networks, "refinement_plan", lambda *given: replace(plan(*given), batch_size=16))
     args, cloned = saved_clone
-    refined = replace(settings.network, refine_updates=2, refine_num_steps=4)
+    refined = replace(CLONED, refine_updates=2, refine_num_steps=4)
     together, _ = clone.make(replace(args, network=refined, out=tmp_path / "together"))
-    initialised = replace(refined, init=str(tmp_path / "clone" / "student"), clone_updates=None)
+    initialised = replace(refined, init=str(args.out / "student"), clone_updates=None)
     later, _ = clone.make(replace(args, network=initialised, out=tmp_path / "later"))
     assert same(weights(together), weights(later))
     assert not same(weights(together), weights(cloned))
@@ -140,10 +140,11 @@ def test_a_clone_is_refined(settings, saved_clone, tmp_path):
         clone.make(replace(args, teacher="digits", network=replace(refined, copy=True), out=tmp_path / "copy"))
 
 
-def test_a_clone_is_cloned_further(saved_clone, tmp_path):
+def test_a_clone_is_cloned_further(saved_clone, tmp_path, monkeypatch):
     """A student to begin as and updates to make: it goes on from there, and without updates it stays what it is."""
+    monkeypatch.setattr("redif_env.students.network.sensitivities.NUM_NOISES", 64)
     args, cloned = saved_clone
-    initialised = NoiseSettings(init=str(tmp_path / "clone" / "student"), clone_batch_size=16)
+    initialised = NoiseSettings(init=str(args.out / "student"), clone_batch_size=16)
     kept, _ = clone.make(replace(args, network=initialised, out=tmp_path / "kept"))
     assert same(weights(kept), weights(cloned))
     further = [
@@ -241,7 +242,7 @@ def test_a_run_that_breaks_leaves_the_last_good_student(settings):
     assert bool(student(num_samples=2).isfinite().all())
 
 
-def test_the_programs_report_and_the_command_judges_by_the_teacher(settings, tmp_path, capsys):
+def test_the_programs_report_and_the_command_judges_by_the_teacher(settings, saved_clone, tmp_path, capsys):
     """The whole of agents.ppo and agents.clone; and the teacher is what ``redif evaluate`` judges by."""
     from redif_env.cli import Info, load, teacher_of
 
@@ -257,10 +258,7 @@ def test_the_programs_report_and_the_command_judges_by_the_teacher(settings, tmp
     assert standard.fingerprint == teacher.fingerprint
     Info(str(settings.out / "student")).run()
     assert "its own, v_prediction" in capsys.readouterr().out
-    cloning = clone.Args(
-        teacher=settings.teacher, num_steps=3, network=settings.network, out=tmp_path / "clone", test_size=16,
-        teacher_steps=8, baselines="none",
-    )  # fmt: skip
+    cloning = replace(saved_clone[0], out=tmp_path / "clone", baselines="none")
     clone.main(cloning)
     clone.main(replace(cloning, resume=True))
     assert "is finished" in capsys.readouterr().out

@@ -355,9 +355,10 @@ def warm(monkeypatch):
     monkeypatch.setattr(Task, "warm_student", warm)
 
 
+@pytest.mark.usefixtures("quick_distance")
 def test_regression_moves_the_network_and_leaves_the_teacher(warm):
     """On a small UNet: nearer to the endpoints than what it starts from; the teacher's weights stay."""
-    task = tiny_task(updates=60)
+    task = tiny_task(updates=30)
     before, chooser = task.teacher.fingerprint, task.chooser
     base = StudentSampler(task.warm_student())(chooser.noise, chooser.condition)
     made = regression(task).sampler(chooser.noise, chooser.condition)
@@ -367,6 +368,7 @@ def test_regression_moves_the_network_and_leaves_the_teacher(warm):
     assert not any(parameter.requires_grad for parameter in task.teacher.network.parameters())
 
 
+@pytest.mark.usefixtures("quick_distance")
 @pytest.mark.parametrize("fit", [progressive, consistency, matching])
 def test_network_distillers_keep_to_their_budget_and_leave_the_teacher(warm, fit):
     task = tiny_task()

@@ -15,11 +15,19 @@ from redif_env import Student
 from redif_env.judging.baselines import Baseline
 from redif_env.mdp.actions import SolverMap, StepMap
 from redif_env.measures.rendering import GAP, to_pixels
+from redif_env.sb3.training import recipes
 from redif_env.sb3.training.networks import NoiseSettings
+from redif_env.teachers.references import SHIPPED_SIZES, SetSizes
 
 # Stable-Baselines3's progress bar is tqdm's, drawn by rich.
 pytestmark = pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
 RING = {"teacher": "gaussian-ring", "seeds": 1, "jobs": 1, "network_calls": 512}
+
+
+@pytest.fixture(autouse=True)
+def small_sets(monkeypatch):
+    """Few noises of the ring to train on, to choose by and to report."""
+    monkeypatch.setitem(SHIPPED_SIZES, "gaussian-ring", SetSizes(256, 64, 128, 20, 64))
 
 
 def test_the_ablation_of_rewards(tmp_path, capsys):
@@ -103,12 +111,14 @@ def test_png_size(tmp_path, capsys):
     assert (tmp_path / "run" / "samples.png").exists()
 
 
+@pytest.mark.usefixtures("quick_distance")
 def test_network_students(pipeline_folder, tmp_path, capsys, monkeypatch):
     """The same clone by PPO and by the gradient; a second run computes nothing."""
     networks = {"narrow": NoiseSettings(width=0.5, clone_updates=2, clone_batch_size=16)}
     monkeypatch.setattr(network_students, "NETWORKS", networks)
+    monkeypatch.setattr(recipes, "NOISE", replace(recipes.NOISE, num_envs=32))
     args = network_students.Args(
-        teacher=str(pipeline_folder), num_steps=2, networks=("narrow",), seeds=1, network_calls=1024,
+        teacher=str(pipeline_folder), num_steps=2, networks=("narrow",), seeds=1, network_calls=64,
         reference_size=16, teacher_steps=8, test_size=16, held_out_size=16, out=tmp_path, jobs=1,
     )  # fmt: skip
     network_students.main(args)

@@ -43,9 +43,8 @@ def said_by_hand(teacher, x, timestep, condition):
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
-def test_cell(cell: Cell, templates, tmp_path, monkeypatch):
+def test_cell(cell: Cell, templates, tmp_path):
     """The loaded teacher predicts as the network, an episode runs, and the loaded student equals the saved one."""
-    monkeypatch.setattr("redif_env.students.student.MEAN_OVER", 4)
     cell.write(templates, tmp_path / "teacher")
     teacher = Teacher.from_pretrained(tmp_path / "teacher", **cell.model.options)
     last = len(teacher.conditions) - 1
