@@ -185,7 +185,8 @@ def test_tables_of_the_results_are_their_rows():
     """The numbers of docs/results.md are those of the JSON files that it offers."""
     sections = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").split("\n## ")
     for name, count in {"cifar10": 6, "digits": 10, "mnist": 10}.items():
-        rows = json.loads((ROOT / "docs" / "data" / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+        data = json.loads((ROOT / "docs" / "data" / f"{name}.json").read_text(encoding="utf-8"))
+        rows = data["rows"] + data.get("rows_of_15_minutes_a_fit", [])
         (section,) = (section for section in sections if section.lower().replace("-", "").startswith(name))
         found = set(re.findall(r"\d\.\d{3}", "".join(line for line in section.splitlines() if line.startswith("| "))))
         assert len(found) > count

@@ -160,6 +160,6 @@ def next_position(position: Tensor, steps_left: Tensor, shift: Tensor) -> Tensor
         steps_left: ``(B,)`` int64; a row with none left stays on clean data.
         shift: ``(B,)`` float64, in logits.
     """
-    # The last step's fraction is 1, and position + (1 - position) rounds to 1 whatever the position.
     fraction = (1 + (steps_left.clamp(min=1) - 1) * torch.exp(-shift)).reciprocal()
-    return position + (1 - position) * fraction
+    # The last step has no gradient: at clean data that of the level is infinite.
+    return torch.where(steps_left <= 1, 1.0, position + (1 - position) * fraction)

@@ -358,7 +358,7 @@ def warm(monkeypatch):
 @pytest.mark.usefixtures("quick_distance")
 def test_regression_moves_the_network_and_leaves_the_teacher(warm):
     """On a small UNet: nearer to the endpoints than what it starts from; the teacher's weights stay."""
-    task = tiny_task(updates=30)
+    task = tiny_task(updates=60)
     before, chooser = task.teacher.fingerprint, task.chooser
     base = StudentSampler(task.warm_student())(chooser.noise, chooser.condition)
     made = regression(task).sampler(chooser.noise, chooser.condition)

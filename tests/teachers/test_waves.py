@@ -16,6 +16,7 @@ import torch
 from redif_env import Teacher
 from redif_env.diffusion.grids import TimeGrid
 from redif_env.diffusion.solvers import DDIM, initial_state, predict, trajectory
+from redif_env.mdp.settings import _shared_teacher
 from redif_env.teachers.driven.suspension import SuspendedCall
 from redif_env.teachers.driven.wave import Wave
 from tests.teachers.zoo import ZOO, Entry, image, plain_unet
@@ -25,6 +26,13 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 def driven_threads():
     return [thread for thread in threading.enumerate() if thread.name == "driven pipeline"]
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    """Without the suspended calls of teachers that other tests have had by name."""
+    _shared_teacher.cache_clear()
+    gc.collect()
 
 
 @pytest.fixture
