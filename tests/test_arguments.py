@@ -88,7 +88,7 @@ RIGHT = {
     "autoreset_mode": nothing,
     "learn_guidance": one_of(False),
     "device": one_of(),
-    "dtype": one_of(),
+    "dtype": one_of("float16"),
     "reward": either(callable),
     "reference_size": either(nothing, whole(1, 3)),
     "teacher_steps": either(nothing, whole(1, 3)),
@@ -126,7 +126,7 @@ PIPELINE = {
     "negative_prompt": either(nothing, one_of("")),
     "guidance_scale": either(nothing, one_of(1)),
     "output_type": one_of("latent"),
-    "callback_on_step_end": nothing,
+    "callback_on_step_end": either(nothing, callable),
     "callback_on_step_end_tensor_inputs": either(one_of([], (), "")),
 }
 
