@@ -293,3 +293,16 @@ def test_more_than_levels_are_no_stock_scheduler_s(tmp_path):
     with pytest.raises(ValueError, match="more was learned than levels"):
         stock_scheduler(scheduler)
     teacher.close()
+
+
+def test_noise_that_steps_do_not_take_is_refused():
+    """DDIMPipeline gives its scheduler an eta whatever it is."""
+    scheduler = scheduler_of(build_mdp(MDPSettings(teacher="digits", num_steps=2)), torch.zeros(2, 7))
+    scheduler.set_timesteps(2)
+    x = torch.zeros(1, 1, 8, 8)
+    with pytest.raises(ValueError, match=r"eta=0\.5 .* a student's are deterministic"):
+        scheduler.step(x, scheduler.timesteps[0], x, eta=0.5)
+    assert (
+        scheduler.step(x, scheduler.timesteps[0], x, eta=0.0, use_clipped_model_output=None).prev_sample.shape
+        == x.shape
+    )

@@ -1109,6 +1109,7 @@ def hunyuan_video_15() -> Entry:
         latent_channels=4, block_out_channels=(16,) * 5, layers_per_block=1, downsample_match_channel=False,
         upsample_match_channel=False,
     )  # fmt: skip
+    vae.enable_slicing()  # it decodes one video at a time only
     guider = ClassifierFreeGuidance(guidance_scale=4.0)
     pipe = build(d.HunyuanVideo15Pipeline, transformer=network, vae=vae, scheduler=flow(shift=5.0), guider=guider)
     pipe.vision_num_semantic_tokens = 3

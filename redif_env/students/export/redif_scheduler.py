@@ -176,7 +176,9 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         """As :meth:`add_noise`."""
         return self.add_noise(sample, noise, timestep)
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
+    def step(
+        self, model_output, timestep, sample, generator=None, return_dict=True, eta=0.0, use_clipped_model_output=None
+    ):
         """The next sample ``(B, *S)``.
 
         Args:
@@ -184,10 +186,17 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
             timestep: what the network was given, one of ``timesteps``; the first one says where the run starts.
             generator: unused, the steps are deterministic.
             return_dict: whether to return an object with ``prev_sample``, or a tuple.
+            eta, use_clipped_model_output: what ``DDIMPipeline`` gives its scheduler; the steps have neither.
 
         Raises:
-            ValueError: if ``set_timesteps`` was not called, the run is over, or ``timestep`` is not its next one.
+            ValueError: if ``set_timesteps`` was not called, the run is over, ``timestep`` is not its next one, or noise
+                is asked for.
         """
+        if eta or use_clipped_model_output:
+            raise ValueError(
+                f"eta={eta!r} and use_clipped_model_output={use_clipped_model_output!r} belong to DDIM's steps: a "
+                "student's are deterministic, leave them out"
+            )
         index = self._place(timestep)
         step, x = self.config.steps[index], sample if sample.dtype == torch.float64 else sample.float()
         if not self._past:
