@@ -9,6 +9,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from packaging.version import Version
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import redif_env
@@ -401,7 +402,15 @@ def test_seeds_are_whole_numbers(seed):
     env.reset(seed=np.array([1, 2]))
 
 
-@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+SAME_STEP_COUNTED = pytest.mark.skipif(
+    Version(gym.__version__) < Version("1.4"),
+    reason="Gymnasium's statistics leave out a step after a reset in the same",
+)
+
+
+@pytest.mark.parametrize(
+    "mode", [AutoresetMode.NEXT_STEP, pytest.param(AutoresetMode.SAME_STEP, marks=SAME_STEP_COUNTED)]
+)
 def test_gymnasiums_episode_statistics(mode):
     """They are the sums of what was paid, and count the steps that were taken."""
     env = gym.make_vec("ReDiF-v0", num_envs=4, **TINY, reward={"endpoint": 1.0, "step_cost": 0.1}, autoreset_mode=mode)
