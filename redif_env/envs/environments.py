@@ -433,14 +433,7 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
         self.action_space = self.batch.single_action_space
         self.observation_space = self.batch.single_observation_space
 
-    @property  # type: ignore[override]
-    def spec(self) -> EnvSpec | None:
-        """As Gymnasium sets it, with arguments that can be written as JSON (:func:`plain`)."""
-        return self._spec
-
-    @spec.setter
-    def spec(self, spec: EnvSpec | None) -> None:
-        self._spec = plain(spec)
+    spec = ReDiFVectorEnv.spec  # type: ignore[assignment]
 
     @property
     def last_transition(self) -> Transition | None:
