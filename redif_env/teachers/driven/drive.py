@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from redif_env.diffusion.noise_schedulers import Parameterization
 from redif_env.diffusion.schedules import FlowSchedule, Schedule
-from redif_env.teachers.driven.arguments import bare, batched, content
+from redif_env.teachers.driven.arguments import bare, batched
 from redif_env.teachers.driven.encoding import StoredEncodings
 from redif_env.teachers.driven.injection import Injection, origin
 from redif_env.teachers.driven.networks import RUNNING, Blank, shared_copy
@@ -28,7 +28,7 @@ from redif_env.teachers.driven.scheduler import first_order, parameterization_of
 from redif_env.teachers.driven.schedules import LaterSchedule, UnshiftedFlowSchedule
 from redif_env.teachers.driven.timesteps import CallKey, Recorder, TimestepPlan, fit
 from redif_env.teachers.driven.wave import NONE, Answer, Place, Wave
-from redif_env.teachers.fingerprint import described_part, keyed
+from redif_env.teachers.fingerprint import content, described_part, keyed
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
