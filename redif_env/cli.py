@@ -6,7 +6,6 @@ import io
 import json
 import math
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -30,7 +29,7 @@ from redif_env.judging.tables import print_table
 from redif_env.mdp.settings import parse_device, solver_name
 from redif_env.measures.rendering import as_images, tile, to_pixels
 from redif_env.showing.films import Starts, base_films, student_films, teacher_film
-from redif_env.showing.page import Exhibit, write_page
+from redif_env.showing.page import Exhibit, page_of
 from redif_env.showing.server import serve
 from redif_env.storage.checks import check_at_least
 from redif_env.storage.files import write_file
@@ -147,7 +146,7 @@ class Show:
     port: int = 7860
     """0 for any free one."""
     out: Path | None = None
-    """Write the page into this folder, and serve nothing."""
+    """Write the page into this file, whose name ends in .html, and serve nothing."""
     device: str = "cpu"
 
     def run(self) -> None:
@@ -155,10 +154,14 @@ class Show:
         if not self.students:
             raise ValueError("students is empty: give the folder of at least one, as in: redif show student/")
         if self.out is not None:
-            print(f"page: {write_page(self.exhibit(), self.out.expanduser())}")
+            if self.out.suffix != ".html":
+                raise ValueError(f"out='{self.out}' must end in .html: the page is one file")
+            page = page_of(self.exhibit())
+            with write_file(self.out.expanduser()) as temporary:
+                temporary.write_text(page, encoding="utf-8")
+            print(f"page: {self.out}")
             return
-        with tempfile.TemporaryDirectory() as folder, serve(Path(folder), self.host, self.port) as server:
-            write_page(self.exhibit(), Path(folder))
+        with serve(page_of(self.exhibit()), self.host, self.port) as server:
             print(f"page: http://{self.host}:{server.server_port}/ (Ctrl+C ends it)", flush=True)
             with suppress(KeyboardInterrupt):
                 server.serve_forever()
