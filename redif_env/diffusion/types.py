@@ -7,7 +7,7 @@ device, in the environment's ``dtype``:
 
 Tensors with one or a few numbers per row are on the host (the CPU):
 
-* ``half_logsnr``: ``(B,)`` float64, ``log(alpha / sigma)``; it increases while denoising, and is ``+inf`` for clean data
+* ``half_logsnr``: ``(B,)`` float64, ``log(alpha / sigma)``; increases while denoising, ``+inf`` for clean data
 * ``timestep``: ``(B,)`` float64, the network's conditioning timestep, in the units of the training schedule
 * ``condition``: ``(B,)`` int64, index of the teacher's conditions; 0 if there is only one
 * ``position``: ``(B,)`` float64, the coordinate of a ``Grid``: 0 is pure noise, 1 is clean data

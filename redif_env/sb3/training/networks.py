@@ -51,8 +51,8 @@ class NoiseSettings:
     """Channels of the network, as a multiple of the config's (UNet2DModel). A narrower network starts with the
     channels of the teacher that have the largest weights."""
     time_embedding_dim: int | None = None
-    """Channels of the time embedding (UNet2DModel); the config's if not given. A student sees few timesteps, so it needs
-    few."""
+    """Channels of the time embedding (UNet2DModel); the config's if not given. A student sees few timesteps, so few
+    channels suffice."""
     lora_rank: int = 0
     """Train low-rank adapters of this rank on a copy of the teacher; 0 trains all weights."""
     clone_updates: int | None = None
