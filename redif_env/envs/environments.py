@@ -350,7 +350,7 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
 
     - `"solver"` (default; 7 numbers for images, 5 for other samples): the step size, and a correction to the base
       solver's noise prediction. :class:`redif_env.mdp.actions.SolverMap` gives each number's unit.
-    - `"step"` (1 number): the step size alone.
+    - `"step"` (1 number): only the step size.
     - `"noise"` (1 number plus the size of a sample): the step size, and the whole noise prediction, which replaces the
       teacher's. It needs `observation="sample"`. The policy is the student's network
       (:class:`redif_env.sb3.StudentPolicy`). :class:`redif_env.mdp.actions.NoiseMap` gives the units. With this map,
