@@ -48,18 +48,18 @@ class Train:
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw samples and save them as one picture."""
+    """Draw samples and save them as one image."""
 
     student: Positional[str]
     """Folder or hub id of a student."""
     num_samples: Annotated[int, arg(aliases=["-n"])] = 16
     out: Path = Path("samples.png")
-    """The picture (.png), or the samples themselves as a tensor (.safetensors)."""
+    """Output file: an image (.png), or the samples as a tensor (.safetensors)."""
     seed: int = 0
     price: float | None = None
-    """Of a network call, for a student trained at many prices."""
+    """Price of a network call, for students trained with prices."""
     condition: str | None = None
-    """Class label or prompt that all samples are to show; drawn as in training if not given."""
+    """Class label or prompt of all samples; drawn as in training if not given."""
     device: str = "cpu"
 
     def run(self) -> None:
@@ -101,14 +101,14 @@ class Info:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a student beside training-free solvers at the same number of network calls."""
+    """Compare a student with training-free solvers at the same number of network calls."""
 
     student: Positional[str]
     """Folder or hub id of a student."""
     size: int | None = None
-    """Held-out noises."""
+    """Number of held-out noises."""
     baselines: Which = "quick"
-    """Solvers: none, the few that are best at such call counts, or all on all grids."""
+    """Solvers: none, the few that are best at 4 to 8 network calls, or all on all grids."""
     out: Path | None = None
     """File for the rows, as JSON."""
     device: str = "cpu"
@@ -129,24 +129,24 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Show:
-    """Look at teacher and students side by side, on the same noises, on a page that this command serves."""
+    """Show teacher and students side by side, on the same noises, on a page in your browser."""
 
     students: Positional[tuple[str, ...]]
     """Folders or hub ids of students of one teacher."""
     seeds: int = 8
-    """Noises to show, of the seeds 0, 1, 2, ..."""
+    """Number of noises to show, with the seeds 0, 1, 2, ..."""
     conditions: tuple[str, ...] = ()
     """Class labels or prompts of training to choose from; the first ten if not given."""
     teacher_steps: int | None = None
-    """Predictions that the teacher spends on a sample; as many as on endpoints if not given."""
+    """Predictions of the teacher per sample; as many as for endpoints if not given."""
     solver_steps: int = 8
-    """The untrained solver is shown in every number of steps up to this."""
+    """Largest number of steps of the training-free solver; all smaller ones are shown too."""
     host: str = "127.0.0.1"
-    """Address to serve at; the default is reached from this machine alone."""
+    """Address of the page; the default can only be reached from this machine."""
     port: int = 7860
-    """0 for any free one."""
+    """Port of the page; 0 chooses a free one."""
     out: Path | None = None
-    """Write the page into this file, whose name ends in .html, and serve nothing."""
+    """Write the page into this file, whose name ends in .html, instead of serving it."""
     device: str = "cpu"
 
     def run(self) -> None:
