@@ -24,6 +24,9 @@ time, and what the search takes a step beside its network calls. They decide onl
 the table shows what was spent."""
 NETWORK_CALLS = 5.5
 """What a step of a network student costs in calls of rollouts' size: its own, its value's, its update's, its reward."""
+SELDOM = 10**9
+"""Rollouts between two evaluations of compact students: one at the beginning and one at the end. Each costs as many
+network calls as four rollouts, and the moving average at the end is the best."""
 SHORT_CALLS = 240_000
 SHORT: dict[str, Any] = {"hidden": (), "num_envs": 64, "epochs": 2, "learning_rate": 3e-3, "average": 0.97}
 """Settings for budgets below so many calls: linear policies, more updates at a higher rate, and a moving average over
@@ -94,6 +97,7 @@ def compact(task: Task, settings: ppo.Args) -> Fitted:
         num_steps=task.num_steps,
         seed=task.seed,
         held_out_size=len(task.chooser.noise),
+        held_out_every=SELDOM,
     )
     settings = settled(replace(asked, **{name: value for name, value in SHORT.items() if getattr(asked, name) is None}))
     calls = affordable(task, settings)
