@@ -80,13 +80,18 @@ def affordable(task: Task, settings: ppo.Args) -> int:
     env = ppo.build(replace(_given(task, settings), network_calls=1)).get_env()
     building = time.monotonic() - start
     a_step = environment_seconds(env, settings.num_steps)
-    judgement = settings.held_out_size * settings.num_steps * a_step
+    judgement = settings.held_out_size * settings.num_steps * a_step / made(settings)
     minibatches = settings.epochs * settings.batches / settings.num_steps
     judged = judgement / (settings.held_out_every * settings.num_steps)
     together = ROLLOUT_SECONDS + MINIBATCH_SECONDS * minibatches + judged
     # Training is judged at its beginning and at its end too.
     left = replace(task, seconds=task.seconds - building - 2 * judgement)
     return in_time(left, a_step + together / settings.num_envs, settings.num_envs)
+
+
+def made(settings: ppo.Args) -> float:
+    """Network calls that a rollout's step takes: the first of an episode is one for all members of a group."""
+    return 1 - (1 - 1 / settings.group_size) / settings.num_steps
 
 
 def compact(task: Task, settings: ppo.Args) -> Fitted:
@@ -104,7 +109,8 @@ def compact(task: Task, settings: ppo.Args) -> Fitted:
     if calls >= SHORT_CALLS or task.base.fixed:
         settings = settled(asked)
         calls = affordable(task, settings)
-    return _train(task, replace(settings, network_calls=calls), ppo.train)
+    found = _train(task, replace(settings, network_calls=calls), ppo.train)
+    return replace(found, network_calls=round(found.network_calls * made(settings)))
 
 
 def _train(task: Task, settings: Any, train: Callable[[Any], tuple[Student, dict[str, Any]]]) -> Fitted:
