@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 import torch
 import tyro
+from diffusers import UNet2DConditionModel
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -112,16 +113,20 @@ def measured(args: Args, name: str, batch_size: int, program: str) -> dict[str, 
         return {**row, "peak_mib": peak.mib(), "predictions_per_second": predictions / seconds}
 
 
-def teacher_of(name: str, device: torch.device, dtype: torch.dtype) -> Teacher:
-    """A guided network of random weights, of one prompt."""
-    from diffusers import UNet2DConditionModel
-
+def network_of(name: str, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
+    """A network of random weights."""
     torch.manual_seed(0)
     with torch.device("meta"):
         network = UNet2DConditionModel(in_channels=4, out_channels=4, **SIZES[name])
     network = network.to_empty(device=device)
     for parameter in network.parameters():
         parameter.data = nn.init.normal_(parameter.data.to(dtype), std=0.02)
+    return network
+
+
+def teacher_of(name: str, device: torch.device, dtype: torch.dtype) -> Teacher:
+    """A guided network of random weights, of one prompt."""
+    network = network_of(name, device, dtype)
     width = network.config.cross_attention_dim
     prompt, null = torch.randn(2, 1, TOKENS, width).unbind()
     conditions = Conditions(("a prompt",), {"encoder_hidden_states": prompt}, {"encoder_hidden_states": null})
