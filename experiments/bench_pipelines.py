@@ -81,7 +81,7 @@ def stock_pipeline(args: Args, device: torch.device, dtype: torch.dtype) -> tupl
     look_up("network", args.network, SIZES)
     network = network_of(args.network, device, dtype).eval()
     scheduler = diffusers.DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
     )
     none = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
     pipe = diffusers.StableDiffusionPipeline(unet=network, scheduler=scheduler, requires_safety_checker=False, **none)
