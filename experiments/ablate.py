@@ -79,12 +79,9 @@ PARTS = {
 REWARDS = {
     "endpoint": rewarded(endpoint=1.0),
     "endpoint_squared": rewarded(endpoint_squared=1.0),
-    "endpoint_cosine": rewarded(endpoint_cosine=1.0),
     "endpoint_ssim": rewarded(endpoint_ssim=1.0),
     "feature": rewarded(feature=1.0),
     "trajectory": rewarded(trajectory=1.0),
-    "score": rewarded(score=1.0),
-    "residual": rewarded(residual=1.0),
     "mmd": rewarded(mmd=1.0),
     "energy": rewarded(energy=1.0),
     "endpoint + feature": rewarded(endpoint=1.0, feature=1.0),

@@ -28,7 +28,7 @@ from redif_env.measures.distances import Distance, root_mean_square
 from redif_env.measures.features import load_features
 from redif_env.measures.kernels import Kernel
 from redif_env.rewards import cost as costs
-from redif_env.rewards import custom, distribution, endpoint, feature, path, teacher
+from redif_env.rewards import custom, distribution, endpoint, feature, path
 from redif_env.rewards.reward import Reward, Term, reset_reward
 
 AnyEnv = TypeVar("AnyEnv", gym.Env[Any, Any], VectorEnv[Any, Any, Any])
@@ -186,23 +186,6 @@ def PathAlignment(env: AnyEnv, weight: float = 1.0, name: str = "path") -> AnyEn
     core = core_of(env)
     reward = path.PathAlignment.calibrated(core.mdp, core.reference, name)
     return add_reward(env, reward, weight, Recipe("PathAlignment", {"weight": weight, "name": name}))
-
-
-def ScoreAgreement(env: AnyEnv, weight: float = 1.0, name: str = "score") -> AnyEnv:
-    """Add :class:`redif_env.rewards.teacher.ScoreAgreement`."""
-    core = core_of(env)
-    reward = teacher.ScoreAgreement.calibrated(core.mdp, core.reference, name)
-    return add_reward(env, reward, weight, Recipe("ScoreAgreement", {"weight": weight, "name": name}))
-
-
-def TeacherResidual(
-    env: AnyEnv, times: tuple[float, ...] = (0.1, 0.3), weight: float = 1.0, name: str = "residual"
-) -> AnyEnv:
-    """Add :class:`redif_env.rewards.teacher.TeacherResidual`."""
-    core = core_of(env)
-    reward = teacher.TeacherResidual.calibrated(core.mdp, core.reference, tuple(times), name)
-    given = {"weight": weight, "name": name, "times": times}
-    return add_reward(env, reward, weight, Recipe("TeacherResidual", given))
 
 
 def DistributionAlignment(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from redif_env.diffusion.types import Transition
 from redif_env.mdp.process import DenoisingMDP
-from redif_env.measures.distances import Distance, root_mean_square
+from redif_env.measures.distances import root_mean_square
 from redif_env.measures.features import default_features, embed, load_features
 from redif_env.rewards.calibration import base_distance
 from redif_env.rewards.reward import check_scale, terminal_values
@@ -60,11 +60,6 @@ def feature_root_mean_square(features: nn.Module, samples: Tensor, endpoints: Te
     """RMSE of features ``(B,)``."""
     both = embed_samples(features, torch.cat([samples, endpoints]))
     return root_mean_square(*both.chunk(2))
-
-
-def feature_distance(teacher: Teacher, features: nn.Module | None = None) -> Distance:
-    """The unscaled distance of :class:`FeatureAlignment`; ``features`` default to the sample shape's."""
-    return partial(feature_root_mean_square, frozen_features(features, teacher))
 
 
 def embed_samples(features: nn.Module, samples: Tensor) -> Tensor:
