@@ -46,9 +46,8 @@ from redif_env.sb3.export import student_of
 from redif_env.sb3.levels import steps_of_buffer
 from redif_env.sb3.student_policy import ReducedGaussian
 from redif_env.students.network.adapters import add_adapters, merged_weights
-from redif_env.students.network.cloning import CloningPlan, clone, cloning_loss, rollout, step_weights
+from redif_env.students.network.cloning import CloningPlan, clone, cloning_loss, rollout
 from redif_env.students.network.refinement import RefinementPlan, refine, solver_samples
-from redif_env.students.network.sensitivities import sensitivities
 from redif_env.teachers.networks import build_network, narrowed
 from redif_env.teachers.teacher import GaussianMixtureTeacher, Teacher, config_of, own_teacher
 from tests.models import save_dit, save_unet_of_classes, unet
@@ -530,7 +529,7 @@ def test_cloning_learns_the_exact_velocity():
     means, stds = torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[0.5, 0.2, 1.0]])
     teacher = GaussianMixtureTeacher(means, stds)
     mdp = DenoisingMDP(teacher, SOLVERS["dpm++2m"], GRIDS["time"], 3, NoiseMap(), Sample())
-    examples = rollout(mdp, None, 4, step_weights(mdp, False), torch.Generator().manual_seed(0))
+    examples = rollout(mdp, None, 4, torch.Generator().manual_seed(0))
     network = Line(sorted(set(examples.timestep.tolist())), 3)
     losses = []
     clone(mdp, network, CloningPlan(600, rollouts=128, learning_rate=0.05, decay=0.9), losses.append)
@@ -548,7 +547,7 @@ def cloned_gaussian():
     """A decision process of a Gaussian, and a network with its velocity."""
     teacher = GaussianMixtureTeacher(torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[0.2, 0.1, 0.3]]))
     mdp = DenoisingMDP(teacher, SOLVERS["dpm++2m"], GRIDS["time"], 3, NoiseMap(), Sample())
-    examples = rollout(mdp, None, 4, step_weights(mdp, False), torch.Generator().manual_seed(0))
+    examples = rollout(mdp, None, 4, torch.Generator().manual_seed(0))
     network = Line(sorted(set(examples.timestep.tolist())), 3)
     clone(mdp, network, CloningPlan(600, rollouts=128, learning_rate=0.05, decay=0.9), lambda loss: None)
     return mdp, network
@@ -627,9 +626,7 @@ def test_half_of_the_rollouts_use_the_student():
     teacher = TEACHERS["vp epsilon"]()
     mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 2, NoiseMap(), Sample())
     wrong = own_teacher(teacher, Line([0.0], 5).double(), action_parameterization(teacher.parameterization))
-    alone, mixed = (
-        rollout(mdp, student, 64, torch.ones(2), torch.Generator().manual_seed(0)) for student in (None, wrong)
-    )
+    alone, mixed = (rollout(mdp, student, 64, torch.Generator().manual_seed(0)) for student in (None, wrong))
     assert torch.equal(alone.inputs[:64], mixed.inputs[:64])
     changed = (alone.inputs[64:] != mixed.inputs[64:]).any(dim=1)
     assert 0.25 < changed.double().mean() < 0.75
@@ -644,30 +641,10 @@ def test_half_of_the_rollouts_use_the_student():
     )
 
 
-def test_sensitivities_of_a_gaussian_match_the_closed_form():
-    """In two steps of DDIM."""
-    std = 0.6
-    teacher = GaussianMixtureTeacher(torch.tensor([[0.3]]), torch.tensor([[std]]))
-    mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 2, NoiseMap(), Sample())
-    examples = rollout(mdp, None, 1, torch.ones(2), torch.Generator().manual_seed(0))
-    level = teacher.schedule.level(teacher.schedule.half_logsnr(examples.timestep))
-    (alpha, alpha_next), (sigma, sigma_next) = level.alpha.flatten().tolist(), level.sigma.flatten().tolist()
-    # An error e of the velocity changes the clean estimate by -sigma * e and the noise by alpha * e. The last step
-    # returns the clean estimate, whose derivative in the sample is the slope of a Gaussian's posterior mean.
-    slope = alpha_next * std**2 / (alpha_next**2 * std**2 + sigma_next**2)
-    expected = [abs(slope * (sigma_next * alpha - alpha_next * sigma)), sigma_next]
-    torch.testing.assert_close(sensitivities(mdp), torch.tensor(expected, dtype=torch.float64), rtol=1e-3, atol=0)
-    weights = step_weights(mdp, True)
-    torch.testing.assert_close(
-        weights[0] / weights[1], torch.tensor((expected[0] / expected[1]) ** 2), rtol=2e-3, atol=0
-    )
-    assert weights.mean() == pytest.approx(1)
-
-
 def test_cloning_loss_by_hand():
-    """Errors of 1, 2 and 0 at the three steps with weights of 0.5, 1.5 and 1."""
+    """Errors of 1, 2 and 0 at the three steps."""
     mdp, network = gaussian_student()
-    examples = rollout(mdp, None, 4, torch.tensor([0.5, 1.5, 1.0]), torch.Generator().manual_seed(0))
+    examples = rollout(mdp, None, 4, torch.Generator().manual_seed(0))
     student = own_teacher(mdp.teacher, network, action_parameterization(mdp.teacher.parameterization))
     with torch.no_grad():
         output = student.call(
@@ -675,7 +652,7 @@ def test_cloning_loss_by_hand():
         )
         error = torch.tensor([1.0, 2.0, 0.0]).repeat_interleave(4)[:, None]
         loss = cloning_loss(student, replace(examples, output=output + error))
-    assert loss.item() == pytest.approx((0.5 * 1 + 1.5 * 4) / 3)
+    assert loss.item() == pytest.approx((1 + 4) / 3)
 
 
 def test_action_parameterization():

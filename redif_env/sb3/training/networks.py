@@ -25,7 +25,6 @@ from redif_env.sb3.student_policy import Reduction, StudentPolicy, student_kwarg
 from redif_env.students.network.cloning import CloningPlan, clone
 from redif_env.students.network.pruning import prunable, pruned_weights
 from redif_env.students.network.refinement import ROLLOUTS, RefinementPlan, refine
-from redif_env.students.network.sensitivities import sensitivity_calls
 from redif_env.students.student import Student
 from redif_env.teachers.networks import narrowed
 from redif_env.teachers.teacher import Teacher, config_of
@@ -61,9 +60,6 @@ class NoiseSettings:
     """States in each; their rollouts are four times as many."""
     clone_rate: float = 1e-3
     """Learning rate of cloning."""
-    clone_by_sensitivity: bool = False
-    """Weight the errors of each step by how far they move the finished sample, for a network that is too small to have
-    none."""
     refine_updates: int = 0
     """Minibatches of refinement after cloning or init: gradient descent through the steps, until samples are
     distributed as the teacher's."""
@@ -245,19 +241,13 @@ def cloning_plan(settings: NoiseSettings, seed: int) -> CloningPlan:
         batch_size=settings.clone_batch_size,
         rollouts=4 * settings.clone_batch_size,
         learning_rate=settings.clone_rate,
-        by_sensitivity=settings.clone_by_sensitivity,
         seed=seed,
     )
 
 
 def refinement_plan(settings: NoiseSettings, seed: int) -> RefinementPlan:
     """How the clone is refined."""
-    return RefinementPlan(
-        updates=settings.refine_updates,
-        learning_rate=settings.refine_rate,
-        by_sensitivity=settings.clone_by_sensitivity,
-        seed=seed,
-    )
+    return RefinementPlan(updates=settings.refine_updates, learning_rate=settings.refine_rate, seed=seed)
 
 
 def network_items(args: Any) -> list[Item]:
@@ -265,7 +255,6 @@ def network_items(args: Any) -> list[Item]:
     teacher's, and a backward pass as two."""
     cloning = cloning_plan(args.network, args.seed)
     visits = math.ceil(cloning.updates / cloning.refresh) * cloning.rollouts * args.num_steps * 2
-    visits += sensitivity_calls(args.num_steps) if cloning.updates and cloning.by_sensitivity else 0
     items = [
         Item("cloning the teacher", visits + 3 * cloning.updates * cloning.batch_size),
         Item("updates of the network, forward and back", 3 * args.network_calls * args.epochs),
@@ -273,7 +262,6 @@ def network_items(args: Any) -> list[Item]:
     refining = refinement_plan(args.network, args.seed)
     if refining.updates:
         visits = math.ceil(refining.updates / refining.refresh) * ROLLOUTS * refining.batch_size * args.num_steps * 2
-        visits += sensitivity_calls(args.num_steps) if refining.by_sensitivity else 0
         each = 3 * (args.num_steps + 1) + args.network.refine_num_steps
         items.append(Item("refining the clone", visits + refining.updates * refining.batch_size * each))
     if "path" in dict(args.reward):
