@@ -517,8 +517,7 @@ def _drawing(kind: Any) -> type:
         from diffusers.utils.torch_utils import randn_tensor
 
         noise = randn_tensor(*args, **kwargs)
-        wave = RUNNING.caller
-        return wave.drawn(noise) if isinstance(wave, Wave) else noise
+        return noise if RUNNING.wave is None else RUNNING.wave.drawn(noise)
 
     methods = {}
     for name in dir(kind):
