@@ -51,21 +51,23 @@ _BETAS = (
 """Schedulers whose schedule is a table of betas."""
 _EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 _FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
-_DISCRETE = (
-    "VQDiffusionScheduler",
-    "AmusedScheduler",
-    "BlockRefinementScheduler",
-    "DiscreteDDIMScheduler",
-    "EntropyBoundScheduler",
-)
-_CONSISTENCY = (
-    "CMStochasticIterativeScheduler",
-    "LCMScheduler",
-    "TCDScheduler",
-    "SCMScheduler",
-    "FlowMatchLCMScheduler",
-)
-
+FEW_STEP = "it is a few-step student already; give the many-step model it was made of"
+DISCRETE = "discrete diffusion moves between tokens, which have no alpha, sigma and no probability flow to step along"
+REFUSED_SCHEDULERS = {
+    "CMStochasticIterativeScheduler": FEW_STEP,
+    "LCMScheduler": FEW_STEP,
+    "TCDScheduler": FEW_STEP,
+    "SCMScheduler": FEW_STEP,
+    "FlowMatchLCMScheduler": FEW_STEP,
+    "FlowMapEulerDiscreteScheduler": FEW_STEP,
+    "PiFlowScheduler": FEW_STEP,
+    "VQDiffusionScheduler": DISCRETE,
+    "AmusedScheduler": DISCRETE,
+    "BlockRefinementScheduler": DISCRETE,
+    "DiscreteDDIMScheduler": DISCRETE,
+    "EntropyBoundScheduler": DISCRETE,
+}
+"""Schedulers whose models cannot be teachers, and why."""
 
 _READ = frozenset(
     (
@@ -133,15 +135,8 @@ def read_scheduler(config: Mapping[str, Any], name: str, tokens: int | None = No
     kind = str(config.get("_class_name"))
     if kind == "ReDiFScheduler":
         return read_scheduler(config["process"]["noise"], name, tokens)
-    if kind in _DISCRETE:
-        raise ValueError(
-            f"teacher={name!r} has a {kind}: discrete diffusion moves between tokens, which have no alpha, sigma and "
-            "no probability flow to step along"
-        )
-    if kind in _CONSISTENCY:
-        raise ValueError(
-            f"teacher={name!r} has a {kind}: it is a few-step student already; give the many-step model it was made of"
-        )
+    if kind in REFUSED_SCHEDULERS:
+        raise ValueError(f"teacher={name!r} has a {kind}: {REFUSED_SCHEDULERS[kind]}")
     config = _with_defaults(config, name)
     if kind in _EDM:
         return _edm(config, name)

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-FEW_STEP = "it is a few-step student already; give the many-step model it was made of"
-DISCRETE = "discrete diffusion moves between tokens, which have no alpha, sigma and no probability flow to step along"
+from redif_env.diffusion.noise_schedulers import DISCRETE, FEW_STEP
+from redif_env.diffusion.noise_schedulers import REFUSED_SCHEDULERS as UNUSABLE
+
 NOISY = "its steps carry noise or an interface of their own, so there is no deterministic step to take for it"
 OWN_LEVELS = "its tokens or frames have levels of their own, which no step common to a sample takes"
 CASCADE = "it is a cascade of several samplers in one call: make a teacher of each"
 INVERSION = "it runs from images to noise, or changes its latents by gradients, between its steps"
 
-REFUSED_SCHEDULERS = {
-    "CMStochasticIterativeScheduler": FEW_STEP,
-    "LCMScheduler": FEW_STEP,
-    "TCDScheduler": FEW_STEP,
-    "SCMScheduler": FEW_STEP,
-    "FlowMatchLCMScheduler": FEW_STEP,
-    "FlowMapEulerDiscreteScheduler": FEW_STEP,
-    "PiFlowScheduler": FEW_STEP,
-    "VQDiffusionScheduler": DISCRETE,
-    "AmusedScheduler": DISCRETE,
-    "BlockRefinementScheduler": DISCRETE,
-    "DiscreteDDIMScheduler": DISCRETE,
-    "EntropyBoundScheduler": DISCRETE,
-    "UnCLIPScheduler": NOISY,
-    "DDPMWuerstchenScheduler": NOISY,
-    "RePaintScheduler": NOISY,
-    "ScoreSdeVeScheduler": NOISY,
-    "KarrasVeScheduler": NOISY,
-}
+NOISY_SCHEDULERS = (
+    "UnCLIPScheduler",
+    "DDPMWuerstchenScheduler",
+    "RePaintScheduler",
+    "ScoreSdeVeScheduler",
+    "KarrasVeScheduler",
+)
+REFUSED_SCHEDULERS = UNUSABLE | dict.fromkeys(NOISY_SCHEDULERS, NOISY)
 """By the class of their scheduler."""
 
 REFUSED_PIPELINES = {
