@@ -1,18 +1,35 @@
-"""Command-line options made of the dataclasses that hold an environment's arguments."""
+"""Command-line options: those of every training program, and those made of the dataclasses of an environment."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, field, fields, make_dataclass
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
+from redif_env.judging.baselines import Which
 from redif_env.mdp.arguments import docs_of
 
 Weights = tuple[tuple[str, float], ...]
 """Names and weights, as in ``--reward endpoint 1 feature 0.5``."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What every training program has, whatever it trains."""
+
+    seed: int = 0
+    """Of the agent, and of all that is drawn."""
+    test_size: int | None = None
+    """Noises of the report."""
+    baselines: Which = "quick"
+    """Training-free solvers in the report: none, the few that are best at such call counts, or all on all grids."""
+    license: str | None = None
+    """Of the teacher's weights, for the model card; by default that of a built-in teacher, else unknown."""
+    resume: bool = False
+    """Go on with the run in out, with its settings; start it if there is none."""
 
 
 def options_of(arguments: type[Any], *, without: Sequence[str] = (), **defaults: Any) -> Any:

@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from redif_env.envs.episodes import check_groups
 from redif_env.envs.task import Task
-from redif_env.judging.baselines import Which, baselines_of
+from redif_env.judging.baselines import baselines_of
 from redif_env.judging.bases import AUTO, Base, bases_of, evaluated_samples, nearest_base
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.actions import ActionMap
@@ -44,7 +44,7 @@ from redif_env.students.student import Student
 from redif_env.teachers.references import VALIDATION_SEED, SetSizes
 from redif_env.teachers.teacher import Teacher
 from redif_env.training.command import teacher_of
-from redif_env.training.options import arguments_of, options_of
+from redif_env.training.options import RunOptions, arguments_of, options_of
 from redif_env.training.plan import Item, Sizes, plan, print_plan
 from redif_env.training.report import judge
 from redif_env.training.runs import (
@@ -67,7 +67,7 @@ RecipeOptions: Any = options_of(Recipe, without=("observation", "reward"))
 
 
 @dataclass(frozen=True)
-class Args(RecipeOptions, SizeOptions, TaskOptions):
+class Args(RecipeOptions, SizeOptions, RunOptions, TaskOptions):
     """Settings of the environment, of the recipe, whose defaults depend on ``--action``, and of the run."""
 
     solver: str = DEFAULT_SOLVER
@@ -75,8 +75,6 @@ class Args(RecipeOptions, SizeOptions, TaskOptions):
     "linear"; or "auto": solver, grid and initial map are those that validation noises prefer at the start of the run,
     among linear steps or, for samples above 256 numbers, iPNDM of order 2 and 3 on all grids, and for a pipeline that
     drives itself both and DPM-Solver++ 2M on its own timesteps."""
-    seed: int = 0
-    """Of the agent, and of all that is drawn."""
     out: Path = Path("runs/ppo")
     """Folder for config.json, checkpoints/, student/, result.json, samples.png and TensorBoard logs."""
     group_size: int = 8
@@ -89,14 +87,8 @@ class Args(RecipeOptions, SizeOptions, TaskOptions):
     """Of the judge of the report, by default those of a classifier of such images or of the pipeline's VAE: a name of
     `redif_env.measures.features.load_features`, or the folder or hub id of a vision model. Of more than one, each
     further one prints a table of its own."""
-    baselines: Which = "quick"
-    """Training-free solvers in the report: none, the few that are best at such call counts, or all on all grids."""
     checkpoint_every: int = 50_000
     """Environment steps between two checkpoints; SIGINT and SIGTERM leave one too."""
-    license: str | None = None
-    """Of the teacher's weights, for the model card; by default that of a built-in teacher, else unknown."""
-    resume: bool = False
-    """Go on with the run in out, with its settings; start it if there is none."""
     dry_run: bool = False
     """Print what the run would cost, and stop."""
 
