@@ -13,12 +13,12 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from experiments.rivals.rival import Clock, Fitted, Sampler, Task
+from experiments.rivals.rival import Clock, Fitted, Sampler, Task, solver_sampler
 from experiments.rivals.shortlist import nearest
 from experiments.rivals.sigma_space import SigmaSpace, sigma_space
 from redif_env.diffusion.grids import GRIDS, Grid
 from redif_env.diffusion.schedules import Schedule
-from redif_env.diffusion.solvers import SOLVERS, DPMSolverPP, Solver, sample, trajectory
+from redif_env.diffusion.solvers import SOLVERS, DPMSolverPP, trajectory
 
 FINE = 60
 """Levels between which steps are chosen, as in the paper."""
@@ -57,7 +57,7 @@ def best_schedule(task: Task, paths: list[tuple[str, tuple[int, ...]]], clock: C
     candidates: dict[str, Sampler] = {}
     for (grid, path), name in product(paths, TRIED_SOLVERS):
         nodes = NodesGrid(GRIDS[grid], tuple(index / FINE for index in path))
-        candidates[f"{name} {grid} {list(path)}"] = _bound(task, SOLVERS[name], nodes)
+        candidates[f"{name} {grid} {list(path)}"] = solver_sampler(task, SOLVERS[name], nodes)
     best = nearest(task, candidates, clock)
     return Fitted(candidates[best], clock.spent, clock.network_calls, best)
 
@@ -116,13 +116,3 @@ def cheapest_path(costs: Tensor, num_steps: int, coefficient: float = 1.0) -> tu
     for step in range(num_steps, 0, -1):
         path.append(int(came[step, path[-1]]))
     return tuple(reversed(path[1:]))
-
-
-def _bound(task: Task, solver: Solver, grid: Grid) -> Sampler:
-    teacher = task.teacher
-
-    @torch.inference_mode()
-    def sampler(noise: Tensor, condition: Tensor) -> Tensor:
-        return sample(teacher, solver, grid, noise, task.num_steps, condition)
-
-    return sampler

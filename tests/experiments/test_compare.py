@@ -26,7 +26,7 @@ from experiments.rivals.rival import Clock, StudentSampler, Task
 from experiments.rivals.shortlist import nearest
 from experiments.rivals.targets import Noised, clean_target, grid_levels, noised, target_loss
 from experiments.rivals.training_free import TRAINING_FREE, ddim
-from experiments.rivals.two_calls import TwoCallSampler, heun, midpoint
+from experiments.rivals.two_calls import heun, midpoint, two_call_sampler
 from redif_env import Student
 from redif_env.diffusion.grids import GRIDS
 from redif_env.diffusion.noise_schedulers import action_parameterization
@@ -185,7 +185,7 @@ def test_solvers_of_two_calls_converge_with_the_second_power(choose, odd):
     rows = torch.zeros(64, dtype=torch.int64)
     errors = []
     for steps in (20, 40, 80):
-        made = TwoCallSampler(teacher, GRIDS["time"], 2 * steps - odd, choose)(noise, rows)
+        made = two_call_sampler(teacher, GRIDS["time"], 2 * steps - odd, choose)(noise, rows)
         errors.append((made - exact).square().mean().sqrt().item())
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.35)
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.35)
@@ -195,7 +195,7 @@ def test_amed_begins_as_dpm_solver_2_and_gets_nearer():
     task = task_of(4, calls=75_000)
     module = Intermediate((2,), 2, task.teacher.schedule)
     noise, rows = task.chooser.noise, task.chooser.condition
-    untrained, known = (TwoCallSampler(task.teacher, GRIDS["karras"], 4, choose) for choose in (module, midpoint))
+    untrained, known = (two_call_sampler(task.teacher, GRIDS["karras"], 4, choose) for choose in (module, midpoint))
     torch.testing.assert_close(untrained(noise, rows), known(noise, rows))
     base = TRAINING_FREE["dpm2"](task)
     found = amed(task)

@@ -76,7 +76,10 @@ def test_the_curve_of_quality(tmp_path, capsys, monkeypatch):
     nfe_curve.main(args)
     printed = capsys.readouterr().out
     assert printed.count("dpm++2m time:") == 3
-    assert (tmp_path / "redif-ppo-2-0" / "student").is_dir()
+    frozen = Student.from_pretrained(tmp_path / "redif-ppo-2-0" / "student").frozen()
+    expected = nfe_curve.evaluator_of(args).student_row("", frozen).fd_teacher
+    assert json.loads((tmp_path / "redif-ppo-2-0" / "mean_steps.json").read_text()) == pytest.approx(expected)
+    assert f"{expected:.3f}" in printed
     with Image.open(tmp_path / "samples-2.png") as picture:
         assert picture.height == 3 * (32 + GAP) + GAP  # a line each for solver, student and teacher
 
