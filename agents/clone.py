@@ -16,7 +16,7 @@ from redif_env.envs.spaces import action_space, observation_space
 from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.sb3 import StudentPolicy
 from redif_env.sb3.export import student_of
-from redif_env.sb3.training.networks import NoiseSettings, noise_map, policy_kwargs, warm_start
+from redif_env.sb3.training.networks import NoiseSettings, policy_kwargs, warm_start
 from redif_env.students.student import Student
 from redif_env.training.command import run, with_sizes
 from redif_env.training.options import RunOptions, arguments_of, options_of
@@ -45,7 +45,7 @@ class Args(RunOptions, MDPOptions):
 def make(args: Args) -> tuple[Student, dict[str, Any]]:
     """The clone, and what it cost."""
     arguments = arguments_of(args, MDPSettings)
-    mdp = build_mdp(MDPSettings(**arguments, action=noise_map(args.network), observation="sample"))
+    mdp = build_mdp(MDPSettings(**arguments, action="noise", observation="sample"))
     set_random_seed(args.seed)
     spaces = observation_space(mdp), action_space(mdp)
     policy = StudentPolicy(*spaces, lambda _: 0.0, **policy_kwargs(args.network, mdp)).to(mdp.teacher.device)

@@ -44,12 +44,6 @@ def write_output(prediction: Prediction, level: Level, prediction_type: Predicti
     return PLAIN.write(prediction, level, prediction_type)
 
 
-def velocity(x: Tensor, eps: Tensor, level: Level) -> Tensor:
-    """``v = alpha * eps - sigma * x0`` from ``x = alpha * x0 + sigma * eps``, for ``alpha**2 + sigma**2 = 1``."""
-    alpha, sigma = _scales(level, x)
-    return (eps - sigma * x) / alpha
-
-
 class Preconditioning:
     """The scales of a network's inputs and outputs; this one has none of its own."""
 

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from redif_env.diffusion.placement import stock_defaults
-from redif_env.diffusion.predictions import velocity
-from redif_env.diffusion.schedules import preserving_level
 from redif_env.mdp.actions import NoiseMap
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.students.network.adapters import add_adapters, merged_weights
@@ -83,8 +81,6 @@ class StudentPolicy(ActorCriticPolicy):
         observation_space, action_space, lr_schedule: passed by the agent.
         network: config of a diffusers model called as ``model(sample, timestep[, class_labels])``, with
             ``_class_name``; plain values, so that saved agents hold no pickled code.
-        predicts_noise: whether the network predicts the noise on a variance-preserving schedule, as a copy of such a
-            teacher does; its output is then converted.
         labels: class label of each of the teacher's conditions; None without labels.
         reduction: reduction of log-probability and entropy over the dimensions of an action.
         exploration: standard deviations of the network output and of the step size's shift in logits.
@@ -106,7 +102,6 @@ class StudentPolicy(ActorCriticPolicy):
         lr_schedule: Schedule,
         *,
         network: Mapping[str, Any],
-        predicts_noise: bool = False,
         labels: list[int] | None = None,
         reduction: Reduction | str = Reduction.MEAN,
         exploration: tuple[float, float] = (0.1, 0.1),
@@ -122,7 +117,6 @@ class StudentPolicy(ActorCriticPolicy):
         self.num_steps = _checked(observation_space, action_space, use_sde)
         self.settings: dict[str, Any] = {
             "network": dict(network),
-            "predicts_noise": predicts_noise,
             "labels": labels,
             "reduction": Reduction(reduction),
             "exploration": tuple(exploration),
@@ -191,7 +185,7 @@ class StudentPolicy(ActorCriticPolicy):
         """The action distribution and values, in one forward pass."""
         assert isinstance(obs, dict)
         step = self.num_steps - obs["nfe_left"][:, 0].long().clamp(min=1)
-        output = self._converted(obs, self._output(obs)).flatten(1)
+        output = self._output(obs).flatten(1)
         std = self.log_std.exp()[step]
         distribution = ReducedGaussian(
             torch.cat([self.shift[step, None], output / self.settings["max_output"]], dim=1),
@@ -199,12 +193,6 @@ class StudentPolicy(ActorCriticPolicy):
             self.settings["reduction"],
         )
         return distribution, self.value_net(self._features(obs))
-
-    def _converted(self, obs: dict[str, Tensor], output: Tensor) -> Tensor:
-        """The network output in the action parameterization."""
-        if not self.settings["predicts_noise"]:
-            return output
-        return velocity(obs["sample"], output, preserving_level(obs["level"][:, 0]))
 
     def _output(self, obs: dict[str, Tensor]) -> Tensor:
         labels = {} if self.labels is None else {"class_labels": self.labels[obs["condition"][:, 0].long()]}

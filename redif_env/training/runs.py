@@ -179,6 +179,9 @@ def read_settings(out: Path, defaults: Settings) -> Settings:
     stored = read_config(out)["settings"]
     known = {item.name: getattr(defaults, item.name) for item in fields(defaults)}  # type: ignore[arg-type]
     unknown = sorted(set(stored) - set(known))
+    for name, default in known.items():
+        if is_dataclass(default) and name in stored:
+            unknown += [f"{name}.{key}" for key in stored[name] if not hasattr(default, key)]
     if unknown:
         raise ValueError(f"{out / CONFIG_FILE} has unknown settings {unknown}: resume it with the version it names")
     return replace(defaults, **{name: _restored(value, known[name]) for name, value in stored.items()})  # type: ignore[type-var]

@@ -17,7 +17,7 @@ from redif_env.mdp.observations import Sample
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.sb3 import Reduction, UnhealthyRunError, step_gains, student_exploration
 from redif_env.sb3.training import networks
-from redif_env.sb3.training.networks import NoiseSettings, network_items, noise_map, warm_start
+from redif_env.sb3.training.networks import NoiseSettings, network_items, warm_start
 from redif_env.sb3.training.recipes import NOISE, SOLVER, settled
 from redif_env.storage.checkpoints import checkpoints
 from redif_env.teachers.teacher import load_teacher
@@ -136,8 +136,6 @@ def test_a_clone_is_refined(saved_clone, tmp_path, monkeypatch):
     later, _ = clone.make(replace(args, network=initialised, out=tmp_path / "later"))
     assert same(weights(together), weights(later))
     assert not same(weights(together), weights(cloned))
-    with pytest.raises(ValueError, match=r"leave both or network\.copy out"):
-        clone.make(replace(args, teacher="digits", network=replace(refined, copy=True), out=tmp_path / "copy"))
 
 
 def test_a_clone_is_cloned_further(saved_clone, tmp_path):
@@ -148,9 +146,9 @@ def test_a_clone_is_cloned_further(saved_clone, tmp_path):
     assert same(weights(kept), weights(cloned))
     further, _ = clone.make(replace(args, network=replace(initialised, clone_updates=2), out=tmp_path / "further"))
     assert not same(weights(further), weights(cloned))
-    copied = NoiseSettings(copy=True, clone_updates=2)
-    with pytest.raises(ValueError, match=r"leave both or network\.copy out"):
-        clone.make(replace(args, teacher="digits", network=copied, out=tmp_path / "copy"))
+    flow = replace(args, teacher="mnist", network=initialised, out=tmp_path / "flow")
+    with pytest.raises(ValueError, match=r"predicts .*, where those of this teacher's students predict"):
+        clone.make(flow)
 
 
 @pytest.mark.parametrize("network", [{"width": 0.5}, {"lora_rank": 2}, {"autocast": True}])
@@ -179,52 +177,6 @@ def test_another_network_s_weights_are_refused(settings, tmp_path):
     wrong = replace(settings, out=tmp_path / "wrong", network=NoiseSettings(init=str(tmp_path / "narrow")))
     with pytest.raises(ValueError, match="has another network than this student"):
         ppo.train(wrong)
-
-
-def test_a_network_begins_from_a_trained_policy_s_steps(settings, tmp_path):
-    """Both together: the solver student's mean steps are the first steps of the network student."""
-    compact = replace(
-        settings, action="solver", network_calls=48, reward=(("endpoint", 1.0),), out=tmp_path / "compact"
-    )
-    student, _ = ppo.train(compact)
-    student.save_pretrained(tmp_path / "compact" / "student")
-    start = NoiseSettings(base_student=str(tmp_path / "compact" / "student"), clone_updates=2, clone_batch_size=16)
-    action_map = noise_map(start)
-    torch.testing.assert_close(torch.tensor(action_map.initial_actions), student.frozen().mean_actions)
-    both, _ = ppo.train(replace(settings, network=start, network_calls=24))
-    assert both.mdp.action_map == action_map.finished
-    both.save_pretrained(tmp_path / "both")
-    own, _ = ppo.train(replace(settings, out=tmp_path / "own", network_calls=24))
-    own.save_pretrained(tmp_path / "own" / "student")
-    with pytest.raises(ValueError, match="was not trained with --action solver alone"):
-        noise_map(NoiseSettings(base_student=str(tmp_path / "own" / "student")))
-
-
-def test_a_copy_begins_exactly_where_the_steps_end(settings, tmp_path):
-    """With the start of a solver student: it is that student, with a network of its own; PPO goes on from it."""
-    settings = replace(settings, teacher="digits")
-    compact = replace(
-        settings, action="solver", network_calls=48, reward=(("endpoint", 1.0),), out=tmp_path / "compact"
-    )
-    student, _ = ppo.train(compact)
-    student.save_pretrained(tmp_path / "compact" / "student")
-    copied = NoiseSettings(base_student=str(tmp_path / "compact" / "student"), copy=True)
-    both, _ = clone.make(clone.Args(teacher=settings.teacher, num_steps=3, network=copied, out=tmp_path / "copy"))
-    noise = torch.randn(4, *both.sample_shape, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(
-        both.trajectory(noise)[-1].x, student.frozen().trajectory(noise)[-1].x, rtol=1e-5, atol=1e-5
-    )
-    assert both.mdp.teacher.own_network
-    both.save_pretrained(tmp_path / "both")
-    again = NoiseSettings(base_student=copied.base_student, init=str(tmp_path / "both"))
-    agent = ppo.build(replace(settings, network=again))
-    assert agent.policy.settings["predicts_noise"]
-    warm_start(again, agent.get_env().unwrapped.mdp, agent.policy, 0)
-    assert same(agent.policy.plain_weights(), weights(both))
-    agent.learn(48)
-    assert not same(agent.policy.plain_weights(), weights(both))
-    with pytest.raises(ValueError, match=r"network.copy and network.init='.*' exclude each other"):
-        ppo.build(replace(settings, network=replace(again, copy=True)))
 
 
 def test_a_run_that_breaks_leaves_the_last_good_student(settings):

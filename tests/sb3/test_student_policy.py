@@ -26,8 +26,8 @@ from redif_env.diffusion.schedules import FlowSchedule, VarianceExplodingSchedul
 from redif_env.diffusion.solvers import SOLVERS, predict, sample
 from redif_env.diffusion.types import Prediction, PredictionType
 from redif_env.envs.wrappers import GroupRelativeReward
-from redif_env.mdp.actions import NoiseMap, SolverMap, StepMap
-from redif_env.mdp.observations import Features, Sample
+from redif_env.mdp.actions import NoiseMap
+from redif_env.mdp.observations import Sample
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
 from redif_env.rewards.endpoint import EndpointAlignment
@@ -129,47 +129,6 @@ def test_velocity_is_well_conditioned_where_epsilon_is_not():
     perturbed = zero + torch.tensor([[0.0, 0.25, 0, 0, 0, 0]])
     x0, other = (mdp.action_map.prediction(action, state, mdp.base).x0 for action in (zero, perturbed))
     assert float((x0 - other).norm()) == pytest.approx(float(level.sigma) * 0.25 * 4)
-
-
-def test_copy_of_the_teacher_is_the_base_solver():
-    """With its noise predictions in the action parameterization."""
-    env = make_vec_env(4, grid="time@20", **SMALL, **NOISE)
-    mdp = env.unwrapped.mdp
-    assert mdp.teacher.prediction_type is PredictionType.EPSILON
-    agent = make_agent(env, predicts_noise=True)
-    agent.policy.unet.load_state_dict(mdp.teacher.network.state_dict())
-    noise = torch.randn(5, *mdp.teacher.sample_shape, generator=torch.Generator().manual_seed(1))
-    student = Student.from_agent(agent)
-    expected = sample(mdp.teacher, mdp.solver, mdp.grid, noise, 3)
-    torch.testing.assert_close(student.trajectory(noise)[-1].x, expected, rtol=1e-5, atol=1e-5)
-    state = mdp.initial(noise)
-    for _ in range(3):
-        action = agent.policy(mdp.observe(state), deterministic=True)[0]
-        state = mdp.with_action_prediction(state, action)
-        state = mdp.advance(state, mdp.decode(state, action))
-    torch.testing.assert_close(state.x, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_initial_actions_are_steps_of_the_solver_map():
-    """With a table of initial actions, the samples are those of the solver map with that table."""
-    teacher = TEACHERS["vp epsilon"]()
-    generator = torch.Generator().manual_seed(3)
-    table = 0.3 * torch.randn(3, 5, generator=generator)
-    noise = torch.randn(4, 5, generator=generator, dtype=torch.float64)
-    grid, solver = GRIDS["time"], SOLVERS["dpm++2m"]
-    compact = DenoisingMDP(teacher, solver, grid, 3, SolverMap(), Features())
-    own = DenoisingMDP(teacher, solver, grid, 3, NoiseMap(initial_actions=tuple(map(tuple, table.tolist()))), Sample())
-    one, other = compact.initial(noise), own.initial(noise)
-    for step in range(3):
-        one = predict(teacher, one)
-        one = compact.advance(one, compact.decode(one, table[step].expand(4, 5)))
-        action = action_of(teacher, other, own.action_map)
-        other = own.with_action_prediction(other, action)
-        other = own.advance(other, own.decode(other, action))
-    torch.testing.assert_close(other.x, one.x, rtol=1e-4, atol=1e-4)
-    assert isinstance(own.action_map.finished, SolverMap)
-    assert isinstance(NoiseMap().finished, StepMap)
-    torch.testing.assert_close(own.action_map.table(torch.zeros(3)), table.clamp(-1, 1))
 
 
 def test_checkers_pass(pipeline_folder):

@@ -16,9 +16,8 @@ from torch import nn
 from tqdm import tqdm
 
 from redif_env.diffusion.noise_schedulers import action_parameterization
-from redif_env.diffusion.types import PredictionType
 from redif_env.fitted.linear_solver import LinearSolver
-from redif_env.mdp.actions import NoiseMap, SolverMap
+from redif_env.mdp.actions import NoiseMap
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.settings import LINEAR, MDPSettings, build_mdp
 from redif_env.sb3.student_policy import Reduction, StudentPolicy, student_kwargs
@@ -35,15 +34,9 @@ from redif_env.training.plan import Item
 class NoiseSettings:
     """Settings of action "noise"."""
 
-    base_student: str | None = None
-    """Student (folder or hub id, of --action solver) whose mean steps are the network's first steps."""
     init: str | None = None
     """Student (folder or hub id, of agents.clone, or of an earlier run) whose network is the initial one. It is cloned
     further only if clone_updates is given."""
-    copy: bool = False
-    """Start as a copy of the teacher, in its prediction type: exactly the base solver, or base_student; without
-    cloning. Where the noise is predicted, choose a grid with a late start: an error of the first step counts
-    sigma / alpha times."""
     config: str | None = None
     """JSON file with the network's diffusers config; the teacher's if not given."""
     width: float = 1.0
@@ -55,7 +48,7 @@ class NoiseSettings:
     lora_rank: int = 0
     """Train low-rank adapters of this rank on a copy of the teacher; 0 trains all weights."""
     clone_updates: int | None = None
-    """Minibatches of behaviour cloning before training; 1,000 if not given, none after init or copy."""
+    """Minibatches of behaviour cloning before training; 1,000 if not given, none after init."""
     clone_batch_size: int = 128
     """States in each; their rollouts are four times as many."""
     clone_rate: float = 1e-3
@@ -76,24 +69,6 @@ class NoiseSettings:
     """Standard deviation of the step size's shift, in logits, as a multiple of the exploration of targets."""
     autocast: bool = False
     """Run the network in bfloat16."""
-
-
-def noise_map(settings: NoiseSettings) -> NoiseMap:
-    """The action map, with its initial steps.
-
-    Raises:
-        ValueError: if those are of a student with an adaptive number of steps, or with another action map.
-    """
-    if settings.base_student is None:
-        return NoiseMap()
-    student = Student.from_pretrained(settings.base_student)
-    if not isinstance(student.mdp.action_map, SolverMap) or student.mdp.learn_guidance:
-        raise ValueError(
-            f"network.base_student='{settings.base_student}' was not trained with --action solver alone: choose another"
-        )
-    actions = student.frozen().mean_actions
-    assert actions is not None
-    return NoiseMap(initial_actions=tuple(map(tuple, actions.tolist())))
 
 
 def network_config(settings: NoiseSettings, teacher: Teacher) -> dict[str, Any]:
@@ -127,40 +102,17 @@ def policy_kwargs(settings: NoiseSettings, mdp: DenoisingMDP) -> dict[str, Any]:
     """Of the :class:`~redif_env.sb3.StudentPolicy`."""
     return {
         **student_kwargs(mdp, network_config(settings, mdp.teacher)),
-        "predicts_noise": initial_prediction_type(settings, mdp)
-        != action_parameterization(mdp.teacher.parameterization).prediction_type,
         "reduction": settings.reduction,
         "lora_rank": settings.lora_rank,
         "autocast": settings.autocast,
     }
 
 
-def initial_prediction_type(settings: NoiseSettings, mdp: DenoisingMDP) -> PredictionType:
-    """The prediction type of the initial network.
-
-    Raises:
-        ValueError: if two initial networks are given.
-    """
-    if settings.init is not None and settings.copy:
-        raise ValueError(f"network.copy and network.init='{settings.init}' exclude each other: leave one of them out")
-    if settings.init is not None:
-        return Student.from_pretrained(settings.init).mdp.teacher.prediction_type
-    return (
-        mdp.teacher.prediction_type
-        if settings.copy
-        else action_parameterization(mdp.teacher.parameterization).prediction_type
-    )
-
-
 def warm_start(settings: NoiseSettings, mdp: DenoisingMDP, policy: StudentPolicy, seed: int) -> dict[str, Any]:
-    """Initialise ``policy`` in place: a student's network, a copy of the teacher, or a clone. Returns what it cost."""
+    """Initialise ``policy`` in place: a student's network, or a clone of the teacher. Returns what it cost."""
     start = time.monotonic()
     if settings.init is not None:
-        load_plain(
-            policy.unet, Student.from_pretrained(settings.init).network.state_dict(), f"network.init='{settings.init}'"
-        )
-    elif settings.copy:
-        load_plain(policy.unet, mdp.teacher.network.state_dict(), "the teacher")
+        load_plain(policy.unet, initial_weights(settings.init, mdp), f"network.init='{settings.init}'")
     else:
         copy_teacher(settings, mdp.teacher, policy.unet)
     if cloning_plan(settings, seed).updates:
@@ -168,6 +120,22 @@ def warm_start(settings: NoiseSettings, mdp: DenoisingMDP, policy: StudentPolicy
     if settings.refine_updates:
         refine_clone(settings, mdp, policy.unet, seed)
     return {"clone_seconds": round(time.monotonic() - start, 1)}
+
+
+def initial_weights(init: str, mdp: DenoisingMDP) -> dict[str, torch.Tensor]:
+    """The weights of the student ``init``, a folder or hub id.
+
+    Raises:
+        ValueError: if its network predicts something else than networks of students do here.
+    """
+    initial = Student.from_pretrained(init).mdp.teacher
+    own = action_parameterization(mdp.teacher.parameterization).prediction_type
+    if initial.prediction_type is not own:
+        raise ValueError(
+            f"network.init='{init}' has a network that predicts {initial.prediction_type.value}, where those of this "
+            f"teacher's students predict {own.value}: make one with agents.clone"
+        )
+    return initial.network.state_dict()
 
 
 def copy_teacher(settings: NoiseSettings, teacher: Teacher, network: nn.Module) -> None:
@@ -181,29 +149,13 @@ def copy_teacher(settings: NoiseSettings, teacher: Teacher, network: nn.Module) 
 
 def clone_teacher(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module, seed: int) -> None:
     """Clone the teacher into ``network``."""
-    check_clone(settings, mdp)
     plan = cloning_plan(settings, seed)
     with updates_shown(plan.updates, "cloning the teacher") as progress:
         clone(mdp, network, plan, progress)
 
 
-def check_clone(settings: NoiseSettings, mdp: DenoisingMDP) -> None:
-    """Refuse an initial network whose prediction type is not that of clones.
-
-    Raises:
-        ValueError: if it is the teacher's.
-    """
-    if initial_prediction_type(settings, mdp) != action_parameterization(mdp.teacher.parameterization).prediction_type:
-        raise ValueError(
-            f"network.clone_updates={settings.clone_updates} and network.refine_updates={settings.refine_updates} are "
-            "for clones, and a copy of the teacher has another prediction type: leave both or network.copy out, or "
-            "start with network.init from agents.clone"
-        )
-
-
 def refine_clone(settings: NoiseSettings, mdp: DenoisingMDP, network: nn.Module, seed: int) -> None:
     """Refine ``network``, a clone, by the gradient through its steps."""
-    check_clone(settings, mdp)
     plan = refinement_plan(settings, seed)
     finer = build_mdp(
         MDPSettings(
@@ -235,7 +187,7 @@ def updates_shown(updates: int, name: str) -> Iterator[Callable[[float], None]]:
 
 def cloning_plan(settings: NoiseSettings, seed: int) -> CloningPlan:
     """How the teacher is cloned: by default not at all where the initial network is another."""
-    updates = 0 if settings.init or settings.copy else CloningPlan.updates
+    updates = 0 if settings.init else CloningPlan.updates
     return CloningPlan(
         updates=updates if settings.clone_updates is None else settings.clone_updates,
         batch_size=settings.clone_batch_size,

@@ -36,7 +36,7 @@ from redif_env.sb3.training.callbacks import (
     linear_to_zero,
     tensorboard_logger,
 )
-from redif_env.sb3.training.networks import NoiseSettings, network_items, noise_map, policy_kwargs, warm_start
+from redif_env.sb3.training.networks import NoiseSettings, network_items, policy_kwargs, warm_start
 from redif_env.sb3.training.recipes import Recipe, settled
 from redif_env.sb3.vec_env import make_vec_env
 from redif_env.storage.checks import check_argument
@@ -186,8 +186,8 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
     args = settled(args)
     network = args.action == "noise"
     arguments = arguments_of(args, Task)
-    if action is not None or network:
-        arguments["action"] = action or noise_map(args.network)
+    if action is not None:
+        arguments["action"] = action
     env = make_vec_env(args.num_envs, group_size=args.group_size, **arguments)
     mdp = env.unwrapped.mdp
     clip_range = clip_range_of(args.clip_range, mdp.action_size, args.network.reduction) if network else args.clip_range
@@ -257,8 +257,6 @@ def print_cost(args: Args) -> None:
         arguments["solver"] = DEFAULT_SOLVER
     if args.initial_map == LINEAR:
         arguments["initial_map"] = None
-    if args.action == "noise":
-        arguments["action"] = noise_map(args.network)
     teacher = build_mdp(MDPSettings(**arguments)).teacher
     calls = 1 if args.action == "noise" else teacher.calls
     rollouts = math.ceil(args.network_calls / (args.num_envs * args.num_steps * calls))
