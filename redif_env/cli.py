@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from redif_env.diffusion.grids import next_position
 from redif_env.diffusion.solvers import record
 from redif_env.diffusion.types import Prediction, State
 from redif_env.judging.baselines import Which, baselines_of
 from redif_env.judging.evaluation import Evaluator, evaluate
 from redif_env.judging.tables import print_table
+from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.settings import parse_device, solver_name
 from redif_env.measures.rendering import as_images, tile, to_pixels
 from redif_env.showing.films import Starts, base_films, student_films, teacher_film
@@ -299,7 +299,9 @@ def schedule_lines(student: Student) -> list[str]:
     """The mean steps as a small picture: the training timesteps of the samples and of the network's conditioning."""
     if student.mdp.adaptive:
         return ["The policy decides how many steps there are, so there is no one schedule to draw."]
-    states = calling_states(student)
+    actions = student.mean_actions
+    assert actions is not None
+    states = calling_states(student.mdp, actions)
     schedule = student.mdp.teacher.schedule
     first, last = schedule.timestep(schedule.half_logsnr_at(torch.tensor([1.0, 0.0], dtype=torch.float64))).tolist()
     lines = [
@@ -311,10 +313,8 @@ def schedule_lines(student: Student) -> list[str]:
     return [header, *(f"{name:>17}  {_marks(places, first, last)}" for name, places in lines), *_numbers(states)]
 
 
-def calling_states(student: Student) -> list[State]:
-    """The states in which the mean actions call the network; their samples are empty, levels and timesteps are not."""
-    mdp, actions = student.mdp, student.mean_actions
-    assert actions is not None
+def calling_states(mdp: DenoisingMDP, actions: torch.Tensor) -> list[State]:
+    """The states in which fixed actions ``(num_steps, A)`` call the network; their samples are empty."""
     nothing = torch.zeros(1, *mdp.teacher.sample_shape, device=mdp.teacher.device)
     state, states = mdp.initial(nothing), []
     for action in actions:
@@ -327,12 +327,8 @@ def calling_states(student: Student) -> list[State]:
 def base_timesteps(student: Student) -> list[float]:
     """Training timesteps at which the base solver would call the network."""
     mdp = student.mdp
-    position = torch.zeros(1, dtype=torch.float64)
-    schedule, places = mdp.teacher.schedule, []
-    for left in range(mdp.num_steps, 0, -1):
-        places.append(schedule.timestep(mdp.grid.half_logsnr(position, schedule)).item())
-        position = next_position(position, torch.tensor([left]), torch.zeros(1, dtype=torch.float64))
-    return places
+    states = calling_states(mdp, torch.zeros(mdp.num_steps, mdp.action_size))
+    return [mdp.teacher.schedule.timestep(state.half_logsnr).item() for state in states]
 
 
 def _marks(timesteps: list[float], first: float, last: float) -> str:

@@ -184,19 +184,9 @@ class Evaluator:
             "wasserstein": wasserstein(samples.flatten(1), drawn.flatten(1)),
         }
 
-    def baselines(
-        self,
-        nfe: int,
-        candidates: Sequence[AnyBaseline] | None = None,
-        screen_size: int = SCREEN_SIZE,
-        shortlist: int = SHORTLIST,
-    ) -> list[Row]:
-        """Rows of training-free baselines at ``nfe`` network calls, best first: ``candidates``, or all if not given.
-
-        With more than ``screen_size`` noises, all are screened on that many, and the best ``shortlist`` evaluated.
-        """
-        rows = [row for row, _ in self.each_baseline(nfe, candidates, screen_size, shortlist)]
-        return sorted(rows, key=lambda row: row.fd_teacher)
+    def baselines(self, nfe: int, candidates: Sequence[AnyBaseline] | None = None) -> list[Row]:
+        """Rows of training-free baselines at ``nfe`` network calls, best first: ``candidates``, or all if not given."""
+        return sorted((row for row, _ in self.each_baseline(nfe, candidates)), key=lambda row: row.fd_teacher)
 
     def each_baseline(
         self,
@@ -205,7 +195,10 @@ class Evaluator:
         screen_size: int = SCREEN_SIZE,
         shortlist: int = SHORTLIST,
     ) -> Iterator[tuple[Row, Tensor]]:
-        """As :meth:`baselines`, one by one, each with its samples."""
+        """As :meth:`baselines`, one by one, each with its samples.
+
+        With more than ``screen_size`` noises, all are screened on that many, and the best ``shortlist`` evaluated.
+        """
         chosen: list[AnyBaseline] = list(all_baselines() if candidates is None else candidates)
         if len(self.noise) > screen_size and len(chosen) > shortlist:
             progress = tqdm(chosen, desc="screening solvers")

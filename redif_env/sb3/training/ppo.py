@@ -261,6 +261,7 @@ def print_cost(args: Args) -> None:
     calls = 1 if args.action == "noise" else teacher.calls
     rollouts = math.ceil(args.network_calls / (args.num_envs * args.num_steps * calls))
     evaluations = math.ceil(rollouts / args.held_out_every) + 1
+    assert args.test_size is not None  # settled
     sizes = Sizes(args.reference_size, args.held_out_size, args.test_size, args.teacher_steps)
     solvers = len(baselines_of(args.baselines, teacher))
     items = plan(teacher, args.num_steps, args.network_calls, evaluations, sizes, solvers)

@@ -86,6 +86,21 @@ def steps_of(mdp: DenoisingMDP, actions: Tensor) -> list[Step]:
     return steps
 
 
+def unfixed(mdp: DenoisingMDP) -> str:
+    """Why a student's steps are no fixed numbers; empty if they are."""
+    if isinstance(mdp.solver, LinearSolver):
+        return (
+            "this student steps with matrices (solver='linear'), which are more than a number for each prediction: use "
+            "ReDiFPipeline, Student or a traced program"
+        )
+    if mdp.adaptive:
+        return (
+            f"this student decides its number of calls ({mdp.min_steps} to {mdp.num_steps}), so it has no fixed steps: "
+            "use ReDiFPipeline or Student"
+        )
+    return ""
+
+
 def check_fixed(mdp: DenoisingMDP, actions: Tensor) -> None:
     """Refuse what has no fixed steps.
 
@@ -93,16 +108,9 @@ def check_fixed(mdp: DenoisingMDP, actions: Tensor) -> None:
         ValueError: if the process decides its number of calls, its base solver is linear, or there is not one action a
             step.
     """
-    if isinstance(mdp.solver, LinearSolver):
-        raise ValueError(
-            "student steps with matrices (solver='linear'), which are more than a number for each prediction: use "
-            "ReDiFPipeline, Student or a traced program"
-        )
-    if mdp.adaptive:
-        raise ValueError(
-            f"student decides its number of calls ({mdp.min_steps} to {mdp.num_steps}), so it has no fixed steps: "
-            "use ReDiFPipeline or Student"
-        )
+    reason = unfixed(mdp)
+    if reason:
+        raise ValueError(reason)
     if len(actions) != mdp.num_steps:
         raise ValueError(f"actions must be {mdp.num_steps}, one a step, got shape {tuple(actions.shape)}")
 

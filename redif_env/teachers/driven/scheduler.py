@@ -83,12 +83,10 @@ def _made(kind: type, config: Mapping[str, Any], **override: Any) -> SchedulerMi
     return made
 
 
-def parameterization_of(stock: SchedulerMixin, shift: float = 1.0) -> Parameterization:
+def parameterization_of(stock: SchedulerMixin) -> Parameterization:
     """Schedule, prediction type and preconditioning of a :func:`first_order` scheduler.
 
-    Args:
-        stock: the scheduler.
-        shift: of a flow, which may depend on the number of tokens.
+    A flow is not shifted: its shift may depend on the number of tokens.
 
     Raises:
         ValueError: if its networks predict something that cannot be read.
@@ -97,7 +95,7 @@ def parameterization_of(stock: SchedulerMixin, shift: float = 1.0) -> Parameteri
     if kind.startswith("FlowMatch"):
         kind_of_flow = InvertedFlowSchedule if config.invert_sigmas else FlowSchedule
         sign = ReversedOutput() if config.invert_sigmas else PLAIN
-        schedule = kind_of_flow(shift, config.num_train_timesteps)
+        schedule = kind_of_flow(1.0, config.num_train_timesteps)
         return Parameterization(schedule, PredictionType.FLOW_PREDICTION, sign)
     prediction_type = PredictionType(config.get("prediction_type", "epsilon"))
     if kind == "EulerDiscreteScheduler" and config.timestep_type == "discrete":
