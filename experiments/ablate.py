@@ -16,10 +16,11 @@ from statistics import median
 from typing import Any, Literal
 
 from agents import ppo
-from experiments.stored import file_name, write_json
+from experiments.stored import file_name
 from experiments.tables import print_table, spread
 from experiments.tasks import Task, finish_all
 from redif_env.mdp.actions import ActionMap, SolverMap
+from redif_env.storage.files import write_json
 from redif_env.training.command import run
 from redif_env.training.runs import prepare_folder
 

@@ -25,12 +25,13 @@ from experiments.parallel import in_parallel
 from experiments.rivals.field import FIELD, Entry, takes_part
 from experiments.rivals.rival import Sampler, StudentSampler, Task
 from experiments.rivals.sigma_space import pool_of
-from experiments.stored import file_name, once, same_settings, write_json
+from experiments.stored import file_name, once, same_settings
 from experiments.tables import print_table
 from redif_env.judging.bases import Base, bases_of, nearest_base
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.settings import DEFAULT_GRID, TeacherSettings, shared_teacher
 from redif_env.sb3.training.networks import NoiseSettings
+from redif_env.storage.files import write_json
 from redif_env.teachers.references import TEST_SEED, VALIDATION_SEED, ReferenceSet, reference_paths, reference_set
 from redif_env.teachers.teacher import Teacher
 from redif_env.training.command import run

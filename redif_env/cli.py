@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import sys
 import tempfile
@@ -16,7 +15,6 @@ from typing import Annotated, Any
 import torch
 import tyro
 from diffusers.utils import logging as diffusers_logging
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
@@ -28,12 +26,12 @@ from redif_env.judging.evaluation import Evaluator, evaluate
 from redif_env.judging.tables import print_table
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.settings import parse_device, solver_name
-from redif_env.measures.rendering import as_images, tile, to_pixels
+from redif_env.measures.rendering import as_images, tile, to_pixels, write_png
 from redif_env.showing.films import Starts, base_films, student_films, teacher_film
 from redif_env.showing.page import Exhibit, write_page
 from redif_env.showing.server import serve
 from redif_env.storage.checks import check_at_least
-from redif_env.storage.files import write_file
+from redif_env.storage.files import write_file, write_json
 from redif_env.students.student import Student
 from redif_env.teachers.references import sizes_of
 from redif_env.teachers.teacher import Teacher, load_teacher
@@ -124,8 +122,7 @@ class Evaluate:
         nfe = max(row.nfe for row in rows if row.method == "student")
         print_table(rows, f"{student.mdp.teacher.name}, {nfe:.4g} NFE, {evaluator.description}")
         if self.out is not None:
-            with write_file(self.out) as temporary:
-                temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+            write_json(self.out, [asdict(row) for row in rows])
 
 
 @dataclass(frozen=True)
@@ -251,17 +248,16 @@ def save_samples(samples: torch.Tensor, out: Path) -> None:
     """Samples ``(N, *S)`` as one picture, nearly square, or as a tensor; the file is whole or absent."""
     from safetensors.torch import save_file
 
-    with write_file(out) as temporary:
-        if out.suffix == ".safetensors":
+    if out.suffix == ".safetensors":
+        with write_file(out) as temporary:
             save_file({"samples": samples.contiguous()}, temporary)
-            return
-        samples = as_images(samples)
-        columns = math.ceil(math.sqrt(len(samples)))
-        missing = -len(samples) % columns
-        # Places without a sample stay background.
-        filled = torch.cat([samples, torch.full((missing, *samples.shape[1:]), torch.nan)])
-        grid = filled.reshape(-1, columns, *samples.shape[1:])
-        Image.fromarray(tile(to_pixels(grid))).save(temporary, format="PNG")
+        return
+    samples = as_images(samples)
+    columns = math.ceil(math.sqrt(len(samples)))
+    missing = -len(samples) % columns
+    # Places without a sample stay background.
+    filled = torch.cat([samples, torch.full((missing, *samples.shape[1:]), torch.nan)])
+    write_png(out, tile(to_pixels(filled.reshape(-1, columns, *samples.shape[1:]))))
 
 
 def facts_table(student: Student) -> Table:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from redif_env.measures.rendering import write_png
 from redif_env.showing.films import Film
 from redif_env.storage.files import write_file
 
@@ -48,8 +48,7 @@ def write_page(exhibit: Exhibit, folder: Path) -> Path:
                 name = f"panel{place}-film{index}-condition{row}.png"
                 part = slice(row * len(exhibit.seeds), (row + 1) * len(exhibit.seeds))
                 strip = np.concatenate([film.samples[:, part], film.estimates[:, part]], axis=1)
-                with write_file(folder / name) as temporary:
-                    Image.fromarray(_sheet(strip)).save(temporary, format="PNG", optimize=True)
+                write_png(folder / name, _sheet(strip))
                 names.append(name)
             described.append(_described(film, names))
         panels.append({"name": films[0].name, "films": described})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from redif_env.judging.baselines import AnyBaseline, all_baselines, baselines_of
 from redif_env.judging.evaluation import Evaluator, Row, evaluate
 from redif_env.judging.stock import StockBaseline
 from redif_env.judging.tables import print_table
 from redif_env.mdp.settings import OWN
-from redif_env.measures.rendering import tile, to_pixels
-from redif_env.storage.files import write_file
+from redif_env.measures.rendering import tile, to_pixels, write_png
+from redif_env.storage.files import write_json
 from redif_env.students.record import Record, installed_versions
 from redif_env.students.student import Student
 from redif_env.teachers.pipelines import BUILT_IN
@@ -76,10 +74,7 @@ def report(
     save_samples(out / "samples.png", student, rows, evaluator, baselines)
     described = {"features": evaluator.feature_name, "samples": len(evaluator.noise)}
     result = {"settings": settings, "versions": installed_versions(), **facts, **described}
-    with write_file(out / RESULT) as temporary:
-        temporary.write_text(
-            json.dumps({**result, "rows": [asdict(row) for row in rows]}, indent=2) + "\n", encoding="utf-8"
-        )
+    write_json(out / RESULT, {**result, "rows": [asdict(row) for row in rows]})
     print_table(rows, title)
     print(f"Trained in {facts['train_seconds']} s, {facts['environment_steps']} environment steps. Results: {out}")
 
@@ -101,8 +96,7 @@ def save_samples(
     samples = torch.stack([teacher.images(line) for line in lines])
     if samples.ndim != 5:
         samples = samples.reshape(*samples.shape[:2], 1, 1, -1)
-    with write_file(path) as temporary:
-        Image.fromarray(tile(to_pixels(samples))).save(temporary, format="PNG")
+    write_png(path, tile(to_pixels(samples)))
 
 
 def recorded(student: Student, method: str, settings: dict[str, Any], rows: Sequence[Row], judged: str) -> Student:

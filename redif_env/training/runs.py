@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from redif_env.storage.checks import check_at_least
-from redif_env.storage.files import remove_debris, write_file
+from redif_env.storage.files import remove_debris, write_json
 from redif_env.students.record import installed_versions
 
 CONFIG_FILE, RESULT = "config.json", "result.json"
@@ -115,8 +115,7 @@ def begin(settings: Any, program: str) -> None:
         remove_debris(settings.out)
         return
     config = {"program": program, "settings": settings_json(settings), **surroundings()}
-    with write_file(path) as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(path, config)
 
 
 def check(settings: Any, program: str) -> None:
