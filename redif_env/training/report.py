@@ -29,54 +29,38 @@ BEST = 3
 
 
 def judge(method: str, student: Student, settings: Any, facts: dict[str, Any]) -> None:
-    """:func:`report` with what a program's ``settings`` (a dataclass) name: folder, test noises, features and solvers.
+    """Export a student, evaluate it beside training-free solvers at the same NFE, and write all of it to its folder.
 
-    Of several features each has a table; the first are the report's.
+    The student is saved before it is evaluated, so that nothing that happens meanwhile can lose it.
+
+    Args:
+        method: the student's name in the table.
+        student: the student.
+        settings: of the program (a dataclass): its folder, test noises, solvers and features. Of several features each
+            has a table; the first are the report's.
+        facts: what it cost: ``train_seconds``, ``environment_steps``, ...
     """
     sizes = {
         "teacher_steps": settings.teacher_steps,
         "train_size": getattr(settings, "reference_size", settings.test_size),
     }
     teacher, features = teacher_of(settings), getattr(settings, "features", None) or (None,)
-    first, *others = [Evaluator(teacher, settings.test_size, features=name, **sizes) for name in features]
-    baselines = baselines_of(settings.baselines, teacher)
-    report(method, student, settings_json(settings), facts, settings.out, first, baselines)
-    for evaluator in others:
-        print_table(evaluate(evaluator, student, method, baselines), evaluator.description)
-
-
-def report(
-    method: str,
-    student: Student,
-    settings: dict[str, Any],
-    facts: dict[str, Any],
-    out: Path,
-    evaluator: Evaluator,
-    baselines: Sequence[AnyBaseline],
-) -> None:
-    """Export a student, evaluate it beside training-free solvers at the same NFE, and write all of it to ``out``.
-
-    Args:
-        method: the student's name in the table.
-        student: which is saved before it is evaluated, so that nothing that happens meanwhile can lose it.
-        settings: of the run, JSON values.
-        facts: what it cost: ``train_seconds``, ``environment_steps``, ...
-        out: the run's folder.
-        evaluator: with the test noises.
-        baselines: the solvers.
-    """
+    evaluator, *others = [Evaluator(teacher, settings.test_size, features=name, **sizes) for name in features]
+    baselines, out, stored = baselines_of(settings.baselines, teacher), settings.out, settings_json(settings)
     student.save_pretrained(out / "student")
     print(f"student saved in {out / 'student'}; now it is evaluated beside {len(baselines)} solvers", flush=True)
     rows = evaluate(evaluator, student, method, baselines)
     nfe = math.ceil(max(row.nfe for row in rows if row.method == method))
     title = f"{student.mdp.teacher.name}, {nfe} NFE, {evaluator.description}"
-    recorded(student, method, settings, rows, title).save_pretrained(out / "student")
+    recorded(student, method, stored, rows, title).save_pretrained(out / "student")
     save_samples(out / "samples.png", student, rows, evaluator, baselines)
     described = {"features": evaluator.feature_name, "samples": len(evaluator.noise)}
-    result = {"settings": settings, "versions": installed_versions(), **facts, **described}
+    result = {"settings": stored, "versions": installed_versions(), **facts, **described}
     write_json(out / RESULT, {**result, "rows": [asdict(row) for row in rows]})
     print_table(rows, title)
     print(f"Trained in {facts['train_seconds']} s, {facts['environment_steps']} environment steps. Results: {out}")
+    for other in others:
+        print_table(evaluate(other, student, method, baselines), other.description)
 
 
 def save_samples(

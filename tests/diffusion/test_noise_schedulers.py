@@ -9,7 +9,7 @@ import torch
 
 from redif_env.diffusion.grids import GRIDS, Grid
 from redif_env.diffusion.noise_schedulers import _BETAS, Parameterization, read_scheduler, scheduler_config
-from redif_env.diffusion.predictions import PLAIN, EDMPreconditioning, ScorePreconditioning, write_output
+from redif_env.diffusion.predictions import PLAIN, EDMPreconditioning, ScorePreconditioning
 from redif_env.diffusion.schedules import (
     FlowSchedule,
     NoiseLabel,
@@ -271,7 +271,7 @@ def test_prediction_types_by_hand():
     """alpha 0.6, sigma 0.8, x0 2, eps -1: v = 0.6 * -1 - 0.8 * 2, flow = -1 - 2."""
     level = VP.level(torch.tensor([0.6 / 0.8], dtype=torch.float64).log())
     prediction = Prediction(torch.tensor([[2.0]]).double(), torch.tensor([[-1.0]]).double())
-    found = {kind.value: write_output(prediction, level, kind).item() for kind in PredictionType}
+    found = {kind.value: PLAIN.write(prediction, level, kind).item() for kind in PredictionType}
     assert found == pytest.approx({"epsilon": -1, "sample": 2, "v_prediction": -2.2, "flow_prediction": -3})
 
 

@@ -19,7 +19,6 @@ from redif_env.judging.baselines import baselines_of
 from redif_env.judging.bases import AUTO, Base, bases_of, evaluated_samples, nearest_base
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.actions import ActionMap
-from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, MDPSettings, build_mdp, look_up
 from redif_env.measures.features import load_features
 from redif_env.rewards.names import REWARDS
@@ -211,7 +210,8 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
 def components_of(args: Args, agent: PPO) -> dict[str, Any]:
     """The callbacks whose state goes into checkpoints, beside the agent's."""
     mdp = agent.get_env().unwrapped.mdp
-    evaluator = held_out_evaluator(args, mdp)
+    # By which the best student is chosen.
+    evaluator = Evaluator(mdp.teacher, args.held_out_size, VALIDATION_SEED, args.teacher_steps)
     components: dict[str, Any] = {
         "held_out": HeldOutCallback(evaluator, mdp, agent.policy, args.held_out_every, args.average),
         "stopwatch": Stopwatch(),
@@ -219,11 +219,6 @@ def components_of(args: Args, agent: PPO) -> dict[str, Any]:
     if mdp.adaptive and args.group_size > 1:
         components["groups"] = GroupRelativeReturns()
     return components
-
-
-def held_out_evaluator(args: Args, mdp: DenoisingMDP) -> Evaluator:
-    """The evaluator by which the best student is chosen."""
-    return Evaluator(mdp.teacher, args.held_out_size, VALIDATION_SEED, args.teacher_steps)
 
 
 def callbacks_of(args: Args, agent: PPO) -> list[BaseCallback]:
