@@ -23,32 +23,6 @@ from redif_env.diffusion.schedules import (
 from redif_env.diffusion.types import PredictionType
 
 _BETA_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
-_BETAS = (
-    "CogVideoXDDIMScheduler",
-    "CogVideoXDPMScheduler",
-    "DDIMInverseScheduler",
-    "DDIMParallelScheduler",
-    "DDIMScheduler",
-    "DDPMParallelScheduler",
-    "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepInverseScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler",
-    "PNDMScheduler",
-    "RePaintScheduler",
-    "SASolverScheduler",
-    "UnCLIPScheduler",
-    "UniPCMultistepScheduler",
-)
-"""Schedulers whose schedule is a table of betas."""
 _EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 _FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 FEW_STEP = "it is a few-step student already; give the many-step model it was made of"
@@ -194,16 +168,18 @@ def _with_defaults(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     kind = config.get("_class_name")
     if kind is None:
         return _complete(config, name)
-    if kind not in (*_BETAS, *_EDM, *_FLOW, "ScoreSdeVeScheduler"):
-        raise ValueError(
-            f"teacher={name!r} has the scheduler {kind!r}, whose alpha and sigma are unknown: schedulers can be "
-            f"{', '.join((*_BETAS, *_EDM, *_FLOW, 'ScoreSdeVeScheduler'))}"
-        )
     import diffusers
 
-    taken = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    found: Any = getattr(diffusers, kind, None)
+    taken = inspect.signature(found.__init__).parameters if isinstance(found, type) else {}
     if "args" in taken:  # what stands for a class whose own packages are not installed
         return _complete(config, name)
+    without_betas = (*_EDM, *_FLOW, "ScoreSdeVeScheduler")
+    if "beta_schedule" not in taken and kind not in without_betas:
+        raise ValueError(
+            f"teacher={name!r} has the scheduler {kind!r}, whose alpha and sigma are unknown: schedulers can be "
+            f"diffusers' own with a beta_schedule, and {', '.join(without_betas)}"
+        )
     defaults = {key: value.default for key, value in taken.items() if key not in ("self", "kwargs")}
     unread = [
         key

@@ -1,5 +1,6 @@
 """Every schedule against diffusers' own: levels, timesteps, preconditioning, and whole runs on an exact teacher."""
 
+import inspect
 from dataclasses import dataclass
 from functools import cache
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from redif_env.diffusion.grids import GRIDS, Grid
-from redif_env.diffusion.noise_schedulers import _BETAS, Parameterization, read_scheduler, scheduler_config
+from redif_env.diffusion.noise_schedulers import REFUSED_SCHEDULERS, Parameterization, read_scheduler, scheduler_config
 from redif_env.diffusion.predictions import PLAIN, EDMPreconditioning, ScorePreconditioning
 from redif_env.diffusion.schedules import (
     FlowSchedule,
@@ -100,7 +101,11 @@ def test_zero_terminal_snr_is_diffusers(kind):
     torch.testing.assert_close(given.knots[-1], schedule.knots[-1], rtol=1e-3, atol=0)
 
 
-BETAS = [kind for kind in _BETAS if not hasattr(getattr(diffusers, kind), "_backends")]
+BETAS = [
+    kind
+    for kind in sorted(set(dir(diffusers)) - set(REFUSED_SCHEDULERS))
+    if kind.endswith("Scheduler") and "beta_schedule" in inspect.signature(getattr(diffusers, kind).__init__).parameters
+]
 STRIPPED = {"nothing": {}, "betas' kind alone": {"beta_schedule": "scaled_linear"}}
 
 
