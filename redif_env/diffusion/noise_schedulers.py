@@ -171,7 +171,7 @@ def _with_defaults(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     import diffusers
 
     found: Any = getattr(diffusers, kind, None)
-    taken: Mapping[str, Any] = inspect.signature(found.__init__).parameters if isinstance(found, type) else {}
+    taken = inspect.signature(found.__init__).parameters if inspect.isclass(found) else {}  # type: ignore[misc]
     if "args" in taken:  # what stands for a class whose own packages are not installed
         return _complete(config, name)
     without_betas = (*_EDM, *_FLOW, "ScoreSdeVeScheduler")
