@@ -7,7 +7,6 @@ import math
 import subprocess
 import warnings
 from dataclasses import asdict, fields, is_dataclass, replace
-from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -214,8 +213,6 @@ def _restored(value: Any, default: Any) -> Any:
     if is_dataclass(default) and not isinstance(default, type):
         own = {name: _restored(item, getattr(default, name)) for name, item in value.items()}
         return replace(default, **own)
-    if isinstance(default, Enum):
-        return type(default)(value)
     if isinstance(default, Path):
         return Path(value)
     if isinstance(value, list):

@@ -35,7 +35,6 @@ from redif_env.sb3 import (
     HealthCheck,
     LevelNormalisedAdvantages,
     ReDiFVecEnv,
-    Reduction,
     StudentPolicy,
     UnhealthyRunError,
     clip_range_of,
@@ -44,7 +43,7 @@ from redif_env.sb3 import (
 )
 from redif_env.sb3.export import student_of
 from redif_env.sb3.levels import steps_of_buffer
-from redif_env.sb3.student_policy import ReducedGaussian
+from redif_env.sb3.student_policy import AveragedGaussian
 from redif_env.students.network.adapters import add_adapters, merged_weights
 from redif_env.students.network.cloning import CloningPlan, clone, cloning_loss, rollout
 from redif_env.students.network.refinement import RefinementPlan, refine, solver_samples
@@ -190,18 +189,15 @@ def test_log_probabilities_by_hand():
     mean, std = torch.tensor([[0.0, 1.0, -1.0]]), torch.tensor([[1.0, 0.5, 2.0]])
     action = torch.tensor([[0.5, 1.5, -3.0]])
     each = [-(z**2) / 2 - math.log(s) - math.log(2 * math.pi) / 2 for z, s in ((0.5, 1.0), (1.0, 0.5), (-1.0, 2.0))]
-    summed = ReducedGaussian(mean, std, Reduction.SUM)
-    averaged = ReducedGaussian(mean, std, Reduction.MEAN)
-    assert summed.log_prob(action).item() == pytest.approx(sum(each), rel=1e-6)
+    averaged = AveragedGaussian(mean, std)
     assert averaged.log_prob(action).item() == pytest.approx(sum(each) / 3, rel=1e-6)
-    assert averaged.entropy().item() == pytest.approx(summed.entropy().item() / 3, rel=1e-6)
+    entropies = [0.5 + math.log(s) + math.log(2 * math.pi) / 2 for s in (1.0, 0.5, 2.0)]
+    assert averaged.entropy().item() == pytest.approx(sum(entropies) / 3, rel=1e-6)
 
 
-def test_clip_range_has_the_same_trust_region_for_both_reductions():
-    """The mean's ratio is the A-th root of the sum's."""
-    ratio = 1.2
-    assert 1 + clip_range_of(0.2, 65, Reduction.MEAN) == pytest.approx(ratio ** (1 / 65), rel=1e-12)
-    assert clip_range_of(0.2, 65, Reduction.SUM) == 0.2
+def test_clip_range_has_the_trust_region_of_whole_actions():
+    """The mean's ratio is the A-th root of the whole action's."""
+    assert 1 + clip_range_of(0.2, 65) == pytest.approx(1.2 ** (1 / 65), rel=1e-12)
 
 
 def test_one_forward_pass_gives_actions_and_values(environment):
@@ -240,7 +236,7 @@ def test_exploration_is_set_per_step(environment):
     assert not policy.log_std.requires_grad
 
 
-@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"autocast": True}, {"reduction": "sum"}])
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"autocast": True}])
 def test_first_ratio_is_one(options, pipeline_folder):
     """Also with dropout and bfloat16."""
     env = make_vec_env(8, teacher=str(pipeline_folder), **SMALL, **NOISE, group_size=4)
@@ -263,7 +259,7 @@ class Recorded(BaseCallback):
 
 
 def test_health_is_logged(environment):
-    agent, recorded = make_agent(environment, reduction="sum"), Recorded()
+    agent, recorded = make_agent(environment), Recorded()
     agent.learn(72, callback=[HealthCheck(every=1, rows=4), recorded])
     names = ["reward_std", "reward_std_in_group", "first_ratio_error"]
     names += [f"{kind}_{step}" for kind in ("exploration", "kl", "gradient") for step in range(3)]
@@ -324,7 +320,7 @@ def test_advantages_are_normalised_per_step(environment):
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
 def test_exported_student_has_the_samples_of_the_policy(environment, options, tmp_path):
     """The agent in the environment, its student, and the saved and loaded student give the same samples."""
-    agent = make_agent(environment, learning_rate=1e-2, reduction="sum", **options)
+    agent = make_agent(environment, learning_rate=1e-2, **options)
     agent.learn(72)
     mdp = environment.unwrapped.mdp
     noise = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -346,7 +342,7 @@ def test_exported_student_has_the_samples_of_the_policy(environment, options, tm
 
 @pytest.mark.parametrize("kind", [PPO, A2C])
 def test_sb3_saves_and_loads_the_policy_without_custom_objects(kind, environment, tmp_path):
-    agent = make_agent(environment, kind, reduction=Reduction.SUM, lora_rank=1)
+    agent = make_agent(environment, kind, lora_rank=1)
     agent.learn(48)
     agent.save(tmp_path / "agent")
     loaded = kind.load(tmp_path / "agent")
@@ -410,7 +406,6 @@ def test_student_of_a_guided_teacher_needs_one_call_per_step(save, conditions, p
     [
         ({"network": {"_class_name": "AutoencoderKL"}}, "network has _class_name='AutoencoderKL'"),
         ({"features_from": "nowhere"}, "features_from='nowhere' is not a submodule of the network"),
-        ({"reduction": "median"}, "median"),
         ({"lora_rank": -1}, "rank of adapters must be at least 1"),
     ],
 )
@@ -652,7 +647,7 @@ def test_network_learns_a_known_optimum():
     kwargs = {**student_kwargs(env.unwrapped.mdp, config), "exploration": (0.15, 0.01)}
     agent = PPO(
         StudentPolicy, env, n_steps=2, batch_size=64, n_epochs=4, learning_rate=4e-3, gamma=0.0, seed=0,
-        clip_range=clip_range_of(0.2, 17, Reduction.MEAN), policy_kwargs=kwargs,
+        clip_range=clip_range_of(0.2, 17), policy_kwargs=kwargs,
     )  # fmt: skip
     noise = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 

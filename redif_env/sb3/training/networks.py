@@ -20,7 +20,7 @@ from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.mdp.actions import NoiseMap
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.settings import LINEAR, MDPSettings, build_mdp
-from redif_env.sb3.student_policy import Reduction, StudentPolicy, student_kwargs
+from redif_env.sb3.student_policy import StudentPolicy, student_kwargs
 from redif_env.students.network.cloning import CloningPlan, clone
 from redif_env.students.network.pruning import prunable, pruned_weights
 from redif_env.students.network.refinement import ROLLOUTS, RefinementPlan, refine
@@ -63,8 +63,6 @@ class NoiseSettings:
     steps; other solvers need more."""
     refine_grid: str | None = None
     """Their grid; that of the student's steps if not given."""
-    reduction: Reduction = Reduction.MEAN
-    """Of the log-probabilities of an action's numbers."""
     step_exploration: float = 0.1
     """Standard deviation of the step size's shift, in logits, as a multiple of the exploration of targets."""
     autocast: bool = False
@@ -102,7 +100,6 @@ def policy_kwargs(settings: NoiseSettings, mdp: DenoisingMDP) -> dict[str, Any]:
     """Of the :class:`~redif_env.sb3.StudentPolicy`."""
     return {
         **student_kwargs(mdp, network_config(settings, mdp.teacher)),
-        "reduction": settings.reduction,
         "lora_rank": settings.lora_rank,
         "autocast": settings.autocast,
     }

@@ -189,7 +189,7 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
         arguments["action"] = action
     env = make_vec_env(args.num_envs, group_size=args.group_size, **arguments)
     mdp = env.unwrapped.mdp
-    clip_range = clip_range_of(args.clip_range, mdp.action_size, args.network.reduction) if network else args.clip_range
+    clip_range = clip_range_of(args.clip_range, mdp.action_size) if network else args.clip_range
     return PPO(
         StudentPolicy if network else "MlpPolicy",
         env,
