@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.rivals.rival import BATCH, Clock, Fitted, Sampler, Task, solver_sampler
-from experiments.rivals.shortlist import nearest
+from experiments.rivals.rival import BATCH, Clock, Fitted, Sampler, Task, nearest, solver_sampler
 from experiments.rivals.sigma_space import Pool, pool_of
 from experiments.rivals.two_calls import moved
 from redif_env.diffusion.grids import GRIDS, Grid

@@ -12,8 +12,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from experiments.rivals.rival import Clock, Fitted, Sampler, Task, solver_sampler
-from experiments.rivals.shortlist import nearest
+from experiments.rivals.rival import Clock, Fitted, Sampler, Task, nearest, solver_sampler
 from experiments.rivals.sigma_space import SigmaSpace, sigma_space
 from redif_env.diffusion.grids import GRIDS, Grid, LevelsGrid
 from redif_env.diffusion.solvers import SOLVERS, DPMSolverPP, trajectory

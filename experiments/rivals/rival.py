@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from redif_env.diffusion.grids import Grid
 from redif_env.diffusion.solvers import Solver, sample
+from redif_env.judging import bases
 from redif_env.judging.bases import Base
 from redif_env.judging.evaluation import Evaluator, Sampler
 from redif_env.students.student import Student
@@ -130,6 +131,15 @@ def in_batches(make: Sampler) -> Sampler:
 def solver_sampler(task: Task, solver: Solver, grid: Grid) -> Sampler:
     """A solver on a grid, in so many predictions as the task has."""
     return in_batches(lambda noise, condition: sample(task.teacher, solver, grid, noise, task.num_steps, condition))
+
+
+def nearest(task: Task, candidates: Mapping[str, Sampler], clock: Clock) -> str:
+    """The name of the candidate that comes nearest to the teacher by the chooser; its calls are the clock's.
+
+    Not all are evaluated on all noises (:func:`redif_env.judging.bases.nearest`).
+    """
+    clock.network_calls += bases.evaluated_samples(len(candidates), len(task.chooser.noise)) * task.nfe
+    return bases.nearest(task.chooser, candidates)
 
 
 def seen(teacher: Teacher) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from experiments.rivals.rival import Clock, Fitted, Rival, Sampler, Task
-from experiments.rivals.shortlist import nearest
+from experiments.rivals.rival import Clock, Fitted, Rival, Sampler, Task, nearest
 from experiments.rivals.two_calls import Choice, heun, midpoint, two_call_sampler
 from redif_env.diffusion.grids import GRIDS
 from redif_env.judging.baselines import SOLVER_GRIDS, Baseline

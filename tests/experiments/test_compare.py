@@ -22,8 +22,7 @@ from experiments.rivals.gradient import Table, gradient_policy, gradient_table
 from experiments.rivals.matching import FakeScore, matching, score_difference
 from experiments.rivals.progressive import progressive
 from experiments.rivals.regression import regression
-from experiments.rivals.rival import Clock, StudentSampler, Task
-from experiments.rivals.shortlist import nearest
+from experiments.rivals.rival import Clock, StudentSampler, Task, nearest
 from experiments.rivals.targets import Noised, clean_target, grid_levels, noised, target_loss
 from experiments.rivals.training_free import TRAINING_FREE, ddim
 from experiments.rivals.two_calls import heun, midpoint, two_call_sampler
