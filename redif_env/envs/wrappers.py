@@ -162,16 +162,14 @@ def EndpointAlignment(
 def FeatureAlignment(
     env: AnyEnv, features: str | nn.Module | None = None, weight: float = 1.0, name: str = "feature"
 ) -> AnyEnv:
-    """Add :class:`redif_env.rewards.feature.FeatureAlignment`.
+    """Add :func:`redif_env.rewards.feature.feature_alignment`.
 
     ``features``: a network from samples to ``(B, D)``, or a name of :func:`redif_env.measures.features.load_features`.
     """
     core = core_of(env)
-    network = load_features(features, core.mdp.teacher.image_shape) if isinstance(features, str) else features
-    reward = feature.FeatureAlignment.calibrated(core.mdp, core.reference, network, name)
-    return add_reward(
-        env, reward, weight, Recipe("FeatureAlignment", {"features": features, "weight": weight, "name": name})
-    )
+    reward = feature.feature_alignment(core.mdp, core.reference, _network(features, core), name)
+    given = {"features": features, "weight": weight, "name": name}
+    return add_reward(env, reward, weight, Recipe("FeatureAlignment", given))
 
 
 def TrajectoryAlignment(
@@ -197,7 +195,7 @@ def DistributionAlignment(
 ) -> AnyEnv:
     """Add ``DistributionAlignment``; ``features`` as in :func:`FeatureAlignment`."""
     core = core_of(env)
-    network = load_features(features, core.mdp.teacher.image_shape) if isinstance(features, str) else features
+    network = _network(features, core)
     reward = distribution.DistributionAlignment.calibrated(core.mdp, core.reference, kernel, network, name)
     given = {"features": features, "weight": weight, "name": name} | ({} if kernel is None else {"kernel": kernel})
     return add_reward(env, reward, weight, Recipe("DistributionAlignment", given))
@@ -216,6 +214,10 @@ def CallableReward(
     """Add any function of the transition, as :class:`redif_env.rewards.custom.CallableReward`."""
     given = {"fn": fn, "name": name, "weight": weight}
     return add_reward(env, custom.CallableReward(fn, name), weight, Recipe("CallableReward", given))
+
+
+def _network(features: str | nn.Module | None, core: ReDiFVectorEnv) -> nn.Module | None:
+    return load_features(features, core.mdp.teacher.image_shape) if isinstance(features, str) else features
 
 
 def _add_alignment(

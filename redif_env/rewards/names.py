@@ -10,7 +10,7 @@ from redif_env.measures.kernels import EnergyKernel
 from redif_env.rewards.cost import StepCost
 from redif_env.rewards.distribution import DistributionAlignment
 from redif_env.rewards.endpoint import EndpointAlignment, TrajectoryAlignment, image_distance
-from redif_env.rewards.feature import FeatureAlignment
+from redif_env.rewards.feature import feature_alignment
 from redif_env.rewards.path import PathAlignment
 from redif_env.rewards.reward import Reward, Term
 from redif_env.storage.checks import check_argument
@@ -24,7 +24,7 @@ REWARDS: dict[str, RewardFactory] = {
     "endpoint_ssim": lambda mdp, ref: EndpointAlignment.calibrated(
         mdp, ref, image_distance(structural_dissimilarity, mdp.teacher), "endpoint_ssim"
     ),
-    "feature": FeatureAlignment.calibrated,
+    "feature": feature_alignment,
     "trajectory": TrajectoryAlignment.calibrated,
     "path": PathAlignment.calibrated,
     "mmd": DistributionAlignment.calibrated,

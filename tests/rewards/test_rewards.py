@@ -14,7 +14,7 @@ from redif_env.rewards.cost import StepCost
 from redif_env.rewards.custom import CallableReward
 from redif_env.rewards.distribution import DistributionAlignment
 from redif_env.rewards.endpoint import EndpointAlignment, TrajectoryAlignment
-from redif_env.rewards.feature import FeatureAlignment
+from redif_env.rewards.feature import FeatureDistance
 from redif_env.rewards.names import REWARDS
 from redif_env.rewards.reward import Term
 from redif_env.teachers.references import base_samples, reference_paths, reference_set
@@ -59,7 +59,7 @@ def test_endpoint_alignment_by_hand():
 
 
 def test_scale_of_zero_is_refused():
-    for reward in (EndpointAlignment, TrajectoryAlignment, lambda scale: FeatureAlignment(scale, nn.Identity())):
+    for reward in (EndpointAlignment, TrajectoryAlignment):
         with pytest.raises(ValueError, match=r"scale must be above 0, got 0.0"):
             reward(0.0)
 
@@ -71,7 +71,7 @@ def test_feature_alignment_by_hand():
     transition = last_transition()
     inside = dataclasses.replace(transition, endpoint=torch.zeros(3, 2))
     moved = moved_to(inside, torch.tensor([[0.1, 0.9], [0.0, 0.5], [0.3, 0.0]]))
-    torch.testing.assert_close(FeatureAlignment(0.5, doubled)(moved), -torch.tensor([0.4, 0.0, 1.2]))
+    torch.testing.assert_close(EndpointAlignment(0.5, FeatureDistance(doubled))(moved), -torch.tensor([0.4, 0.0, 1.2]))
 
 
 TERMINAL = ["endpoint", "endpoint_squared", "endpoint_ssim", "feature", "mmd", "energy"]
