@@ -522,15 +522,6 @@ def finer(mdp):
     return replace(mdp, num_steps=30)
 
 
-def test_refinement_samples_with_the_base_solver():
-    """The sampling steps are those of the base solver with the student's predictions."""
-    mdp, network = gaussian_student()
-    student = own_teacher(mdp.teacher, network, action_parameterization(mdp.teacher.parameterization))
-    noise = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
-    samples = solver_samples(mdp, student, noise, torch.zeros(8, dtype=torch.int64))
-    torch.testing.assert_close(samples, sample(student, SOLVERS["dpm++2m"], GRIDS["time"], noise, 3))
-
-
 def test_refinement_matches_the_moments_of_the_endpoints():
     """With the energy distance alone."""
     mdp, network = gaussian_student(scale=1.1, offset=0.2)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from redif_env.diffusion.placement import HOST
-from redif_env.diffusion.solvers import predict
+from redif_env.diffusion.solvers import sample
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.features import default_features, load_features
 from redif_env.measures.kernels import EnergyKernel, squared_mmd
@@ -116,11 +116,7 @@ def _losses(mdp: DenoisingMDP, student: Teacher, plan: RefinementPlan, finer: De
 
 def solver_samples(mdp: DenoisingMDP, model: Teacher, noise: Tensor, condition: Tensor) -> Tensor:
     """Samples ``(B, *S)`` of the base solver with the predictions of ``model``, before clipping."""
-    state, zero = mdp.initial(noise, None, condition), torch.zeros(len(noise), mdp.action_size, device=HOST)
-    for _ in range(mdp.num_steps):
-        state = predict(model, state)
-        state = mdp.advance(state, mdp.decode(state, zero))
-    return state.x
+    return sample(model, mdp.solver, mdp.grid, mdp.initial_sample(noise, condition), mdp.num_steps, condition)
 
 
 def straight_through(values: Tensor, clipped: Tensor) -> Tensor:
