@@ -36,7 +36,7 @@ class Args(RunOptions, TaskOptions):
     out: Path = Path("runs/cem")
     """Folder for config.json, checkpoints/, student/, result.json and samples.png."""
     network_calls: int = 480_000
-    """Budget: as many generations as it pays for."""
+    """Training budget in network calls."""
     population: int = 64
     """Tables of actions tried in each generation."""
     noises: int = 16

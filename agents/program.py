@@ -24,7 +24,7 @@ class Settings(RunOptions, TaskOptions):
     out: Path = Path("runs/agent")
     """Folder for config.json, student/, result.json and samples.png."""
     network_calls: int = 60_000
-    """Budget: as many episodes as it pays for."""
+    """Training budget in network calls."""
     num_envs: int = 128
     """Episodes that run together."""
     group_size: int = 8
@@ -32,13 +32,13 @@ class Settings(RunOptions, TaskOptions):
     epochs: int = 4
     """Passes of an update over its rollout."""
     batches: int = 4
-    """Minibatches a rollout."""
+    """Minibatches per rollout."""
     learning_rate: float = 1e-3
-    """Falls linearly to zero."""
+    """Learning rate at the start; it falls linearly to zero."""
     exploration: tuple[float, float] = (0.8, 0.25)
     """Standard deviation of the actions at the start and at the end, divided by the number of steps."""
     resume: bool = False
-    """Start the run in out again, if it did not end; a finished one is left alone."""
+    """Start the run in `out` again if it did not end; a finished run is kept."""
 
     @property
     def task(self) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from redif_env.diffusion.types import PredictionType
 _BETA_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
 _EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 _FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
-FEW_STEP = "it is a few-step student already; give the many-step model it was made of"
-DISCRETE = "discrete diffusion moves between tokens, which have no alpha, sigma and no probability flow to step along"
+FEW_STEP = "it is a few-step student already; use the many-step model that it was distilled from"
+DISCRETE = "discrete diffusion moves between tokens, which have no alpha, sigma or probability flow"
 REFUSED_SCHEDULERS = {
     "CMStochasticIterativeScheduler": FEW_STEP,
     "LCMScheduler": FEW_STEP,

@@ -21,15 +21,15 @@ class RunOptions:
     """What every training program has, whatever it trains."""
 
     seed: int = 0
-    """Of the agent, and of all that is drawn."""
+    """Seed of the agent and of everything that is drawn."""
     test_size: int | None = None
-    """Noises of the report; 2,000 if not given, 512 of "cifar10", 256 of a driven pipeline."""
+    """Number of noises of the report; 2,000 if not given, 512 of "cifar10", 256 of a driven pipeline."""
     baselines: Which = "quick"
-    """Training-free solvers in the report: none, the few that are best at such call counts, or all on all grids."""
+    """Training-free solvers in the report: none, the few that are best at 4 to 8 network calls, or all on all grids."""
     license: str | None = None
-    """Of the teacher's weights, for the model card; by default that of a built-in teacher, else unknown."""
+    """License of the teacher's weights, for the model card; known for built-in teachers."""
     resume: bool = False
-    """Go on with the run in out, with its settings; start it if there is none."""
+    """Continue the run in `out` with its settings, or start it if there is none."""
 
 
 def options_of(arguments: type[Any], *, without: Sequence[str] = (), **defaults: Any) -> Any:

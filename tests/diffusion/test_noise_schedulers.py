@@ -170,8 +170,8 @@ def test_settings_that_are_not_read_are_refused(monkeypatch):
     """A class that does more to its schedule, by a setting of its own."""
 
     class Bent(diffusers.DDIMScheduler):
-        def __init__(self, beta_start: float = 1e-4, bend: float = 0.0):
-            super().__init__(beta_start=beta_start)
+        def __init__(self, beta_schedule: str = "linear", bend: float = 0.0):
+            super().__init__(beta_schedule=beta_schedule)
 
     monkeypatch.setattr(diffusers, "DDIMScheduler", Bent)
     config = {"_class_name": "DDIMScheduler", "beta_schedule": "linear", "num_train_timesteps": 1000, "beta_end": 0.02}

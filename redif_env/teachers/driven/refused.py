@@ -1,14 +1,14 @@
-"""Pipelines that cannot be driven, and why. What else cannot is found by its scheduler, or by the probe."""
+"""Pipelines that cannot be driven, and why. Others are recognised by their scheduler or by the probe."""
 
 from __future__ import annotations
 
 from redif_env.diffusion.noise_schedulers import DISCRETE, FEW_STEP
 from redif_env.diffusion.noise_schedulers import REFUSED_SCHEDULERS as UNUSABLE
 
-NOISY = "its steps carry noise or an interface of their own, so there is no deterministic step to take for it"
-OWN_LEVELS = "its tokens or frames have levels of their own, which no step common to a sample takes"
-CASCADE = "it is a cascade of several samplers in one call: make a teacher of each"
-INVERSION = "it runs from images to noise, or changes its latents by gradients, between its steps"
+NOISY = "its steps add noise or have an interface of their own, so they have no deterministic counterpart"
+OWN_LEVELS = "its tokens or frames are at different levels, and a step here moves a whole sample"
+CASCADE = "one call runs several samplers in a cascade: make a teacher of each"
+INVERSION = "it runs from images to noise, or changes its latents by gradients between steps"
 
 NOISY_SCHEDULERS = (
     "UnCLIPScheduler",
