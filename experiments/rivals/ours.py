@@ -24,6 +24,9 @@ time, and what the search takes a step beside its network calls. They decide onl
 the table shows what was spent."""
 NETWORK_CALLS = 5.5
 """What a step of a network student costs in calls of rollouts' size: its own, its value's, its update's, its reward."""
+SELDOM = 10**9
+"""Rollouts between two evaluations of compact students: one at the beginning and one at the end. Each costs as many
+network calls as four rollouts, and the moving average at the end is the best."""
 SHORT_CALLS = 240_000
 SHORT: dict[str, Any] = {"hidden": (), "num_envs": 64, "epochs": 2, "learning_rate": 3e-3, "average": 0.97}
 """Settings for budgets below so many calls: linear policies, more updates at a higher rate, and a moving average over
@@ -77,13 +80,18 @@ def affordable(task: Task, settings: ppo.Args) -> int:
     env = ppo.build(replace(_given(task, settings), network_calls=1)).get_env()
     building = time.monotonic() - start
     a_step = environment_seconds(env, settings.num_steps)
-    judgement = settings.held_out_size * settings.num_steps * a_step
+    judgement = settings.held_out_size * settings.num_steps * a_step / made(settings)
     minibatches = settings.epochs * settings.batches / settings.num_steps
     judged = judgement / (settings.held_out_every * settings.num_steps)
     together = ROLLOUT_SECONDS + MINIBATCH_SECONDS * minibatches + judged
     # Training is judged at its beginning and at its end too.
     left = replace(task, seconds=task.seconds - building - 2 * judgement)
     return in_time(left, a_step + together / settings.num_envs, settings.num_envs)
+
+
+def made(settings: ppo.Args) -> float:
+    """Network calls that a rollout's step takes: the first of an episode is one for all members of a group."""
+    return 1 - (1 - 1 / settings.group_size) / settings.num_steps
 
 
 def compact(task: Task, settings: ppo.Args) -> Fitted:
@@ -94,13 +102,15 @@ def compact(task: Task, settings: ppo.Args) -> Fitted:
         num_steps=task.num_steps,
         seed=task.seed,
         held_out_size=len(task.chooser.noise),
+        held_out_every=SELDOM,
     )
     settings = settled(replace(asked, **{name: value for name, value in SHORT.items() if getattr(asked, name) is None}))
     calls = affordable(task, settings)
     if calls >= SHORT_CALLS or task.base.fixed:
         settings = settled(asked)
         calls = affordable(task, settings)
-    return _train(task, replace(settings, network_calls=calls), ppo.train)
+    found = _train(task, replace(settings, network_calls=calls), ppo.train)
+    return replace(found, network_calls=round(found.network_calls * made(settings)))
 
 
 def _train(task: Task, settings: Any, train: Callable[[Any], tuple[Student, dict[str, Any]]]) -> Fitted:

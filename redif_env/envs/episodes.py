@@ -111,7 +111,9 @@ class Episodes:
         self.endpoint = chosen(rows, endpoint, self.endpoint)
         initial = self.mdp.initial(noise, self.mdp.price(dial), condition)
         state = initial if self.started is None else self.started.merge(rows, initial)
-        self.started = self._predicted(state, rows)
+        # Members of a group begin alike, so one call serves them all; what a caller chooses may differ.
+        alike = start == Start() and self.group_size > 1 and self.mdp.teacher.memoryless
+        self.started = self._predicted(state, rows, self._first_members(rows) if alike else None)
 
     def step(self, action: Tensor, live: Tensor) -> tuple[Transition, dict[str, Tensor]]:
         """One step of the live rows ``(B,)`` bool, by actions ``(B, A)`` on the host, and what each term pays."""
@@ -157,10 +159,15 @@ class Episodes:
         self.draws.load_state_dict(state["draws"])
         load_reward_states(self.terms, state["rewards"])
 
-    def _predicted(self, state: State, rows: Tensor) -> State:
+    def _predicted(self, state: State, rows: Tensor, leader: Tensor | None = None) -> State:
         """``state`` with the teacher's predictions on the given rows."""
         with torch.autocast(state.x.device.type, torch.bfloat16) if self.autocast else nullcontext():
-            return self.mdp.predict(state, rows)
+            return self.mdp.predict(state, rows, leader)
+
+    def _first_members(self, rows: Tensor) -> Tensor:
+        """For each sub-environment the first of its group among the given rows, ``(B,)``."""
+        first = rows.reshape(-1, self.group_size).to(torch.int64).argmax(dim=1)
+        return (first + torch.arange(0, len(rows), self.group_size, device=HOST)).repeat_interleave(self.group_size)
 
     def _build_terms(self, reward: Any) -> list[Term]:
         if isinstance(reward, str):

@@ -209,22 +209,23 @@ class DenoisingMDP:
         rows = torch.zeros(len(noise), dtype=torch.int64, device=HOST) if condition is None else condition
         return self.initial_map(noise, rows)
 
-    def predict(self, state: State, rows: Tensor) -> State:
+    def predict(self, state: State, rows: Tensor, leader: Tensor | None = None) -> State:
         """The teacher's prediction on the given rows (``(B,)`` bool) alone; the others stay as they are.
 
-        Where actions contain the prediction, the network is not evaluated.
+        Where actions contain the prediction, the network is not evaluated. ``leader`` ``(B,)``, if given, is for each
+        row one that is in the same state: it is predicted once for all who name it.
         """
         if self.action_map.predicts:
             return state
-        if bool(rows.all()):
+        if leader is None and bool(rows.all()):
             return predict(self.teacher, state)
         if not bool(rows.any()):
             return state
-        chosen = rows.nonzero()[:, 0]
+        chosen = (rows.nonzero()[:, 0] if leader is None else leader[rows]).unique()
         predicted = predict(self.teacher, state.rows(chosen))
         place = torch.zeros_like(rows, dtype=torch.int64)
         place[chosen] = torch.arange(len(chosen), device=HOST)
-        return state.merge(rows, predicted.rows(place))
+        return state.merge(rows, predicted.rows(place if leader is None else place[leader]))
 
     def with_action_prediction(self, state: State, action: Tensor) -> State:
         """``state`` with the prediction that ``action`` ``(B, A)`` contains; itself where the teacher predicts."""

@@ -3,6 +3,7 @@
 The only package here that imports the library. Read ``vec_env`` first.
 """
 
+from redif_env.sb3.antithetic_policy import AntitheticPolicy
 from redif_env.sb3.checkpoints import Checkpointer
 from redif_env.sb3.exploration import step_gains, student_exploration
 from redif_env.sb3.groups import GroupRelativeReturns
@@ -13,6 +14,7 @@ from redif_env.sb3.vec_env import ReDiFVecEnv, make_vec_env
 from redif_env.training.runs import UnhealthyRunError
 
 __all__ = [
+    "AntitheticPolicy",
     "Checkpointer",
     "GroupRelativeReturns",
     "HealthCheck",

@@ -94,6 +94,9 @@ class Teacher:
     common_levels = False
     """Whether all samples of one call must be at the same level."""
 
+    memoryless = True
+    """Whether a prediction depends on the state alone, so that one serves all who are in the same."""
+
     def __init__(
         self,
         network: nn.Module,
@@ -455,6 +458,8 @@ class PipelineTeacher(Teacher):
         name: name in tables and messages.
         run_size: largest number of samples in one call.
     """
+
+    memoryless = False
 
     def __init__(self, drive: Drive, conditions: Conditions, name: str, run_size: int) -> None:
         found = drive.parameterization

@@ -167,6 +167,40 @@ def test_groups_share_their_noise_in_every_episode(mode):
     assert len(set(unseeded[:3].tolist())) == 1
 
 
+def test_members_of_a_group_share_the_call_that_they_begin_with(ring):
+    rows = []
+    ring.network.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    arguments = TINY | {"teacher": ring, "num_steps": 2}
+    env = ReDiFVectorEnv(6, **arguments, group_size=3, autoreset_mode=AutoresetMode.SAME_STEP)
+    alone = ReDiFVectorEnv(6, **arguments)
+    rows.clear()
+    info = env.reset(seed=0)[1]
+    assert rows == [2]
+    assert info["nfe"].tolist() == [1] * 6  # what a sample takes, whoever made it
+    alone.reset(options={"index": info["pair"]})
+    assert rows == [2, 6]
+    torch.testing.assert_close(env.state.history, alone.state.history)
+    assert not torch.allclose(env.state.history[0], env.state.history[3])  # of another group
+    # Actions set them apart, and so does a caller who chooses where each begins.
+    env.step(env.action_space.sample())
+    env.step(env.action_space.sample())
+    assert rows == [2, 6, 6, 2]
+    env.reset(options={"index": np.arange(6)})
+    assert rows[-1] == 6
+
+
+def test_members_that_begin_at_different_times_have_their_own_groups_prediction(ring):
+    env = ReDiFVectorEnv(6, **TINY | {"teacher": ring, "num_steps": 2}, group_size=3)
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    before = env.state
+    env.reset(options={"reset_mask": np.array([False, True, True, False, False, True])})
+    torch.testing.assert_close(env.state.history[[0, 3, 4]], before.history[[0, 3, 4]])
+    alone = ReDiFVectorEnv(6, **TINY | {"teacher": ring, "num_steps": 2})
+    alone.reset(options={"index": env.episodes.pair.numpy()})
+    torch.testing.assert_close(env.state.history[[1, 2, 5]], alone.state.history[[1, 2, 5]])
+
+
 def test_finished_samples_cost_no_network_calls(ring):
     """There are exactly num_steps calls per sample in every autoreset mode."""
     rows = []

@@ -463,10 +463,12 @@ def test_what_ppo_can_afford_leaves_out_what_it_spends_beside_steps(monkeypatch)
     monkeypatch.setattr(ours, "MINIBATCH_SECONDS", 0.0)
     monkeypatch.setattr(ours.time, "monotonic", lambda: 0.0)
     task = replace(task_of(3), seconds=2.0)
-    settings = settled(ours.ppo.Args(num_steps=3, held_out_size=64, held_out_every=10**9, num_envs=8))
+    settings = settled(ours.ppo.Args(num_steps=3, held_out_size=64, held_out_every=10**9, num_envs=8, group_size=1))
     assert ours.affordable(task, settings) == pytest.approx(2000 - 2 * 64 * 3, abs=1)
     judged_often = ours.affordable(task, replace(settings, held_out_every=4))
     assert judged_often == pytest.approx((2000 - 2 * 64 * 3) / (1 + 64 / (4 * 8)), abs=1)
+    # In groups of 4 an episode of 3 steps takes 2.25 calls, and noises that are judged take 3.
+    assert ours.affordable(task, replace(settings, group_size=4)) == pytest.approx(2000 - 2 * 64 * 4, abs=1)
 
 
 def small(out, **settings):

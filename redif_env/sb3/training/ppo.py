@@ -22,6 +22,7 @@ from redif_env.mdp.actions import ActionMap
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, MDPSettings, build_mdp, look_up
 from redif_env.measures.features import load_features
 from redif_env.rewards.names import REWARDS
+from redif_env.sb3.antithetic_policy import AntitheticPolicy
 from redif_env.sb3.checkpoints import Checkpointer
 from redif_env.sb3.exploration import student_exploration
 from redif_env.sb3.groups import GroupRelativeReturns
@@ -78,6 +79,8 @@ class Args(RecipeOptions, SizeOptions, RunOptions, TaskOptions):
     """Folder for config.json, checkpoints/, student/, result.json, samples.png and TensorBoard logs."""
     group_size: int = 8
     """Sub-environments that share their initial noise; 1 turns the group-relative reward off."""
+    antithetic: bool = True
+    """Whether exploration comes in pairs of opposite sign within a group; action "noise" has none."""
     network: NoiseSettings = field(default_factory=NoiseSettings)
     """Only for action "noise"."""
     held_out_every: int = 50
@@ -190,8 +193,9 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
     env = make_vec_env(args.num_envs, group_size=args.group_size, **arguments)
     mdp = env.unwrapped.mdp
     clip_range = clip_range_of(args.clip_range, mdp.action_size) if network else args.clip_range
+    compact = AntitheticPolicy if args.antithetic else "MlpPolicy"
     return PPO(
-        StudentPolicy if network else "MlpPolicy",
+        StudentPolicy if network else compact,
         env,
         n_steps=args.num_steps,
         batch_size=max(2, args.num_envs * args.num_steps // args.batches),
