@@ -17,12 +17,11 @@ from tqdm import tqdm
 
 from redif_env.envs.environments import ReDiFVectorEnv
 from redif_env.envs.task import Task
-from redif_env.judging.baselines import Which
 from redif_env.mdp.policies import Policy
 from redif_env.storage.checkpoints import add_state, newest_state
 from redif_env.students.student import Student
 from redif_env.training.command import DEFAULT_REWARD, run, with_sizes
-from redif_env.training.options import arguments_of, options_of
+from redif_env.training.options import RunOptions, arguments_of, options_of
 from redif_env.training.report import judge
 from redif_env.training.runs import begin, unfinished
 
@@ -31,10 +30,9 @@ TaskOptions: Any = options_of(Task, reward=DEFAULT_REWARD)
 
 
 @dataclass(frozen=True)
-class Args(TaskOptions):
-    """Settings: those of the environment, and these."""
+class Args(RunOptions, TaskOptions):
+    """Settings: those of the environment, of every run, and these."""
 
-    seed: int = 0
     out: Path = Path("runs/cem")
     """Folder for config.json, checkpoints/, student/, result.json and samples.png."""
     network_calls: int = 480_000
@@ -51,14 +49,6 @@ class Args(TaskOptions):
     """Weight of the elite's mean and deviation against the last ones."""
     checkpoint_every: int = 10
     """Generations between two checkpoints."""
-    test_size: int | None = None
-    """Noises of the report."""
-    baselines: Which = "quick"
-    """Training-free solvers in the report: none, the few that are best at 4 to 8 network calls, or all on all grids."""
-    license: str | None = None
-    """Of the teacher's weights, for the model card; by default that of a built-in teacher, else unknown."""
-    resume: bool = False
-    """Go on with the run in out, with its settings; start it if there is none."""
 
 
 def generations(args: Args) -> int:

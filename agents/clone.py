@@ -13,14 +13,13 @@ from typing import Any
 from stable_baselines3.common.utils import set_random_seed
 
 from redif_env.envs.spaces import action_space, observation_space
-from redif_env.judging.baselines import Which
 from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.sb3 import StudentPolicy
 from redif_env.sb3.export import student_of
-from redif_env.sb3.training.networks import NoiseSettings, noise_map, policy_kwargs, warm_start
+from redif_env.sb3.training.networks import NoiseSettings, policy_kwargs, warm_start
 from redif_env.students.student import Student
 from redif_env.training.command import run, with_sizes
-from redif_env.training.options import arguments_of, options_of
+from redif_env.training.options import RunOptions, arguments_of, options_of
 from redif_env.training.report import judge
 from redif_env.training.runs import begin, unfinished
 
@@ -31,21 +30,14 @@ MDPOptions: Any = options_of(MDPSettings, without=DECIDED)
 
 
 @dataclass(frozen=True)
-class Args(MDPOptions):
-    """Settings: those of the decision process, and these."""
+class Args(RunOptions, MDPOptions):
+    """Settings: those of the decision process, of every run, and these."""
 
     network: NoiseSettings = field(default_factory=NoiseSettings)
-    seed: int = 0
     out: Path = Path("runs/clone")
     """Folder for config.json, student/, result.json and samples.png."""
     teacher_steps: int | None = None
     """Predictions that the teacher spends on an endpoint of the report."""
-    test_size: int | None = None
-    """Noises of the report."""
-    baselines: Which = "quick"
-    """Training-free solvers in the report: none, the few that are best at 4 to 8 network calls, or all on all grids."""
-    license: str | None = None
-    """Of the teacher's weights, for the model card; by default that of a built-in teacher, else unknown."""
     resume: bool = False
     """Take an unfinished run's folder; it starts again, with its settings."""
 
@@ -53,7 +45,7 @@ class Args(MDPOptions):
 def make(args: Args) -> tuple[Student, dict[str, Any]]:
     """The clone, and what it cost."""
     arguments = arguments_of(args, MDPSettings)
-    mdp = build_mdp(MDPSettings(**arguments, action=noise_map(args.network), observation="sample"))
+    mdp = build_mdp(MDPSettings(**arguments, action="noise", observation="sample"))
     set_random_seed(args.seed)
     spaces = observation_space(mdp), action_space(mdp)
     policy = StudentPolicy(*spaces, lambda _: 0.0, **policy_kwargs(args.network, mdp)).to(mdp.teacher.device)

@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 
 from redif_env import Student
 from redif_env.envs.task import Task
-from redif_env.judging.baselines import Which
 from redif_env.training.command import DEFAULT_REWARD
-from redif_env.training.options import arguments_of, options_of
+from redif_env.training.options import RunOptions, arguments_of, options_of
 from redif_env.training.report import judge
 from redif_env.training.runs import unfinished
 
@@ -19,11 +18,9 @@ TaskOptions: Any = options_of(Task, reward=DEFAULT_REWARD)
 
 
 @dataclass(frozen=True)
-class Settings(TaskOptions):
+class Settings(RunOptions, TaskOptions):
     """Settings of the environment and of the run."""
 
-    seed: int = 0
-    """Seed of the agent and of everything that is drawn."""
     out: Path = Path("runs/agent")
     """Folder for config.json, student/, result.json and samples.png."""
     network_calls: int = 60_000
@@ -40,10 +37,6 @@ class Settings(TaskOptions):
     """Learning rate at the start; it falls linearly to zero."""
     exploration: tuple[float, float] = (0.8, 0.25)
     """Standard deviation of the actions at the start and at the end, divided by the number of steps."""
-    test_size: int | None = None
-    """Number of noises of the report."""
-    baselines: Which = "quick"
-    """Training-free solvers in the report."""
     resume: bool = False
     """Start the run in `out` again if it did not end; a finished run is kept."""
 

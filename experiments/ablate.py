@@ -16,10 +16,11 @@ from statistics import median
 from typing import Any, Literal
 
 from agents import ppo
-from experiments.stored import file_name, write_json
+from experiments.stored import file_name
 from experiments.tables import print_table, spread
 from experiments.tasks import Task, finish_all
 from redif_env.mdp.actions import ActionMap, SolverMap
+from redif_env.storage.files import write_json
 from redif_env.training.command import run
 from redif_env.training.runs import prepare_folder
 
@@ -79,12 +80,9 @@ PARTS = {
 REWARDS = {
     "endpoint": rewarded(endpoint=1.0),
     "endpoint_squared": rewarded(endpoint_squared=1.0),
-    "endpoint_cosine": rewarded(endpoint_cosine=1.0),
     "endpoint_ssim": rewarded(endpoint_ssim=1.0),
     "feature": rewarded(feature=1.0),
     "trajectory": rewarded(trajectory=1.0),
-    "score": rewarded(score=1.0),
-    "residual": rewarded(residual=1.0),
     "mmd": rewarded(mmd=1.0),
     "energy": rewarded(energy=1.0),
     "endpoint + feature": rewarded(endpoint=1.0, feature=1.0),

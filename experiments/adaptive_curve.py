@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from experiments import nfe_curve
-from experiments.stored import write_json
 from experiments.tables import print_table
 from experiments.tasks import Task, finish_all
+from redif_env.storage.files import write_json
 from redif_env.training.command import DEFAULT_REWARD, run
 from redif_env.training.runs import prepare_folder
 

@@ -10,12 +10,12 @@ which keeps what the network computes at every step. Random weights cost what tr
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,16 +25,16 @@ import psutil
 import torch
 import tyro
 from diffusers import UNet2DConditionModel
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
+from experiments.tables import print_table
 from redif_env.diffusion.grids import GRIDS
 from redif_env.diffusion.schedules import VariancePreservingSchedule
 from redif_env.diffusion.solvers import SOLVERS, sample
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.sampling import trajectory
 from redif_env.mdp.settings import parse_device
+from redif_env.storage.files import write_json
 from redif_env.teachers.conditions import Conditions
 from redif_env.teachers.networks import call_by_name
 from redif_env.teachers.teacher import Teacher
@@ -80,14 +80,11 @@ def main(args: Args) -> None:
         if name not in SIZES:
             raise ValueError(f"network={name!r} is unknown: choose among {', '.join(SIZES)}")
     rows = []
-    for name in args.network:
-        for batch_size in args.batch_sizes:
-            for program in PROGRAMS:
-                # A fresh process: what another program has left in memory is no part of this one's peak.
-                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                    rows.append(pool.submit(measured, args, name, batch_size, program).result())
-                args.out.parent.mkdir(parents=True, exist_ok=True)
-                args.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    for name, batch_size, program in product(args.network, args.batch_sizes, PROGRAMS):
+        # A fresh process: what another program has left in memory is no part of this one's peak.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            rows.append(pool.submit(measured, args, name, batch_size, program).result())
+        write_json(args.out, rows)
     print_rows(args, rows)
 
 
@@ -231,19 +228,17 @@ def peak_resident() -> int:
 
 def print_rows(args: Args, rows: list[dict[str, Any]]) -> None:
     """A line a network, batch and program; times are ratios to sampling with the same batch, made in the same run."""
-    table = Table("network", "parameters", "batch", "program", title=f"{args.num_steps} guided steps on {args.device}")
-    for name in ("peak, MiB", "predictions a second", "of sampling's"):
-        table.add_column(name, justify="right")
-    base = 0.0
+    lines, base = [], 0.0
     for row in rows:
-        head = (row["network"], f"{row['parameters']:,}", str(row["batch"]), row["program"])
+        head = [row["network"], f"{row['parameters']:,}", str(row["batch"]), row["program"]]
         if "error" in row:
-            table.add_row(*head, row["error"], "", "")
+            lines.append([*head, row["error"], "", ""])
             continue
-        base = row["predictions_per_second"] if row["program"] == "sampling" else base
         speed = row["predictions_per_second"]
-        table.add_row(*head, f"{row['peak_mib']:,.0f}", f"{speed:,.1f}", f"{speed / base:.2f}")
-    Console(width=120).print(table)
+        base = speed if row["program"] == "sampling" else base
+        lines.append([*head, f"{row['peak_mib']:,.0f}", f"{speed:,.1f}", f"{speed / base:.2f}"])
+    columns = ("network", "parameters", "batch", "program", "peak, MiB", "predictions a second", "of sampling's")
+    print_table(f"{args.num_steps} guided steps on {args.device}", columns, lines)
 
 
 if __name__ == "__main__":

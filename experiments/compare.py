@@ -25,12 +25,13 @@ from experiments.parallel import in_parallel
 from experiments.rivals.field import FIELD, Entry, takes_part
 from experiments.rivals.rival import Sampler, StudentSampler, Task
 from experiments.rivals.sigma_space import pool_of
-from experiments.stored import file_name, once, same_settings, write_json
+from experiments.stored import file_name, once, same_settings
 from experiments.tables import print_table
 from redif_env.judging.bases import Base, bases_of, nearest_base
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.settings import DEFAULT_GRID, TeacherSettings, shared_teacher
 from redif_env.sb3.training.networks import NoiseSettings
+from redif_env.storage.files import write_json
 from redif_env.teachers.references import TEST_SEED, VALIDATION_SEED, ReferenceSet, reference_paths, reference_set
 from redif_env.teachers.teacher import Teacher
 from redif_env.training.command import run
@@ -38,9 +39,7 @@ from redif_env.training.runs import prepare_folder
 
 SECONDS = 20.0
 WARM, FLOOR = "warm start", "teacher, other noises"
-MEASURES = dict.fromkeys(
-    ("fd_data", "mse_teacher", "kd", "swd", "precision", "recall", "density", "coverage", "nll", "wasserstein"), 3
-) | {"mse_teacher": 4, "wasserstein": 4}
+MEASURES = {"fd_data": 3, "mse_teacher": 4, "kd": 3, "precision": 3, "recall": 3, "density": 3, "coverage": 3}
 """Columns of the table beside the Frechet distance to the teacher, where they are known, and their digits."""
 OF_ROWS = ("teacher", "nfe", "trained_nfe", "seeds", "methods", "out", "jobs", "quick")
 """Settings that may differ between the rows of one folder; the others may not, or they could not stand in one table."""
@@ -200,8 +199,7 @@ def evaluated(args: Args, cell: Cell, sampler: Sampler, facts: dict[str, Any]) -
 
 def measures(judge: Evaluator, samples: torch.Tensor) -> dict[str, Any]:
     """All that is known of samples as a set, and what it is measured on."""
-    clipped = judge.teacher.clip(samples)
-    return judge.set_measures(clipped) | judge.exact_measures(clipped) | {"judged": judge.description}
+    return judge.set_measures(samples) | {"judged": judge.description}
 
 
 def floor(args: Args, name: str) -> dict[str, Any]:

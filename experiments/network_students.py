@@ -22,11 +22,12 @@ from agents import clone, ppo
 from experiments.parallel import in_parallel
 from experiments.rivals.regression import regression
 from experiments.rivals.rival import Sampler, StudentSampler, Task
-from experiments.stored import once, write_json
+from experiments.stored import once
 from experiments.tables import print_table, spread
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.settings import TeacherSettings, shared_teacher
 from redif_env.sb3.training.networks import NoiseSettings
+from redif_env.storage.files import write_json
 from redif_env.teachers.references import VALIDATION_SEED, reference_paths, reference_set
 from redif_env.teachers.teacher import Teacher
 from redif_env.training.command import run

@@ -106,6 +106,18 @@ def solvers_at(args: Args, nfe: int) -> list[dict[str, Any]]:
     return found
 
 
+def mean_steps(args: Args, nfe: int, seed: int) -> float:
+    """The distance of a student that takes its mean steps in every state, as a scheduler does; stored in its folder."""
+    folder = task_of(args, nfe, seed).settings.out
+
+    def evaluated() -> float:
+        frozen = Student.from_pretrained(folder / "student", args.device).frozen()
+        return evaluator_of(args).student_row("mean steps", frozen).fd_teacher
+
+    found: float = once(folder / "mean_steps.json", evaluated)
+    return found
+
+
 def distance_of(row: Row) -> float:
     """What rows are sorted by."""
     return row.fd_teacher
@@ -121,19 +133,22 @@ def best_solver(args: Args, nfe: int, distance: float) -> list[str]:
 
 
 def print_summary(args: Args, rows: Sequence[dict[str, Any]]) -> None:
-    """Medians over seeds, the spread, and the ratios to the best solver at equal, two more and twice the calls."""
+    """Medians over seeds, the spread, what mean steps have, and the ratios to the best solver at equal, two more and
+    twice the calls.
+    """
     lines = []
     for nfe in args.nfe:
         ours = [row for row in rows if row["nfe"] == nfe]
         distances = [row["fd_teacher"] for row in ours]
         middle = median(distances)
-        cells = [str(nfe), spread(distances), f"{median(row['mse_teacher'] for row in ours):.5f}"]
+        frozen = spread([mean_steps(args, nfe, seed) for seed in range(args.seeds)])
+        cells = [str(nfe), spread(distances), frozen, f"{median(row['mse_teacher'] for row in ours):.5f}"]
         solvers = (best_solver(args, count, middle) for count in (nfe, nfe + 2, 2 * nfe))
         lines.append([*cells, *(cell for pair in solvers for cell in pair)])
     columns = [cell for count in ("same NFE", "NFE + 2", "NFE x 2") for cell in (f"best solver, {count}", "ratio")]
     size = sizes_named(args.teacher).test_size
     title = f"{args.teacher}: median of {args.seeds} seeds (min to max), {size:,} held-out noises"
-    print_table(title, ("NFE", "fd_teacher", "mse_teacher", *columns), lines)
+    print_table(title, ("NFE", "fd_teacher", "mean steps", "mse_teacher", *columns), lines)
 
 
 def print_sources(args: Args, rows: Sequence[dict[str, Any]]) -> None:

@@ -25,10 +25,9 @@ from redif_env.envs.environments import ReDiFVectorEnv
 from redif_env.envs.wrappers import CallableReward, GroupRelativeReward
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.settings import TeacherSettings, shared_teacher
-from redif_env.measures.rendering import tile, to_pixels
+from redif_env.measures.rendering import tile, to_pixels, write_png
 from redif_env.sb3 import ReDiFVecEnv
 from redif_env.sb3.training.callbacks import AnnealedExploration, linear_to_zero
-from redif_env.storage.files import write_file
 from redif_env.students.student import Student
 from redif_env.teachers.references import VALIDATION_SEED
 from redif_env.training.command import run
@@ -102,8 +101,7 @@ def main(args: Args) -> None:
     ]
     noise = evaluator.noise[:PICTURED]
     pictures = torch.stack([evaluator.endpoints[:PICTURED], plain[0](noise=noise), small[0](noise=noise)])
-    with write_file(args.out / "samples.png") as temporary:
-        Image.fromarray(tile(to_pixels(pictures))).save(temporary, format="PNG")
+    write_png(args.out / "samples.png", tile(to_pixels(pictures)))
     title = f"digits, {STEPS} NFE, {args.held_out_size} held-out noises, {args.seeds} seeds"
     print_table(title, ("", "bytes of a PNG", "MSE to the endpoint", "FD to the teacher"), lines)
 

@@ -8,18 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from redif_env.storage.files import write_file
+from redif_env.storage.files import write_json
 
 
 def file_name(text: str) -> str:
     """``text`` as the name of a file, on every system."""
     return re.sub(r'[\s,<>:"/\\|?*]+', "-", text)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON: the whole file or none."""
-    with write_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def once(path: Path, make: Callable[[], Any]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -15,24 +14,23 @@ from typing import Annotated, Any
 import torch
 import tyro
 from diffusers.utils import logging as diffusers_logging
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from redif_env.diffusion.grids import next_position
 from redif_env.diffusion.solvers import record
 from redif_env.diffusion.types import Prediction, State
 from redif_env.judging.baselines import Which, baselines_of
 from redif_env.judging.evaluation import Evaluator, evaluate
 from redif_env.judging.tables import print_table
+from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.settings import parse_device, solver_name
-from redif_env.measures.rendering import as_images, tile, to_pixels
+from redif_env.measures.rendering import as_images, tile, to_pixels, write_png
 from redif_env.showing.films import Starts, base_films, student_films, teacher_film
 from redif_env.showing.page import Exhibit, page_of
 from redif_env.showing.server import serve
 from redif_env.storage.checks import check_at_least
-from redif_env.storage.files import write_file
+from redif_env.storage.files import write_file, write_json
 from redif_env.students.student import Student
 from redif_env.teachers.references import sizes_of
 from redif_env.teachers.teacher import Teacher, load_teacher
@@ -123,8 +121,7 @@ class Evaluate:
         nfe = max(row.nfe for row in rows if row.method == "student")
         print_table(rows, f"{student.mdp.teacher.name}, {nfe:.4g} NFE, {evaluator.description}")
         if self.out is not None:
-            with write_file(self.out) as temporary:
-                temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+            write_json(self.out, [asdict(row) for row in rows])
 
 
 @dataclass(frozen=True)
@@ -254,17 +251,16 @@ def save_samples(samples: torch.Tensor, out: Path) -> None:
     """Samples ``(N, *S)`` as one picture, nearly square, or as a tensor; the file is whole or absent."""
     from safetensors.torch import save_file
 
-    with write_file(out) as temporary:
-        if out.suffix == ".safetensors":
+    if out.suffix == ".safetensors":
+        with write_file(out) as temporary:
             save_file({"samples": samples.contiguous()}, temporary)
-            return
-        samples = as_images(samples)
-        columns = math.ceil(math.sqrt(len(samples)))
-        missing = -len(samples) % columns
-        # Places without a sample stay background.
-        filled = torch.cat([samples, torch.full((missing, *samples.shape[1:]), torch.nan)])
-        grid = filled.reshape(-1, columns, *samples.shape[1:])
-        Image.fromarray(tile(to_pixels(grid))).save(temporary, format="PNG")
+        return
+    samples = as_images(samples)
+    columns = math.ceil(math.sqrt(len(samples)))
+    missing = -len(samples) % columns
+    # Places without a sample stay background.
+    filled = torch.cat([samples, torch.full((missing, *samples.shape[1:]), torch.nan)])
+    write_png(out, tile(to_pixels(filled.reshape(-1, columns, *samples.shape[1:]))))
 
 
 def facts_table(student: Student) -> Table:
@@ -302,7 +298,9 @@ def schedule_lines(student: Student) -> list[str]:
     """The mean steps as a small picture: the training timesteps of the samples and of the network's conditioning."""
     if student.mdp.adaptive:
         return ["The policy decides how many steps there are, so there is no one schedule to draw."]
-    states = calling_states(student)
+    actions = student.mean_actions
+    assert actions is not None
+    states = calling_states(student.mdp, actions)
     schedule = student.mdp.teacher.schedule
     first, last = schedule.timestep(schedule.half_logsnr_at(torch.tensor([1.0, 0.0], dtype=torch.float64))).tolist()
     lines = [
@@ -314,10 +312,8 @@ def schedule_lines(student: Student) -> list[str]:
     return [header, *(f"{name:>17}  {_marks(places, first, last)}" for name, places in lines), *_numbers(states)]
 
 
-def calling_states(student: Student) -> list[State]:
-    """The states in which the mean actions call the network; their samples are empty, levels and timesteps are not."""
-    mdp, actions = student.mdp, student.mean_actions
-    assert actions is not None
+def calling_states(mdp: DenoisingMDP, actions: torch.Tensor) -> list[State]:
+    """The states in which fixed actions ``(num_steps, A)`` call the network; their samples are empty."""
     nothing = torch.zeros(1, *mdp.teacher.sample_shape, device=mdp.teacher.device)
     state, states = mdp.initial(nothing), []
     for action in actions:
@@ -330,12 +326,8 @@ def calling_states(student: Student) -> list[State]:
 def base_timesteps(student: Student) -> list[float]:
     """Training timesteps at which the base solver would call the network."""
     mdp = student.mdp
-    position = torch.zeros(1, dtype=torch.float64)
-    schedule, places = mdp.teacher.schedule, []
-    for left in range(mdp.num_steps, 0, -1):
-        places.append(schedule.timestep(mdp.grid.half_logsnr(position, schedule)).item())
-        position = next_position(position, torch.tensor([left]), torch.zeros(1, dtype=torch.float64))
-    return places
+    states = calling_states(mdp, torch.zeros(mdp.num_steps, mdp.action_size))
+    return [mdp.teacher.schedule.timestep(state.half_logsnr).item() for state in states]
 
 
 def _marks(timesteps: list[float], first: float, last: float) -> str:

@@ -27,13 +27,10 @@ STEPS = {
 PAID = {
     "endpoint": ((17, 3, 1), (27, 4, 2)),
     "endpoint_squared": ((17, 3, 1), (27, 4, 2)),
-    "endpoint_cosine": ((17, 3, 1), (36, 4, 2)),
     "endpoint_ssim": ((17, 3, 1), (73, 4, 2)),
     "feature": ((17, 3, 1), (38, 4, 2)),
     "trajectory": ((27, 4, 2), (32, 5, 2)),
     "path": ((26, 5, 2), (31, 6, 2)),
-    "score": ((33, 6, 2), (38, 7, 2)),
-    "residual": ((17, 3, 1), (47, 13, 2)),
     # Without float64 on the device their features are compared on the host.
     "mmd": ((17, 3, 1), (42, 4, 3)),
     "energy": ((17, 3, 1), (42, 4, 3)),

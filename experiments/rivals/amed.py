@@ -8,17 +8,19 @@ is to end at the teacher's sample there, and no gradient goes through more than 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from experiments.rivals.descent import Batch, Descent, descend
 from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, Sampler, Task
-from experiments.rivals.sigma_space import Pool, pool_of
-from experiments.rivals.two_calls import Middle, TwoCallSampler, midpoint, two_call_states
+from experiments.rivals.sigma_space import pool_of
+from experiments.rivals.two_calls import Middle, midpoint, two_call_sampler, two_call_states
 from redif_env.diffusion.grids import GRIDS, Grid
 from redif_env.diffusion.schedules import Schedule
 from redif_env.diffusion.types import State
@@ -34,20 +36,32 @@ TRIED = 3
 """Grids that are trained on: the best of the untrained sampler need not be the best of the trained one."""
 
 
-class Intermediate(nn.Module):
-    """The level of a step's second call, and the gain of its prediction: half way and 1 before training."""
+class LearnedMiddle(nn.Module):
+    """A small network that sees what our policies see; its ``numbers`` outputs are 0 before training."""
+
+    numbers: int
 
     def __init__(self, sample_shape: tuple[int, ...], steps: int, schedule: Schedule) -> None:
         super().__init__()
         self.steps, self.schedule, self.seen = steps, schedule, Features()
         size = self.seen.size(sample_shape, steps)
-        self.layers = nn.Sequential(nn.Linear(size, 64), nn.Tanh(), nn.Linear(64, 2))
+        self.layers = nn.Sequential(nn.Linear(size, 64), nn.Tanh(), nn.Linear(64, self.numbers))
         nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
 
-    def forward(self, state: State, end: Tensor) -> Middle:
+    def outputs(self, state: State) -> tuple[Tensor, ...]:
+        """Each number ``(B,)`` float64."""
         seen = self.seen.observe(state, self.schedule.size(state.half_logsnr), self.steps)
-        place, gain = self.layers(seen).double().unbind(dim=1)
+        return self.layers(seen).double().unbind(dim=1)
+
+
+class Intermediate(LearnedMiddle):
+    """The level of a step's second call, and the gain of its prediction: half way and 1 before training."""
+
+    numbers = 2
+
+    def forward(self, state: State, end: Tensor) -> Middle:
+        place, gain = self.outputs(state)
         level = torch.lerp(state.half_logsnr, end, torch.sigmoid(place))
         return Middle(level, torch.ones_like(end), 1 + MAX_GAIN * torch.tanh(gain))
 
@@ -59,7 +73,7 @@ def amed(task: Task) -> Fitted:
         ValueError: if the number of predictions is odd.
     """
     check_even(task)
-    return best_of_grids(task, "amed", partial(TwoCallSampler, choose=midpoint), fit)
+    return best_of_grids(task, "amed", partial(two_call_sampler, choose=midpoint), fit)
 
 
 def check_even(task: Task) -> None:
@@ -91,47 +105,41 @@ def best_of_grids(
 def fit(task: Task, grid: Grid) -> Fitted:
     """AMED's network on one grid."""
     torch.manual_seed(task.seed)
-    teacher, pool = task.teacher, pool_of(task.teacher, task.reference)
-    steps = task.num_steps // 2
-    module = Intermediate(teacher.sample_shape, steps, teacher.schedule)
+    teacher, nfe = task.teacher, task.num_steps
+    module = Intermediate(teacher.sample_shape, nfe // 2, teacher.schedule)
 
-    def ends(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        states = two_call_states(teacher, grid, batch.noise, batch.condition, task.num_steps, module, cut=True)
-        return ((state.x, state.half_logsnr) for state in states)
+    def states(batch: Batch) -> Iterator[State]:
+        return two_call_states(teacher, grid, batch.noise, batch.condition, nfe, module, cut=True)
 
-    def sampler_of(averaged: nn.Module) -> Sampler:
-        stored = Intermediate(teacher.sample_shape, steps, teacher.schedule)
-        stored.load_state_dict(averaged.state_dict())
-        return TwoCallSampler(teacher, grid, task.num_steps, stored)
-
-    return descend_by_intervals(task, pool, module, ends, sampler_of)
+    return descend_by_intervals(task, module, states, lambda found: two_call_sampler(teacher, grid, nfe, found))
 
 
 def descend_by_intervals(
     task: Task,
-    pool: Pool,
-    module: nn.Module,
-    ends: Callable[[Batch], Iterator[tuple[Tensor, Tensor]]],
-    sampler_of: Callable[[nn.Module], Sampler],
+    module: LearnedMiddle,
+    states: Callable[[Batch], Iterator[State]],
+    sampler_of: Callable[[Any], Sampler],
 ) -> Fitted:
     """Descend on the squared errors of the ends of all intervals, each in units of itself: early ones are larger.
 
-    ``ends`` gives the samples ``(B, *S)`` at the end of each interval and their levels ``(B,)``.
+    ``states`` gives the states at the end of each interval.
     """
-    teacher = task.teacher
+    teacher, pool = task.teacher, pool_of(task.teacher, task.reference)
 
     def loss(batch: Batch) -> Tensor:
         total = torch.zeros((), device=teacher.device)
-        for x, half_logsnr in ends(batch):
-            target = batch.endpoints
+        for state in states(batch):
+            target, half_logsnr = batch.endpoints, state.half_logsnr.detach()
             if not half_logsnr.isinf().all():
-                passed = pool.paths.at(batch.rows, half_logsnr.detach()).to(x)
-                target = teacher.schedule.scaled(passed, half_logsnr.detach())
-            error = (x - target).square().mean()
+                target = teacher.schedule.scaled(pool.paths.at(batch.rows, half_logsnr).to(state.x), half_logsnr)
+            error = (state.x - target).square().mean()
             total = total + error / error.detach().clamp(min=1e-12)
         return total
+
+    def stored(averaged: nn.Module) -> Sampler:
+        return sampler_of(copy.deepcopy(averaged))
 
     # The first call of an interval needs no gradient.
     calls = task.nfe + task.num_steps // 2 * BACKWARD_CALLS * teacher.calls
     part = replace(task.reference, noise=pool.noise, condition=pool.condition, endpoints=pool.endpoints)
-    return descend(replace(task, reference=part), module, Descent(loss, calls, RATE, EMA), sampler_of, untrained=True)
+    return descend(replace(task, reference=part), module, Descent(loss, calls, RATE, EMA), stored, untrained=True)

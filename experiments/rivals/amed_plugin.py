@@ -8,15 +8,14 @@ of :mod:`experiments.rivals.amed`, an interval at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from experiments.rivals.amed import best_of_grids, check_even, descend_by_intervals
+from experiments.rivals.amed import LearnedMiddle, best_of_grids, check_even, descend_by_intervals
 from experiments.rivals.descent import Batch
-from experiments.rivals.rival import Fitted, Sampler, Task
-from experiments.rivals.sigma_space import in_batches, pool_of
+from experiments.rivals.rival import Fitted, Sampler, Task, in_batches
 from experiments.rivals.two_calls import at_level, moved, nodes
 from redif_env.diffusion.grids import Grid
 from redif_env.diffusion.placement import combine, place
@@ -24,7 +23,6 @@ from redif_env.diffusion.predictions import clean_estimate
 from redif_env.diffusion.schedules import Schedule
 from redif_env.diffusion.solvers import IPNDM, initial_state, predict
 from redif_env.diffusion.types import State
-from redif_env.mdp.observations import Features
 from redif_env.teachers.teacher import Teacher
 
 BASE = IPNDM(3)
@@ -32,20 +30,13 @@ MAX_GAIN, MAX_SCALE = 0.1, 0.2
 """How far the gain and the scale of time may be from 1; the authors' are 0.01 and 0.2."""
 
 
-class Plugin(nn.Module):
+class Plugin(LearnedMiddle):
     """Of each interval: the middle level, the gain, the scale of time; half way, 1 and 1 before training."""
 
-    def __init__(self, sample_shape: tuple[int, ...], steps: int, schedule: Schedule) -> None:
-        super().__init__()
-        self.steps, self.schedule, self.seen = steps, schedule, Features()
-        size = self.seen.size(sample_shape, steps)
-        self.layers = nn.Sequential(nn.Linear(size, 64), nn.Tanh(), nn.Linear(64, 3))
-        nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
+    numbers = 3
 
     def forward(self, state: State, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        seen = self.seen.observe(state, self.schedule.size(state.half_logsnr), self.steps)
-        share, gain, scale = self.layers(seen).double().unbind(dim=1)
+        share, gain, scale = self.outputs(state)
         level = torch.lerp(state.half_logsnr, end, torch.sigmoid(share))
         return level, 1 + MAX_GAIN * torch.tanh(gain), 1 + MAX_SCALE * torch.tanh(scale)
 
@@ -59,7 +50,7 @@ def amed_plugin(task: Task) -> Fitted:
     check_even(task)
 
     def untrained(teacher: Teacher, grid: Grid, nfe: int) -> Sampler:
-        return PluginSampler(teacher, grid, nfe // 2, Plugin(teacher.sample_shape, nfe // 2, teacher.schedule))
+        return plugin_sampler(teacher, grid, nfe // 2, Plugin(teacher.sample_shape, nfe // 2, teacher.schedule))
 
     return best_of_grids(task, "amed-plugin", untrained, fit)
 
@@ -70,33 +61,20 @@ def fit(task: Task, grid: Grid) -> Fitted:
     teacher, steps = task.teacher, task.num_steps // 2
     module = Plugin(teacher.sample_shape, steps, teacher.schedule)
 
-    def ends(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        states = plugin_states(teacher, grid, batch.noise, batch.condition, steps, module, cut=True)
-        return ((state.x, state.half_logsnr) for state in states)
+    def states(batch: Batch) -> Iterator[State]:
+        return plugin_states(teacher, grid, batch.noise, batch.condition, steps, module, cut=True)
 
-    def sampler_of(averaged: nn.Module) -> Sampler:
-        stored = Plugin(teacher.sample_shape, steps, teacher.schedule)
-        stored.load_state_dict(averaged.state_dict())
-        return PluginSampler(teacher, grid, steps, stored)
-
-    return descend_by_intervals(task, pool_of(task.teacher, task.reference), module, ends, sampler_of)
+    return descend_by_intervals(task, module, states, lambda found: plugin_sampler(teacher, grid, steps, found))
 
 
-@dataclass(frozen=True)
-class PluginSampler:
+def plugin_sampler(model: Teacher, grid: Grid, steps: int, module: Plugin) -> Sampler:
     """The plugin as a sampler of ``2 * steps`` predictions, in batches and without gradients."""
 
-    model: Teacher
-    grid: Grid
-    steps: int
-    module: Plugin
-
-    def __call__(self, noise: Tensor, condition: Tensor) -> Tensor:
-        return in_batches(self._sample)(noise, condition)
-
-    def _sample(self, noise: Tensor, condition: Tensor) -> Tensor:
-        *_, last = plugin_states(self.model, self.grid, noise, condition, self.steps, self.module)
+    def made(noise: Tensor, condition: Tensor) -> Tensor:
+        *_, last = plugin_states(model, grid, noise, condition, steps, module)
         return last.x
+
+    return in_batches(made)
 
 
 def plugin_states(

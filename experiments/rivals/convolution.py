@@ -13,18 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.rivals.rival import Clock, Fitted, Sampler, Task
-from experiments.rivals.shortlist import nearest
+from experiments.rivals.rival import BATCH, Clock, Fitted, Sampler, Task, nearest, solver_sampler
 from experiments.rivals.sigma_space import Pool, pool_of
 from experiments.rivals.two_calls import moved
 from redif_env.diffusion.grids import GRIDS, Grid
 from redif_env.diffusion.placement import place
-from redif_env.diffusion.solvers import Estimate, Solver, clean_target, initial_state, predict, sample
+from redif_env.diffusion.solvers import Estimate, Solver, clean_target, initial_state, predict
 from redif_env.diffusion.types import Level, State
 from redif_env.teachers.teacher import Teacher
-
-BATCH = 512
-"""Rows that go through a network together."""
 
 KERNEL = 9
 """Places a side of the kernels, at most as many as a sample has."""
@@ -60,7 +56,8 @@ def convolution_steps(task: Task) -> Fitted:
     clock, pool = Clock(task.seconds, task.calls), pool_of(task.teacher, task.reference)
     found: dict[str, Sampler] = {}
     for name in TRIED_GRIDS:
-        found[f"convolution {name}"] = _bound(task, GRIDS[name], fit(task.teacher, GRIDS[name], task.num_steps, pool))
+        solver = fit(task.teacher, GRIDS[name], task.num_steps, pool)
+        found[f"convolution {name}"] = solver_sampler(task, solver, GRIDS[name])
         clock.network_calls += len(pool.noise) * task.nfe
     best = nearest(task, found, clock)
     return Fitted(found[best], clock.spent, clock.network_calls, best)
@@ -122,12 +119,3 @@ def inputs(state: State, level: Level, predictions: int, clipped: bool) -> Tenso
     if stacked.ndim != 5:
         stacked = stacked.flatten(2)[..., None, None]
     return stacked.flatten(1, 2)
-
-
-def _bound(task: Task, grid: Grid, solver: ConvolutionSolver) -> Sampler:
-    @torch.inference_mode()
-    def made(noise: Tensor, condition: Tensor) -> Tensor:
-        parts = zip(noise.split(BATCH), condition.split(BATCH), strict=True)
-        return torch.cat([sample(task.teacher, solver, grid, x, task.num_steps, rows) for x, rows in parts])
-
-    return made

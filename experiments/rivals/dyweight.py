@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from experiments.rivals.descent import descend, through_sampler
-from experiments.rivals.rival import Clock, Fitted, Sampler, Task, remaining
-from experiments.rivals.shortlist import nearest
-from experiments.rivals.sigma_space import SigmaSpace, adams_bashforth, in_batches, sigma_space, weighted
+from experiments.rivals.rival import Clock, Fitted, Sampler, Task, in_batches, nearest, remaining
+from experiments.rivals.sigma_space import SigmaSpace, adams_bashforth, sigma_space, weighted
 from redif_env.diffusion.grids import GRIDS
 from redif_env.judging.baselines import SOLVER_GRIDS
 

@@ -7,18 +7,15 @@ cheapest path of N steps is the schedule, where the cost of each later step coun
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from experiments.rivals.rival import Clock, Fitted, Sampler, Task
-from experiments.rivals.shortlist import nearest
+from experiments.rivals.rival import Clock, Fitted, Sampler, Task, nearest, solver_sampler
 from experiments.rivals.sigma_space import SigmaSpace, sigma_space
-from redif_env.diffusion.grids import GRIDS, Grid
-from redif_env.diffusion.schedules import Schedule
-from redif_env.diffusion.solvers import SOLVERS, DPMSolverPP, Solver, sample, trajectory
+from redif_env.diffusion.grids import GRIDS, Grid, LevelsGrid
+from redif_env.diffusion.solvers import SOLVERS, DPMSolverPP, trajectory
 
 FINE = 60
 """Levels between which steps are chosen, as in the paper."""
@@ -28,19 +25,6 @@ TRIED_GRIDS = ("time", "time^1.5", "karras", "time@20", "time^1.5@20")
 """Fine grids; on flow schedules that of Karras starts a little below pure noise."""
 COEFFICIENTS = (0.85, 1.0, 1.15)
 """Of the authors' range; 1.15 is their default."""
-
-
-@dataclass(frozen=True)
-class NodesGrid(Grid):
-    """Given positions of another grid, one a step."""
-
-    grid: Grid
-    positions: tuple[float, ...]
-
-    def interior(self, position: Tensor, schedule: Schedule) -> Tensor:
-        nodes = torch.tensor([*self.positions, 1.0], dtype=torch.float64)
-        index = (position * len(self.positions)).round().long()
-        return self.grid.interior(nodes[index], schedule)
 
 
 def gits(task: Task) -> Fitted:
@@ -56,8 +40,9 @@ def best_schedule(task: Task, paths: list[tuple[str, tuple[int, ...]]], clock: C
     """The best of schedules (fine grids and the levels on them that steps start from), each with the best solver."""
     candidates: dict[str, Sampler] = {}
     for (grid, path), name in product(paths, TRIED_SOLVERS):
-        nodes = NodesGrid(GRIDS[grid], tuple(index / FINE for index in path))
-        candidates[f"{name} {grid} {list(path)}"] = _bound(task, SOLVERS[name], nodes)
+        positions = torch.tensor(path, dtype=torch.float64) / FINE
+        nodes = LevelsGrid(tuple(GRIDS[grid].half_logsnr(positions, task.teacher.schedule).tolist()))
+        candidates[f"{name} {grid} {list(path)}"] = solver_sampler(task, SOLVERS[name], nodes)
     best = nearest(task, candidates, clock)
     return Fitted(candidates[best], clock.spent, clock.network_calls, best)
 
@@ -116,13 +101,3 @@ def cheapest_path(costs: Tensor, num_steps: int, coefficient: float = 1.0) -> tu
     for step in range(num_steps, 0, -1):
         path.append(int(came[step, path[-1]]))
     return tuple(reversed(path[1:]))
-
-
-def _bound(task: Task, solver: Solver, grid: Grid) -> Sampler:
-    teacher = task.teacher
-
-    @torch.inference_mode()
-    def sampler(noise: Tensor, condition: Tensor) -> Tensor:
-        return sample(teacher, solver, grid, noise, task.num_steps, condition)
-
-    return sampler

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.rivals.rival import Clock, Fitted, Sampler, Task
-from experiments.rivals.shortlist import nearest
-from experiments.rivals.sigma_space import Pool, SigmaSpace, adams_bashforth, in_batches, pool_of, sigma_space, weighted
+from experiments.rivals.rival import Clock, Fitted, Sampler, Task, in_batches, nearest
+from experiments.rivals.sigma_space import Pool, SigmaSpace, adams_bashforth, pool_of, sigma_space, weighted
 from redif_env.diffusion.grids import GRIDS
 from redif_env.judging.baselines import SOLVER_GRIDS
 

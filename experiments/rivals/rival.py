@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from redif_env.diffusion.grids import Grid
+from redif_env.diffusion.solvers import Solver, sample
+from redif_env.judging import bases
 from redif_env.judging.bases import Base
 from redif_env.judging.evaluation import Evaluator, Sampler
 from redif_env.students.student import Student
@@ -17,6 +21,8 @@ from redif_env.teachers.teacher import Teacher
 
 BACKWARD_CALLS = 2
 """Network calls that a gradient through one call costs besides, by the usual count of its arithmetic."""
+BATCH = 512
+"""Rows that go through a network together."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,31 @@ class StudentSampler:
 
     def __call__(self, noise: Tensor, condition: Tensor) -> Tensor:
         return self.student.trajectory(noise, None, condition)[-1].x
+
+
+def in_batches(make: Sampler) -> Sampler:
+    """``make`` without gradients, in batches."""
+
+    @torch.inference_mode()
+    def sampler(noise: Tensor, condition: Tensor) -> Tensor:
+        parts = zip(noise.split(BATCH), condition.split(BATCH), strict=True)
+        return torch.cat([make(*part) for part in parts])
+
+    return sampler
+
+
+def solver_sampler(task: Task, solver: Solver, grid: Grid) -> Sampler:
+    """A solver on a grid, in so many predictions as the task has."""
+    return in_batches(lambda noise, condition: sample(task.teacher, solver, grid, noise, task.num_steps, condition))
+
+
+def nearest(task: Task, candidates: Mapping[str, Sampler], clock: Clock) -> str:
+    """The name of the candidate that comes nearest to the teacher by the chooser; its calls are the clock's.
+
+    Not all are evaluated on all noises (:func:`redif_env.judging.bases.nearest`).
+    """
+    clock.network_calls += bases.evaluated_samples(len(candidates), len(task.chooser.noise)) * task.nfe
+    return bases.nearest(task.chooser, candidates)
 
 
 def seen(teacher: Teacher) -> str:

@@ -11,15 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from experiments.rivals.rival import Sampler
 from redif_env.diffusion.grids import Grid
 from redif_env.diffusion.placement import HOST, place
 from redif_env.diffusion.solvers import ADAMS_BASHFORTH
 from redif_env.teachers.references import ReferencePaths, ReferenceSet, reference_paths
 from redif_env.teachers.teacher import Teacher
-
-BATCH = 512
-"""Rows that go through a network together."""
 
 POOL = 1024
 """Trajectories of the reference set that rivals may be fitted to."""
@@ -101,14 +97,3 @@ def pool_of(teacher: Teacher, whole: ReferenceSet, size: int = POOL) -> Pool:
     noise, condition, endpoints = whole.noise[:size], whole.condition[:size], whole.endpoints[:size]
     part = replace(whole, noise=noise, condition=condition, endpoints=endpoints, key=f"{whole.key} first {len(noise)}")
     return Pool(noise, condition, endpoints, reference_paths(teacher, part))
-
-
-def in_batches(make: Sampler) -> Sampler:
-    """``make`` without gradients, in batches."""
-
-    @torch.inference_mode()
-    def sampler(noise: Tensor, condition: Tensor) -> Tensor:
-        parts = zip(noise.split(BATCH), condition.split(BATCH), strict=True)
-        return torch.cat([make(*part) for part in parts])
-
-    return sampler

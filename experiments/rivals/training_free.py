@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from experiments.rivals.rival import Clock, Fitted, Rival, Sampler, Task
-from experiments.rivals.shortlist import nearest
-from experiments.rivals.two_calls import Choice, TwoCallSampler, heun, midpoint
+from experiments.rivals.rival import Clock, Fitted, Rival, Sampler, Task, nearest
+from experiments.rivals.two_calls import Choice, heun, midpoint, two_call_sampler
 from redif_env.diffusion.grids import GRIDS
 from redif_env.judging.baselines import SOLVER_GRIDS, Baseline
 from redif_env.judging.bases import LINEAR_GRIDS, linear_base
@@ -62,7 +61,7 @@ def _linear(task: Task, grid: str) -> Sampler:
 
 
 def _twice(choose: Choice, task: Task, grid: str) -> Sampler:
-    return TwoCallSampler(task.teacher, GRIDS[grid], task.num_steps, choose)
+    return two_call_sampler(task.teacher, GRIDS[grid], task.num_steps, choose)
 
 
 TRAINING_FREE: dict[str, Rival] = {

@@ -6,13 +6,13 @@ first level is taken with the noise predictions of both calls. Steps share no hi
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from experiments.rivals.rival import Sampler, in_batches
 from redif_env.diffusion.grids import Grid
 from redif_env.diffusion.placement import place
 from redif_env.diffusion.predictions import clean_estimate
@@ -98,25 +98,14 @@ def two_call_states(
             state = replace(state, x=state.x.detach(), history=state.history.detach())
 
 
-def sample_twice(model: Teacher, grid: Grid, noise: Tensor, condition: Tensor, nfe: int, choose: Choice) -> Tensor:
-    """Samples ``(B, *S)`` of ``nfe`` predictions: the end of :func:`two_call_states`."""
-    (last,) = deque(two_call_states(model, grid, noise, condition, nfe, choose), maxlen=1)
-    return last.x
+def two_call_sampler(model: Teacher, grid: Grid, nfe: int, choose: Choice) -> Sampler:
+    """The end of :func:`two_call_states`, in batches and without gradients."""
 
+    def made(noise: Tensor, condition: Tensor) -> Tensor:
+        *_, last = two_call_states(model, grid, noise, condition, nfe, choose)
+        return last.x
 
-@dataclass(frozen=True)
-class TwoCallSampler:
-    """:func:`sample_twice` in batches and without gradients."""
-
-    model: Teacher
-    grid: Grid
-    nfe: int
-    choose: Choice
-
-    @torch.inference_mode()
-    def __call__(self, noise: Tensor, condition: Tensor) -> Tensor:
-        parts = zip(noise.split(self.model.run_size), condition.split(self.model.run_size), strict=True)
-        return torch.cat([sample_twice(self.model, self.grid, *part, self.nfe, self.choose) for part in parts])
+    return in_batches(made)
 
 
 def moved(state: State, x0: Tensor, half_logsnr: Tensor, schedule: Schedule) -> State:

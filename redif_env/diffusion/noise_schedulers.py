@@ -23,49 +23,25 @@ from redif_env.diffusion.schedules import (
 from redif_env.diffusion.types import PredictionType
 
 _BETA_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
-_BETAS = (
-    "CogVideoXDDIMScheduler",
-    "CogVideoXDPMScheduler",
-    "DDIMInverseScheduler",
-    "DDIMParallelScheduler",
-    "DDIMScheduler",
-    "DDPMParallelScheduler",
-    "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepInverseScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler",
-    "PNDMScheduler",
-    "RePaintScheduler",
-    "SASolverScheduler",
-    "UnCLIPScheduler",
-    "UniPCMultistepScheduler",
-)
-"""Schedulers whose schedule is a table of betas."""
 _EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 _FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
-_DISCRETE = (
-    "VQDiffusionScheduler",
-    "AmusedScheduler",
-    "BlockRefinementScheduler",
-    "DiscreteDDIMScheduler",
-    "EntropyBoundScheduler",
-)
-_CONSISTENCY = (
-    "CMStochasticIterativeScheduler",
-    "LCMScheduler",
-    "TCDScheduler",
-    "SCMScheduler",
-    "FlowMatchLCMScheduler",
-)
-
+FEW_STEP = "it is a few-step student already; use the many-step model that it was distilled from"
+DISCRETE = "discrete diffusion moves between tokens, which have no alpha, sigma or probability flow"
+REFUSED_SCHEDULERS = {
+    "CMStochasticIterativeScheduler": FEW_STEP,
+    "LCMScheduler": FEW_STEP,
+    "TCDScheduler": FEW_STEP,
+    "SCMScheduler": FEW_STEP,
+    "FlowMatchLCMScheduler": FEW_STEP,
+    "FlowMapEulerDiscreteScheduler": FEW_STEP,
+    "PiFlowScheduler": FEW_STEP,
+    "VQDiffusionScheduler": DISCRETE,
+    "AmusedScheduler": DISCRETE,
+    "BlockRefinementScheduler": DISCRETE,
+    "DiscreteDDIMScheduler": DISCRETE,
+    "EntropyBoundScheduler": DISCRETE,
+}
+"""Schedulers whose models cannot be teachers, and why."""
 
 _READ = frozenset(
     (
@@ -133,16 +109,8 @@ def read_scheduler(config: Mapping[str, Any], name: str, tokens: int | None = No
     kind = str(config.get("_class_name"))
     if kind == "ReDiFScheduler":
         return read_scheduler(config["process"]["noise"], name, tokens)
-    if kind in _DISCRETE:
-        raise ValueError(
-            f"teacher={name!r} has a {kind}: discrete diffusion moves between tokens, which have no alpha, sigma and "
-            "no probability flow to step along"
-        )
-    if kind in _CONSISTENCY:
-        raise ValueError(
-            f"teacher={name!r} has a {kind}: it is a few-step student already; use the many-step model that it was "
-            "distilled from"
-        )
+    if kind in REFUSED_SCHEDULERS:
+        raise ValueError(f"teacher={name!r} has a {kind}: {REFUSED_SCHEDULERS[kind]}")
     config = _with_defaults(config, name)
     if kind in _EDM:
         return _edm(config, name)
@@ -200,16 +168,18 @@ def _with_defaults(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     kind = config.get("_class_name")
     if kind is None:
         return _complete(config, name)
-    if kind not in (*_BETAS, *_EDM, *_FLOW, "ScoreSdeVeScheduler"):
-        raise ValueError(
-            f"teacher={name!r} has the scheduler {kind!r}, whose alpha and sigma are unknown: schedulers can be "
-            f"{', '.join((*_BETAS, *_EDM, *_FLOW, 'ScoreSdeVeScheduler'))}"
-        )
     import diffusers
 
-    taken = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    found: Any = getattr(diffusers, kind, None)
+    taken = inspect.signature(found.__init__).parameters if inspect.isclass(found) else {}  # type: ignore[misc]
     if "args" in taken:  # what stands for a class whose own packages are not installed
         return _complete(config, name)
+    without_betas = (*_EDM, *_FLOW, "ScoreSdeVeScheduler")
+    if "beta_schedule" not in taken and kind not in without_betas:
+        raise ValueError(
+            f"teacher={name!r} has the scheduler {kind!r}, whose alpha and sigma are unknown: schedulers can be "
+            f"diffusers' own with a beta_schedule, and {', '.join(without_betas)}"
+        )
     defaults = {key: value.default for key, value in taken.items() if key not in ("self", "kwargs")}
     unread = [
         key

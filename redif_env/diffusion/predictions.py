@@ -1,7 +1,7 @@
 """Prediction types: what a network's output means, and how each form is turned into the others.
 
 Every form is linear in the clean sample and the noise, so at a level both directions are a few numbers: the output is
-turned into a clean estimate and a noise prediction (:func:`read_output`) and back (:func:`write_output`); the two are
+turned into a clean estimate and a noise prediction (:meth:`Preconditioning.read`) and back (``write``); the two are
 inverse at any level with signal and noise.
 """
 
@@ -31,25 +31,6 @@ def noise_estimate(x: Tensor, x0: Tensor, level: Level) -> Tensor:
     return (x - alpha * x0) / sigma
 
 
-def read_output(output: Tensor, x: Tensor, level: Level, prediction_type: PredictionType) -> Prediction:
-    """Clean estimate and noise prediction of a network's ``output`` ``(B, *S)`` at ``x`` ``(B, *S)``.
-
-    No form but ``epsilon`` (and ``sample``) divides by alpha (sigma), so the others can be read at pure noise.
-    """
-    return PLAIN.read(output, x, level, prediction_type)
-
-
-def write_output(prediction: Prediction, level: Level, prediction_type: PredictionType) -> Tensor:
-    """The output ``(B, *S)`` of a network that makes this prediction: what :func:`read_output` reads."""
-    return PLAIN.write(prediction, level, prediction_type)
-
-
-def velocity(x: Tensor, eps: Tensor, level: Level) -> Tensor:
-    """``v = alpha * eps - sigma * x0`` from ``x = alpha * x0 + sigma * eps``, for ``alpha**2 + sigma**2 = 1``."""
-    alpha, sigma = _scales(level, x)
-    return (eps - sigma * x) / alpha
-
-
 class Preconditioning:
     """The scales of a network's inputs and outputs; this one has none of its own."""
 
@@ -68,7 +49,10 @@ class Preconditioning:
         return inputs if scale is None else inputs / place(scale, inputs)
 
     def read(self, output: Tensor, x: Tensor, level: Level, prediction_type: PredictionType) -> Prediction:
-        """Clean estimate and noise prediction of an ``output``."""
+        """Clean estimate and noise prediction of a network's ``output`` at ``x``, all ``(B, *S)``.
+
+        No form but ``epsilon`` (and ``sample``) divides by alpha (sigma), so the others can be read at pure noise.
+        """
         if prediction_type is PredictionType.EPSILON:
             return Prediction(x0=clean_estimate(x, output, level), eps=output)
         if prediction_type is PredictionType.SAMPLE:
@@ -141,10 +125,10 @@ class ScorePreconditioning(Preconditioning):
     """The network predicts the score, ``-eps / sigma`` (Song et al. 2021); its prediction type is ``epsilon``."""
 
     def read(self, output: Tensor, x: Tensor, level: Level, prediction_type: PredictionType) -> Prediction:
-        return read_output(-place(level.sigma, x) * output, x, level, prediction_type)
+        return super().read(-place(level.sigma, x) * output, x, level, prediction_type)
 
     def write(self, prediction: Prediction, level: Level, prediction_type: PredictionType) -> Tensor:
-        return -write_output(prediction, level, prediction_type) / place(level.sigma, prediction.eps)
+        return -super().write(prediction, level, prediction_type) / place(level.sigma, prediction.eps)
 
 
 def _scales(level: Level, like: Tensor) -> Pair:

@@ -111,15 +111,18 @@ def cores_of(env: Any) -> list[ReDiFVectorEnv]:
     return [single.batch for single in singles]
 
 
-def copied(env: Any) -> Any:
+def copied(env: Any, passive: tuple[type, ...] = PASSIVE) -> Any:
     """A copy of a Gymnasium environment that can be stepped while the original stays as it is.
 
-    Decision process and reference set are shared; observation normalisers are frozen.
+    Decision process and reference set are shared; observation normalisers are frozen; ``passive`` wrappers on top are
+    left out.
 
     Raises:
         ValueError: if a wrapper cannot be copied.
     """
-    clone = deep_copy(bare(env), cores_of(env))
+    while isinstance(env, passive):
+        env = env.env  # type: ignore[attr-defined]
+    clone = deep_copy(env, cores_of(env))
     singles = clone.unwrapped.envs if isinstance(clone.unwrapped, SyncVectorEnv) else []
     for layer in (layer for each in (clone, *singles) for layer in chain(each)):
         if isinstance(layer, NormalizeObservation | batched.NormalizeObservation):
@@ -196,13 +199,6 @@ def chain(env: Any) -> list[Any]:
         layers.append(env)
         env = env.env
     return layers
-
-
-def bare(env: Any, passive: tuple[type, ...] = PASSIVE) -> Any:
-    """``env`` without the passive wrappers on top."""
-    while isinstance(env, passive):
-        env = env.env  # type: ignore[attr-defined]
-    return env
 
 
 def deep_copy(env: Any, cores: list[ReDiFVectorEnv]) -> Any:

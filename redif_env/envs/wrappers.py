@@ -28,7 +28,7 @@ from redif_env.measures.distances import Distance, root_mean_square
 from redif_env.measures.features import load_features
 from redif_env.measures.kernels import Kernel
 from redif_env.rewards import cost as costs
-from redif_env.rewards import custom, distribution, endpoint, feature, path, teacher
+from redif_env.rewards import custom, distribution, endpoint, feature, path
 from redif_env.rewards.reward import Reward, Term, reset_reward
 
 AnyEnv = TypeVar("AnyEnv", gym.Env[Any, Any], VectorEnv[Any, Any, Any])
@@ -162,17 +162,15 @@ def EndpointAlignment(
 def FeatureAlignment(
     env: AnyEnv, features: str | nn.Module | None = None, weight: float = 1.0, name: str = "feature"
 ) -> AnyEnv:
-    """Add :class:`redif_env.rewards.feature.FeatureAlignment`.
+    """Add :func:`redif_env.rewards.feature.feature_alignment`.
 
     ``features`` is a network from samples to ``(B, D)``, or a name for
     :func:`redif_env.measures.features.load_features`.
     """
     core = core_of(env)
-    network = load_features(features, core.mdp.teacher.image_shape) if isinstance(features, str) else features
-    reward = feature.FeatureAlignment.calibrated(core.mdp, core.reference, network, name)
-    return add_reward(
-        env, reward, weight, Recipe("FeatureAlignment", {"features": features, "weight": weight, "name": name})
-    )
+    reward = feature.feature_alignment(core.mdp, core.reference, _network(features, core), name)
+    given = {"features": features, "weight": weight, "name": name}
+    return add_reward(env, reward, weight, Recipe("FeatureAlignment", given))
 
 
 def TrajectoryAlignment(
@@ -189,23 +187,6 @@ def PathAlignment(env: AnyEnv, weight: float = 1.0, name: str = "path") -> AnyEn
     return add_reward(env, reward, weight, Recipe("PathAlignment", {"weight": weight, "name": name}))
 
 
-def ScoreAgreement(env: AnyEnv, weight: float = 1.0, name: str = "score") -> AnyEnv:
-    """Add :class:`redif_env.rewards.teacher.ScoreAgreement`."""
-    core = core_of(env)
-    reward = teacher.ScoreAgreement.calibrated(core.mdp, core.reference, name)
-    return add_reward(env, reward, weight, Recipe("ScoreAgreement", {"weight": weight, "name": name}))
-
-
-def TeacherResidual(
-    env: AnyEnv, times: tuple[float, ...] = (0.1, 0.3), weight: float = 1.0, name: str = "residual"
-) -> AnyEnv:
-    """Add :class:`redif_env.rewards.teacher.TeacherResidual`."""
-    core = core_of(env)
-    reward = teacher.TeacherResidual.calibrated(core.mdp, core.reference, tuple(times), name)
-    given = {"weight": weight, "name": name, "times": times}
-    return add_reward(env, reward, weight, Recipe("TeacherResidual", given))
-
-
 def DistributionAlignment(
     env: AnyEnv,
     kernel: Kernel | None = None,
@@ -215,7 +196,7 @@ def DistributionAlignment(
 ) -> AnyEnv:
     """Add ``DistributionAlignment``; ``features`` as in :func:`FeatureAlignment`."""
     core = core_of(env)
-    network = load_features(features, core.mdp.teacher.image_shape) if isinstance(features, str) else features
+    network = _network(features, core)
     reward = distribution.DistributionAlignment.calibrated(core.mdp, core.reference, kernel, network, name)
     given = {"features": features, "weight": weight, "name": name} | ({} if kernel is None else {"kernel": kernel})
     return add_reward(env, reward, weight, Recipe("DistributionAlignment", given))
@@ -234,6 +215,10 @@ def CallableReward(
     """Add any function of the transition (:class:`redif_env.rewards.custom.CallableReward`)."""
     given = {"fn": fn, "name": name, "weight": weight}
     return add_reward(env, custom.CallableReward(fn, name), weight, Recipe("CallableReward", given))
+
+
+def _network(features: str | nn.Module | None, core: ReDiFVectorEnv) -> nn.Module | None:
+    return load_features(features, core.mdp.teacher.image_shape) if isinstance(features, str) else features
 
 
 def _add_alignment(

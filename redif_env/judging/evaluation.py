@@ -29,12 +29,9 @@ from redif_env.measures.metrics import (
     mode_switches,
     precision,
     recall,
-    sliced_wasserstein,
-    wasserstein,
 )
 from redif_env.storage.data import load_digits
 from redif_env.students.student import Student
-from redif_env.teachers.mixtures import GaussianMixture
 from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, reference_set, sizes_of
 from redif_env.teachers.teacher import PipelineTeacher, Teacher
 
@@ -148,7 +145,7 @@ class Evaluator:
     def set_measures(self, samples: Tensor) -> dict[str, float]:
         """Further metrics of samples ``(size, *S)``, clipped, against the endpoints.
 
-        ``kd``: KID times 1000. ``swd``: sliced Wasserstein distance. ``fd_pixels``: Frechet distance of pixels.
+        ``kd``: KID times 1000. ``fd_pixels``: Frechet distance of pixels.
         ``mode_switches``: share of samples nearer to another noise's endpoint than to their own. ``fd_switched``:
         Frechet distance with all other samples replaced by their endpoints. ``fd_others``: with these replaced.
         """
@@ -161,42 +158,15 @@ class Evaluator:
             "recall": recall(features, endpoints),
             "density": density(features, endpoints),
             "coverage": coverage(features, endpoints),
-            "swd": sliced_wasserstein(features, endpoints),
             "fd_pixels": frechet_distance(samples.flatten(1), self.endpoints.flatten(1)),
             "mode_switches": switched.double().mean().item(),
             "fd_switched": frechet_distance(torch.where(switched, features, endpoints), endpoints),
             "fd_others": frechet_distance(torch.where(switched, endpoints, features), endpoints),
         }
 
-    def exact_measures(self, samples: Tensor) -> dict[str, float]:
-        """Exact metrics of samples ``(size, *S)`` for Gaussian mixture teachers; empty for others.
-
-        ``nll``: mean negative log likelihood in nats. ``wasserstein``: distance of order 2 to as many samples of the
-        mixture; takes seconds for a few thousand.
-        """
-        mixture = self.teacher.network
-        if not isinstance(mixture, GaussianMixture):
-            return {}
-        clean = torch.full((len(samples),), torch.inf, dtype=torch.float64, device=HOST)
-        drawn = mixture.sample(len(samples), torch.Generator().manual_seed(TEST_SEED))
-        return {
-            "nll": -mixture.log_prob(samples, clean).mean().item(),
-            "wasserstein": wasserstein(samples.flatten(1), drawn.flatten(1)),
-        }
-
-    def baselines(
-        self,
-        nfe: int,
-        candidates: Sequence[AnyBaseline] | None = None,
-        screen_size: int = SCREEN_SIZE,
-        shortlist: int = SHORTLIST,
-    ) -> list[Row]:
-        """Rows of training-free baselines at ``nfe`` network calls, best first: ``candidates``, or all if not given.
-
-        With more than ``screen_size`` noises, all are screened on that many, and the best ``shortlist`` evaluated.
-        """
-        rows = [row for row, _ in self.each_baseline(nfe, candidates, screen_size, shortlist)]
-        return sorted(rows, key=lambda row: row.fd_teacher)
+    def baselines(self, nfe: int, candidates: Sequence[AnyBaseline] | None = None) -> list[Row]:
+        """Rows of training-free baselines at ``nfe`` network calls, best first: ``candidates``, or all if not given."""
+        return sorted((row for row, _ in self.each_baseline(nfe, candidates)), key=lambda row: row.fd_teacher)
 
     def each_baseline(
         self,
@@ -205,7 +175,10 @@ class Evaluator:
         screen_size: int = SCREEN_SIZE,
         shortlist: int = SHORTLIST,
     ) -> Iterator[tuple[Row, Tensor]]:
-        """As :meth:`baselines`, one by one, each with its samples."""
+        """As :meth:`baselines`, one by one, each with its samples.
+
+        With more than ``screen_size`` noises, all are screened on that many, and the best ``shortlist`` evaluated.
+        """
         chosen: list[AnyBaseline] = list(all_baselines() if candidates is None else candidates)
         if len(self.noise) > screen_size and len(chosen) > shortlist:
             progress = tqdm(chosen, desc="screening solvers")

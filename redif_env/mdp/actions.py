@@ -182,13 +182,10 @@ class NoiseMap(ActionMap):
     Args:
         max_output: network output for an action of 1. Outputs are about normal; one in 16,000 exceeds 4.
         max_shift: as in :class:`SolverMap`.
-        initial_actions: an action of :class:`SolverMap` for each step to start from, such as the mean actions of a
-            student that was trained with that map. Number 0 is added to its number 0. The base solver if not given.
     """
 
     max_output: float = 4.0
     max_shift: float = SolverMap.max_shift
-    initial_actions: tuple[tuple[float, ...], ...] | None = None
     predicts = True
     history = SolverMap.history
 
@@ -202,24 +199,12 @@ class NoiseMap(ActionMap):
         return parameterization.preconditioning.read(output, state.x, level, parameterization.prediction_type)
 
     def decode(self, action: Tensor, state: State, base: BaseSolver) -> Decision:
-        if self.initial_actions is None:
-            return StepMap(self.max_shift).decode(action[:, :1], state, base)
-        initial = torch.tensor(self.initial_actions, dtype=torch.float64, device=HOST)
-        row = len(initial) - state.steps_left.clamp(min=1)
-        full = torch.cat([initial[row, :1] + _numbers(action[:, :1]), initial[row, 1:]], dim=1)
-        return SolverMap(self.max_shift).decode(full.clamp(-1, 1), state, base)
+        return self.finished.decode(action[:, :1], state, base)
 
     @property
-    def finished(self) -> ActionMap:
+    def finished(self) -> StepMap:
         """The action map of the finished student, whose network replaces the teacher's."""
-        return StepMap(self.max_shift) if self.initial_actions is None else SolverMap(self.max_shift)
-
-    def table(self, shifts: Tensor) -> Tensor:
-        """Actions ``(num_steps, A)`` of the ``finished`` map from the step size of each step ``(num_steps,)``."""
-        if self.initial_actions is None:
-            return shifts[:, None]
-        initial = torch.tensor(self.initial_actions, dtype=shifts.dtype, device=shifts.device)
-        return torch.cat([initial[:, :1] + shifts[:, None], initial[:, 1:]], dim=1).clamp(-1, 1)
+        return StepMap(self.max_shift)
 
 
 ACTION_MAPS: dict[str, ActionMap] = {"solver": SolverMap(), "step": StepMap(), "noise": NoiseMap()}

@@ -23,12 +23,10 @@ class Classifier(nn.Module):
         num_classes: number of labels.
     """
 
-    num_features = NUM_FEATURES
-
     def __init__(self, body: nn.Module, num_classes: int) -> None:
         super().__init__()
         self.body = body
-        self.head = nn.Linear(self.num_features, num_classes)
+        self.head = nn.Linear(NUM_FEATURES, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
         """The penultimate layer."""

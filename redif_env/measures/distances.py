@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from redif_env.diffusion.placement import stock_defaults
 
@@ -31,11 +30,6 @@ def root_mean_square(samples: Tensor, endpoints: Tensor) -> Tensor:
 def squared_error(samples: Tensor, endpoints: Tensor) -> Tensor:
     """Mean squared error over dimensions."""
     return (samples - endpoints).flatten(1).square().mean(dim=1)
-
-
-def cosine_distance(samples: Tensor, endpoints: Tensor) -> Tensor:
-    """One minus the cosine similarity, in [0, 2]."""
-    return 1 - F.cosine_similarity(samples.flatten(1), endpoints.flatten(1), dim=1)
 
 
 @stock_defaults()

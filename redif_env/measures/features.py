@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,8 @@ INCEPTION = "inception:"
 """Prefix of a feature name; the path of the Inception weights follows."""
 
 
-class PixelFeatures(nn.Module):
-    """The flattened samples: the features of data that have no feature network."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, samples: Tensor) -> Tensor:
-        return samples.flatten(1)
-
-
 class PenultimateFeatures(nn.Module):
-    """The penultimate layer of a classifier as a module, the form that torchmetrics takes.
+    """The penultimate layer of a classifier as a module.
 
     Args:
         classifier: the network.
@@ -44,7 +32,6 @@ class PenultimateFeatures(nn.Module):
     def __init__(self, classifier: Classifier, side: int) -> None:
         super().__init__()
         self.classifier, self.side = classifier, side
-        self.num_features = classifier.num_features
 
     def forward(self, images: Tensor) -> Tensor:
         top, left = ((size - self.side) // 2 for size in images.shape[-2:])
@@ -216,7 +203,7 @@ def load_features(name: str, sample_shape: tuple[int, ...], vae: nn.Module | Non
 def _features(name: str, sample_shape: tuple[int, ...], vae: nn.Module | None) -> nn.Module:
     network: nn.Module
     if name == "pixels":
-        network = PixelFeatures(math.prod(sample_shape))
+        network = nn.Flatten()
     elif name == VAE:
         if vae is None:
             raise ValueError(f"features={name!r} needs a teacher with a VAE that encodes images: try 'pixels'")

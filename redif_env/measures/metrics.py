@@ -80,42 +80,6 @@ def density(samples: Tensor, reference: Tensor, neighbours: int = 5) -> float:
 
 
 @torch.inference_mode()
-def sliced_wasserstein(samples: Tensor, reference: Tensor, projections: int = 256, seed: int = 0) -> float:
-    """Sliced Wasserstein distance of order 2 (Bonneel et al. 2015).
-
-    The root mean square, over random projections, of the one-dimensional distance.
-
-    Raises:
-        ValueError: if the sets differ in size.
-    """
-    if len(samples) != len(reference):
-        raise ValueError(f"samples must be as many as reference ({len(reference)}), got {len(samples)}")
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(samples.shape[1], projections, generator=generator, dtype=torch.float64, device=HOST)
-    directions = directions / directions.norm(dim=0)
-    along = [(points.to(HOST).double() @ directions).sort(dim=0).values for points in (samples, reference)]
-    return float((along[0] - along[1]).square().mean().sqrt())
-
-
-@torch.inference_mode()
-def wasserstein(samples: Tensor, reference: Tensor) -> float:
-    """Exact Wasserstein distance of order 2 between sets of equal size, from scipy's linear assignment.
-
-    The cost is cubic in the size: a few thousand rows take seconds.
-
-    Raises:
-        ValueError: if the sets differ in size.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    if len(samples) != len(reference):
-        raise ValueError(f"samples must be as many as reference ({len(reference)}), got {len(samples)}")
-    apart = torch.cdist(double(samples), double(reference), compute_mode="donot_use_mm_for_euclid_dist")
-    costs = apart.square().cpu().numpy()
-    return float(costs[linear_sum_assignment(costs)].mean() ** 0.5)
-
-
-@torch.inference_mode()
 def mode_switches(samples: Tensor, endpoints: Tensor) -> Tensor:
     """Mask ``(N,)`` of samples that are nearer to another noise's endpoint than to their own; rows are paired.
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from redif_env.diffusion.placement import HOST
+from redif_env.storage.files import write_file
 
 TILE = 64
 """Minimum side of one tile, in pixels."""
@@ -66,3 +70,9 @@ def tile(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
             top, left = GAP + line * (height * factor + GAP), GAP + column * (width * factor + GAP)
             page[top : top + height * factor, left : left + width * factor] = large[line, column]
     return page
+
+
+def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write a picture ``(height, width, 3)``: the whole file or none."""
+    with write_file(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG", optimize=True)

@@ -3,46 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from redif_env.diffusion.types import Transition
 from redif_env.mdp.process import DenoisingMDP
-from redif_env.measures.distances import Distance, root_mean_square
+from redif_env.measures.distances import root_mean_square
 from redif_env.measures.features import default_features, embed, load_features
-from redif_env.rewards.calibration import base_distance
-from redif_env.rewards.reward import check_scale, terminal_values
+from redif_env.rewards.endpoint import EndpointAlignment
 from redif_env.teachers.references import ReferenceSet
 from redif_env.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True)
-class FeatureAlignment:
-    """:class:`EndpointAlignment` with the RMSE of features as distance, which is closer to a Frechet distance.
+class FeatureDistance:
+    """RMSE of features ``(B,)``."""
 
-    With the scale of :meth:`calibrated`, the base solver's mean return is -1 and the teacher's is 0.
-    """
-
-    scale: float
     features: nn.Module
-    name: str = "feature"
 
-    def __post_init__(self) -> None:
-        check_scale(self.scale)
+    def __call__(self, samples: Tensor, endpoints: Tensor) -> Tensor:
+        both = embed_samples(self.features, torch.cat([samples, endpoints]))
+        return root_mean_square(*both.chunk(2))
 
-    def __call__(self, transition: Transition) -> Tensor:
-        distance = partial(feature_root_mean_square, self.features)
-        return terminal_values(self.name, transition, distance) * (-1 / self.scale)
 
-    @classmethod
-    def calibrated(
-        cls, mdp: DenoisingMDP, reference: ReferenceSet, features: nn.Module | None = None, name: str = "feature"
-    ) -> FeatureAlignment:
-        """Make the reward with the base solver's mean distance as scale; ``features`` default to the sample shape's."""
-        network = frozen_features(features, mdp.teacher)
-        return cls(base_distance(mdp, reference, partial(feature_root_mean_square, network)), network, name)
+def feature_alignment(
+    mdp: DenoisingMDP, reference: ReferenceSet, features: nn.Module | None = None, name: str = "feature"
+) -> EndpointAlignment:
+    """The endpoint reward with the RMSE of features as distance, which is closer to a Frechet distance.
+
+    ``features`` default to the sample shape's.
+    """
+    return EndpointAlignment.calibrated(mdp, reference, FeatureDistance(frozen_features(features, mdp.teacher)), name)
 
 
 class LatentFeatures(nn.Module):
@@ -54,17 +45,6 @@ class LatentFeatures(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         return embed(self.features, self.teacher.images(latents))
-
-
-def feature_root_mean_square(features: nn.Module, samples: Tensor, endpoints: Tensor) -> Tensor:
-    """RMSE of features ``(B,)``."""
-    both = embed_samples(features, torch.cat([samples, endpoints]))
-    return root_mean_square(*both.chunk(2))
-
-
-def feature_distance(teacher: Teacher, features: nn.Module | None = None) -> Distance:
-    """The unscaled distance of :class:`FeatureAlignment`; ``features`` default to the sample shape's."""
-    return partial(feature_root_mean_square, frozen_features(features, teacher))
 
 
 def embed_samples(features: nn.Module, samples: Tensor) -> Tensor:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from redif_env.mdp.process import DenoisingMDP
-from redif_env.measures.distances import cosine_distance, squared_error, structural_dissimilarity
+from redif_env.measures.distances import squared_error, structural_dissimilarity
 from redif_env.measures.kernels import EnergyKernel
 from redif_env.rewards.cost import StepCost
 from redif_env.rewards.distribution import DistributionAlignment
 from redif_env.rewards.endpoint import EndpointAlignment, TrajectoryAlignment, image_distance
-from redif_env.rewards.feature import FeatureAlignment
+from redif_env.rewards.feature import feature_alignment
 from redif_env.rewards.path import PathAlignment
 from redif_env.rewards.reward import Reward, Term
-from redif_env.rewards.teacher import ScoreAgreement, TeacherResidual
 from redif_env.storage.checks import check_argument
 from redif_env.teachers.references import ReferenceSet
 
@@ -22,15 +21,12 @@ RewardFactory = Callable[[DenoisingMDP, ReferenceSet], Reward]
 REWARDS: dict[str, RewardFactory] = {
     "endpoint": EndpointAlignment.calibrated,
     "endpoint_squared": lambda mdp, ref: EndpointAlignment.calibrated(mdp, ref, squared_error, "endpoint_squared"),
-    "endpoint_cosine": lambda mdp, ref: EndpointAlignment.calibrated(mdp, ref, cosine_distance, "endpoint_cosine"),
     "endpoint_ssim": lambda mdp, ref: EndpointAlignment.calibrated(
         mdp, ref, image_distance(structural_dissimilarity, mdp.teacher), "endpoint_ssim"
     ),
-    "feature": FeatureAlignment.calibrated,
+    "feature": feature_alignment,
     "trajectory": TrajectoryAlignment.calibrated,
     "path": PathAlignment.calibrated,
-    "score": ScoreAgreement.calibrated,
-    "residual": TeacherResidual.calibrated,
     "mmd": DistributionAlignment.calibrated,
     "energy": lambda mdp, ref: DistributionAlignment.calibrated(mdp, ref, EnergyKernel(), name="energy"),
     "step_cost": lambda mdp, ref: StepCost(1.0),

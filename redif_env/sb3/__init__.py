@@ -9,7 +9,7 @@ from redif_env.sb3.exploration import step_gains, student_exploration
 from redif_env.sb3.groups import GroupRelativeReturns
 from redif_env.sb3.health import HealthCheck
 from redif_env.sb3.levels import LevelNormalisedAdvantages
-from redif_env.sb3.student_policy import Reduction, StudentPolicy, clip_range_of, student_kwargs
+from redif_env.sb3.student_policy import StudentPolicy, clip_range_of, student_kwargs
 from redif_env.sb3.vec_env import ReDiFVecEnv, make_vec_env
 from redif_env.training.runs import UnhealthyRunError
 
@@ -20,7 +20,6 @@ __all__ = [
     "HealthCheck",
     "LevelNormalisedAdvantages",
     "ReDiFVecEnv",
-    "Reduction",
     "StudentPolicy",
     "UnhealthyRunError",
     "clip_range_of",

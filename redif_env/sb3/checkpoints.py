@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,14 +27,6 @@ from redif_env.sb3.vec_env import ReDiFVecEnv
 from redif_env.storage.checkpoints import add_state, newest_state
 
 
-class Stateful(Protocol):
-    """A part of a run with its own state, such as a callback."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
 class Checkpointer(BaseCallback):
     """Saves a checkpoint at the start of a rollout, every ``every`` environment steps and when the run is stopped.
 
@@ -46,11 +38,11 @@ class Checkpointer(BaseCallback):
     Args:
         folder: folder of the checkpoints, each in a subfolder named by its number of environment steps.
         every: environment steps between two checkpoints.
-        components: further parts of the run to save, by name.
+        components: further parts of the run to save, by name, each with ``state_dict`` and ``load_state_dict``.
         keep: number of checkpoints to keep.
     """
 
-    def __init__(self, folder: Path, every: int, components: Mapping[str, Stateful], keep: int = 2) -> None:
+    def __init__(self, folder: Path, every: int, components: Mapping[str, Any], keep: int = 2) -> None:
         super().__init__()
         if every < 1 or keep < 1:
             raise ValueError(f"every and keep must be at least 1, got {every} and {keep}")

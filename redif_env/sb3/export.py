@@ -24,9 +24,6 @@ from redif_env.students.student import Student
 from redif_env.teachers.networks import build_network
 from redif_env.teachers.teacher import own_teacher
 
-TOLERANCE = 1e-3
-"""Largest difference between an agent's decision and its student's, in actions (their range is [-1, 1])."""
-
 
 def student_of_agent(agent: BaseAlgorithm, env: VecEnv | None = None) -> Student:
     """The student of a trained agent; ``env`` defaults to the agent's environment.
@@ -82,12 +79,8 @@ def student_of(policy: BasePolicy, mdp: DenoisingMDP, maps: Between | None = Non
     assert isinstance(action_map, NoiseMap)
     network = build_network(policy.settings["network"])
     network.load_state_dict(policy.plain_weights())
-    table = action_map.table(policy.shift.detach().cpu().clamp(-1, 1))
-    parameterization = (
-        mdp.teacher.parameterization
-        if policy.settings["predicts_noise"]
-        else action_parameterization(mdp.teacher.parameterization)
-    )
+    table = policy.shift.detach().cpu().clamp(-1, 1)[:, None]
+    parameterization = action_parameterization(mdp.teacher.parameterization)
     own = own_teacher(mdp.teacher, network, parameterization).to(mdp.teacher.device, mdp.teacher.dtype)
     process = replace(mdp, teacher=own, action_map=action_map.finished, observation=Features())
     return Student(process, Policy.from_table(table, process.observation_size))

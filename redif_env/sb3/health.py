@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from redif_env.sb3.levels import levels_of, rows_of, steps_of_buffer
-from redif_env.sb3.student_policy import Reduction, StudentPolicy
+from redif_env.sb3.student_policy import StudentPolicy
 from redif_env.training.runs import UnhealthyRunError
 
 RATIO_TOLERANCE = 1e-5
@@ -84,7 +84,7 @@ class HealthCheck(BaseCallback):
         if broken:
             raise UnhealthyRunError(
                 f"the policy is not finite after {self.num_timesteps:,} steps (first in {broken[0]}): lower the "
-                "learning rate or max_grad_norm, or choose reduction='mean'"
+                "learning rate or max_grad_norm"
             )
 
     @torch.no_grad()
@@ -99,11 +99,9 @@ class HealthCheck(BaseCallback):
             worst = max(worst, ((log_prob - old).exp() - 1).abs().max().item())
         self.logger.record("health/first_ratio_error", worst)
         if not worst <= RATIO_TOLERANCE:
-            hint = "" if self._policy.settings["reduction"] is Reduction.MEAN else ", or choose reduction='mean'"
             raise UnhealthyRunError(
                 f"the importance ratio before the first update is off 1 by {worst:.2g} (allowed: {RATIO_TOLERANCE}): "
-                f"the policy differs between rollouts and updates; disable randomness and changes of precision in the "
-                f"network{hint}"
+                "the policy differs between rollouts and updates; disable randomness and changes of precision in it"
             )
 
     def _log_rewards(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -18,8 +17,6 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from redif_env.diffusion.placement import stock_defaults
-from redif_env.diffusion.predictions import velocity
-from redif_env.diffusion.schedules import preserving_level
 from redif_env.mdp.actions import NoiseMap
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.students.network.adapters import add_adapters, merged_weights
@@ -29,34 +26,23 @@ from redif_env.teachers.teacher import config_of
 VALUE_WIDTH = 64
 
 
-class Reduction(StrEnum):
-    """Reduction of log-probabilities over the dimensions of an action."""
+class AveragedGaussian(DiagGaussianDistribution):
+    """Diagonal Gaussian ``(B, A)`` whose log-probability and entropy are means over the A dimensions.
 
-    MEAN = "mean"
-    SUM = "sum"
-
-
-class ReducedGaussian(DiagGaussianDistribution):
-    """Diagonal Gaussian ``(B, A)`` whose log-probability and entropy are a mean or a sum over the A dimensions.
-
-    With the mean, importance ratios are the A-th root of the true ones. The policy gradient has the same direction, and
-    its scale does not grow with A.
+    Importance ratios are the A-th root of the true ones: the policy gradient has the same direction, and its scale does
+    not grow with A. A sum over 3,000 dimensions has rounding errors of 1e-4.
     """
 
-    def __init__(self, mean: Tensor, std: Tensor, reduction: Reduction) -> None:
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__(mean.shape[1])
-        self.reduction = reduction
         # Not validated: HealthCheck reports values that are not finite, with the setting to change.
         self.distribution = Normal(mean, std, validate_args=False)
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        return self._reduced(self.distribution.log_prob(actions))
+        return self.distribution.log_prob(actions).mean(dim=1)
 
     def entropy(self) -> Tensor:
-        return self._reduced(self.distribution.entropy())
-
-    def _reduced(self, values: Tensor) -> Tensor:
-        return values.mean(dim=1) if self.reduction is Reduction.MEAN else values.sum(dim=1)
+        return self.distribution.entropy().mean(dim=1)
 
 
 class StudentPolicy(ActorCriticPolicy):
@@ -75,18 +61,14 @@ class StudentPolicy(ActorCriticPolicy):
     but set: ``log_std`` ``(num_steps, 2)`` of step size and prediction, in units of the action; callbacks may change
     it.
 
-    ``clip_range``: with ``reduction="sum"``, the ratio is that of the whole action, and PPO's usual 0.1 to 0.2 applies.
-    With ``"mean"``, use :func:`clip_range_of`; larger values never clip. The sum over 3,000 dimensions has rounding
-    errors of 1e-4.
+    ``clip_range``: use :func:`clip_range_of`, since log-probabilities are means over an action's dimensions; larger
+    values never clip.
 
     Args:
         observation_space, action_space, lr_schedule: passed by the agent.
         network: config of a diffusers model called as ``model(sample, timestep[, class_labels])``, with
             ``_class_name``; plain values, so that saved agents hold no pickled code.
-        predicts_noise: whether the network predicts the noise on a variance-preserving schedule, as a copy of such a
-            teacher does; its output is then converted.
         labels: class label of each of the teacher's conditions; None without labels.
-        reduction: reduction of log-probability and entropy over the dimensions of an action.
         exploration: standard deviations of the network output and of the step size's shift in logits.
         lora_rank: rank of the trained adapters; 0 trains all weights.
         autocast: run the network with bfloat16 autocast, in rollouts and updates.
@@ -106,9 +88,7 @@ class StudentPolicy(ActorCriticPolicy):
         lr_schedule: Schedule,
         *,
         network: Mapping[str, Any],
-        predicts_noise: bool = False,
         labels: list[int] | None = None,
-        reduction: Reduction | str = Reduction.MEAN,
         exploration: tuple[float, float] = (0.1, 0.1),
         lora_rank: int = 0,
         autocast: bool = False,
@@ -122,9 +102,7 @@ class StudentPolicy(ActorCriticPolicy):
         self.num_steps = _checked(observation_space, action_space, use_sde)
         self.settings: dict[str, Any] = {
             "network": dict(network),
-            "predicts_noise": predicts_noise,
             "labels": labels,
-            "reduction": Reduction(reduction),
             "exploration": tuple(exploration),
             "lora_rank": lora_rank,
             "autocast": autocast,
@@ -177,7 +155,7 @@ class StudentPolicy(ActorCriticPolicy):
         distribution, values = self._forward(obs)
         return values, distribution.log_prob(actions), distribution.entropy()
 
-    def get_distribution(self, obs: PyTorchObs) -> ReducedGaussian:
+    def get_distribution(self, obs: PyTorchObs) -> AveragedGaussian:
         return self._forward(obs)[0]
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
@@ -187,24 +165,17 @@ class StudentPolicy(ActorCriticPolicy):
         """A copy of the weights of the student network, with adapters merged."""
         return merged_weights(self.unet)
 
-    def _forward(self, obs: PyTorchObs) -> tuple[ReducedGaussian, Tensor]:
+    def _forward(self, obs: PyTorchObs) -> tuple[AveragedGaussian, Tensor]:
         """The action distribution and values, in one forward pass."""
         assert isinstance(obs, dict)
         step = self.num_steps - obs["nfe_left"][:, 0].long().clamp(min=1)
-        output = self._converted(obs, self._output(obs)).flatten(1)
+        output = self._output(obs).flatten(1)
         std = self.log_std.exp()[step]
-        distribution = ReducedGaussian(
+        distribution = AveragedGaussian(
             torch.cat([self.shift[step, None], output / self.settings["max_output"]], dim=1),
             torch.cat([std[:, :1], std[:, 1:].expand_as(output)], dim=1),
-            self.settings["reduction"],
         )
         return distribution, self.value_net(self._features(obs))
-
-    def _converted(self, obs: dict[str, Tensor], output: Tensor) -> Tensor:
-        """The network output in the action parameterization."""
-        if not self.settings["predicts_noise"]:
-            return output
-        return velocity(obs["sample"], output, preserving_level(obs["level"][:, 0]))
 
     def _output(self, obs: dict[str, Tensor]) -> Tensor:
         labels = {} if self.labels is None else {"class_labels": self.labels[obs["condition"][:, 0].long()]}
@@ -286,12 +257,12 @@ def student_kwargs(mdp: DenoisingMDP, network: Mapping[str, Any] | None = None) 
     }
 
 
-def clip_range_of(clip_range: float, action_size: int, reduction: Reduction) -> float:
+def clip_range_of(clip_range: float, action_size: int) -> float:
     """The ``clip_range`` that has the trust region of ``clip_range`` on whole actions of ``action_size`` dimensions.
 
-    For the mean of log-probabilities, ``(1 + clip_range) ** (1 / action_size) - 1``.
+    ``(1 + clip_range) ** (1 / action_size) - 1``, since log-probabilities are means over an action's dimensions.
     """
-    return clip_range if reduction is Reduction.SUM else math.expm1(math.log1p(clip_range) / action_size)
+    return math.expm1(math.log1p(clip_range) / action_size)
 
 
 def _checked(observation_space: Space, action_space: Space, use_sde: bool) -> int:

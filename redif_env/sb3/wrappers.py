@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from gymnasium.wrappers import NormalizeObservation
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -21,7 +20,8 @@ from stable_baselines3.common.vec_env import (
 )
 
 from redif_env.envs.between import PASSIVE as WATCHING
-from redif_env.envs.between import Between, agreed, bare, chain, deep_copy, of_chain
+from redif_env.envs.between import Between, agreed, deep_copy, of_chain
+from redif_env.envs.between import copied as copied_single
 from redif_env.envs.environments import ReDiFEnv, ReDiFVectorEnv
 from redif_env.sb3.vec_env import ReDiFVecEnv
 
@@ -66,12 +66,7 @@ def copied(env: VecEnv) -> VecEnv:
         return clone
     if isinstance(env, ReDiFVecEnv):
         return deep_copy(env, [env.unwrapped])
-    singles = [bare(single, PASSIVE) for single in singles_of(env)]
-    copies = [deep_copy(single, [single.unwrapped.batch]) for single in singles]
-    for single in copies:
-        for layer in chain(single):
-            if isinstance(layer, NormalizeObservation):
-                layer.update_running_mean = False
+    copies = [copied_single(single, PASSIVE) for single in singles_of(env)]
     return DummyVecEnv([lambda single=single: single for single in copies])
 
 

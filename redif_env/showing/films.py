@@ -16,6 +16,7 @@ from redif_env.diffusion.grids import GRIDS, Grid
 from redif_env.diffusion.placement import HOST, full_precision
 from redif_env.diffusion.solvers import DDIM, SOLVERS, DPMSolverPP, Solver, trajectory
 from redif_env.diffusion.types import State
+from redif_env.judging.evaluation import prices_of
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.measures.rendering import as_images, to_pixels
 from redif_env.students.student import Student
@@ -94,11 +95,8 @@ def solver_film(name: str, teacher: Teacher, starts: Starts, solver: Solver, gri
 
 def student_films(name: str, student: Student, starts: Starts) -> list[Film]:
     """A student; one that chooses its number of calls by a price at several of its prices."""
-    prices: list[float | None] = [None]
-    if student.mdp.prices is not None:
-        prices = np.geomspace(*student.mdp.prices, PRICES).clip(*student.mdp.prices).tolist()
     films = []
-    for price in prices:
+    for price in prices_of(student, PRICES):
 
         def run(price: float | None = price) -> list[State]:
             return student.trajectory(starts.noise, price, starts.condition)

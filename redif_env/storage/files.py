@@ -155,6 +155,12 @@ def _replace(source: Path, target: Path, path: Path) -> None:
             time.sleep(pause)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON: the whole file or none."""
+    with write_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
 def remove_debris(folder: Path) -> None:
     """Delete the temporary files that killed writers left in ``folder``. No writer may be at work there."""
     for path in folder.glob(f".*{_UNFINISHED}*") if folder.is_dir() else ():

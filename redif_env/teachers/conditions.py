@@ -53,19 +53,11 @@ class Conditions:
         return len(self.values)
 
     @classmethod
-    def of_labels(
-        cls, labels: ConditionsLike, null_label: int | None = None, argument: str = "class_labels"
-    ) -> Conditions:
-        """Class labels.
-
-        Args:
-            labels: the labels.
-            null_label: the label that the network was trained with for no condition, if any.
-            argument: the name of the network's argument.
-        """
+    def of_labels(cls, labels: ConditionsLike, null_label: int | None = None) -> Conditions:
+        """Class labels; ``null_label`` is that which the network was trained with for no condition, if any."""
         values, weights = spread(labels)
-        null = None if null_label is None else {argument: torch.tensor([null_label], device=HOST)}
-        return cls(values, {argument: torch.tensor(values, device=HOST)}, null, weights)
+        null = None if null_label is None else {"class_labels": torch.tensor([null_label], device=HOST)}
+        return cls(values, {"class_labels": torch.tensor(values, device=HOST)}, null, weights)
 
     @property
     def names(self) -> tuple[str, ...]:

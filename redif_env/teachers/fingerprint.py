@@ -13,17 +13,19 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from redif_env.diffusion.placement import HOST, place
-from redif_env.diffusion.predictions import PLAIN, Preconditioning
-from redif_env.diffusion.schedules import Schedule, VariancePreservingSchedule
-from redif_env.diffusion.types import Prediction, PredictionType
+from redif_env.diffusion.predictions import PLAIN
+from redif_env.diffusion.schedules import VariancePreservingSchedule
+from redif_env.diffusion.types import Prediction
 from redif_env.storage.cache import cached_files, read_tensor, store
-from redif_env.teachers.conditions import Conditions
+
+if TYPE_CHECKING:
+    from redif_env.teachers.teacher import Teacher
 
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 5e-3}
 """Largest difference between probes that are the same, as a share of their root mean square: machines differ by what
@@ -43,26 +45,7 @@ Predict = Callable[[Tensor, Tensor, Tensor, Tensor], Prediction]
 """From samples, levels, timesteps and rows of conditions to predictions."""
 
 
-class Described(Protocol):
-    """What is read of a teacher (:class:`redif_env.teachers.teacher.Teacher`)."""
-
-    network: nn.Module
-    schedule: Schedule
-    sample_shape: tuple[int, ...]
-    prediction_type: PredictionType
-    preconditioning: Preconditioning
-    conditions: Conditions
-    guidance_scale: float | None
-    call: Any
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-
-def fingerprint_of(teacher: Described, predict: Predict) -> str:
+def fingerprint_of(teacher: Teacher, predict: Predict) -> str:
     """SHA-256 of all that decides a teacher's predictions, which ``predict`` makes."""
     return keyed(_readable(teacher), probe_of(teacher, predict), teacher.dtype)
 
@@ -81,7 +64,7 @@ def keyed(described: str, probe: Tensor, dtype: torch.dtype) -> str:
 
 
 @torch.no_grad()
-def probe_of(teacher: Described, predict: Predict) -> Tensor:
+def probe_of(teacher: Teacher, predict: Predict) -> Tensor:
     """Clean estimates and noise predictions ``(2, N, *S)`` float32 of fixed samples, on the host.
 
     There are two of a library's networks, whose configs say the rest, and 16 of a user's own.
@@ -110,7 +93,7 @@ def _key(described: str, probe: str) -> str:
     return hashlib.sha256(f"{described} {probe}".encode()).hexdigest()
 
 
-def _readable(teacher: Described) -> str:
+def _readable(teacher: Teacher) -> str:
     """Digest of what can be read of a teacher."""
     digest = hashlib.sha256(f"{teacher.prediction_type.value} {teacher.sample_shape} {teacher.dtype}".encode())
     for described in (*described_part(teacher.network), _code(teacher.call), repr(teacher.preconditioning != PLAIN)):
@@ -151,7 +134,7 @@ def _config(part: Any) -> str:
     return json.dumps({key: value for key, value in given.items() if value != defaults[key]}, sort_keys=True)
 
 
-def _written(teacher: Described) -> set[Any]:
+def _written(teacher: Teacher) -> set[Any]:
     """The classes and the function whose code makes a teacher's predictions."""
     return {_kind(teacher.call), *(type(module) for module in teacher.network.modules())}
 

@@ -26,34 +26,20 @@ TEXT_NETWORKS = ("UNet2DConditionModel", "SD3Transformer2DModel")
 LABELLED_NETWORKS = ("UNet2DModel", "DiTTransformer2DModel")
 """Those of them that take a sample, a timestep and at most a class label."""
 
-_MORE_THAN_X = {
-    "UNet3DConditionModel": "it makes videos of several frames, with more inputs than a sample and a prompt",
-    "UNetSpatioTemporalConditionModel": "it makes videos from an image, which it takes besides the sample",
-    "Kandinsky3UNet": "its pipeline runs a prior first",
-    "PriorTransformer": "it predicts embeddings for another network",
-    "Transformer2DModel": "it denoises tokens (discrete diffusion), or is an old form of DiTTransformer2DModel",
-    "UVit2DModel": "it denoises tokens (discrete diffusion), which have no alpha and sigma",
-    "FluxTransformer2DModel": "it takes packed latents with their positions and an embedded guidance scale",
-    "StableCascadeUNet": "its pipeline chains several models",
-    "UniDiffuserModel": "its state is an image and a text together",
-}
-"""Why networks of these classes cannot be."""
-
 
 def check_kind(config: Mapping[str, Any], name: str) -> None:
-    """Refuse a network that is called differently, or needs more than a sample; the message says why.
+    """Refuse a network that is called differently, or needs more than a sample.
 
     Raises:
         ValueError: if it is one.
     """
     kind = config.get("_class_name")
-    if kind in NETWORKS:
-        return
-    reason = _MORE_THAN_X.get(str(kind), "its inputs are unknown")
-    raise ValueError(
-        f"teacher={name!r} has a {kind}: {reason}. Teachers by name can be: {', '.join(NETWORKS)}; load others with "
-        "DiffusionPipeline.from_pretrained and give teacher=Teacher.from_pipeline(pipe)"
-    )
+    if kind not in NETWORKS:
+        raise ValueError(
+            f"teacher={name!r} has a {kind}, which only its own pipeline knows to call. Teachers by name can be: "
+            f"{', '.join(NETWORKS)}; load others with DiffusionPipeline.from_pretrained and give "
+            "teacher=Teacher.from_pipeline(pipe)"
+        )
 
 
 def shape_of(config: Mapping[str, Any], name: str) -> tuple[int, ...]:

@@ -1,18 +1,35 @@
-"""Command-line options made of the dataclasses that hold an environment's arguments."""
+"""Command-line options: those of every training program, and those made of the dataclasses of an environment."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, field, fields, make_dataclass
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
+from redif_env.judging.baselines import Which
 from redif_env.mdp.arguments import docs_of
 
 Weights = tuple[tuple[str, float], ...]
 """Names and weights, as in ``--reward endpoint 1 feature 0.5``."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What every training program has, whatever it trains."""
+
+    seed: int = 0
+    """Seed of the agent and of everything that is drawn."""
+    test_size: int | None = None
+    """Number of noises of the report; 2,000 if not given, 512 of "cifar10", 256 of a driven pipeline."""
+    baselines: Which = "quick"
+    """Training-free solvers in the report: none, the few that are best at 4 to 8 network calls, or all on all grids."""
+    license: str | None = None
+    """License of the teacher's weights, for the model card; known for built-in teachers."""
+    resume: bool = False
+    """Continue the run in `out` with its settings, or start it if there is none."""
 
 
 def options_of(arguments: type[Any], *, without: Sequence[str] = (), **defaults: Any) -> Any:

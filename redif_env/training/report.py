@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from redif_env.judging.baselines import AnyBaseline, all_baselines, baselines_of
 from redif_env.judging.evaluation import Evaluator, Row, evaluate
 from redif_env.judging.stock import StockBaseline
 from redif_env.judging.tables import print_table
 from redif_env.mdp.settings import OWN
-from redif_env.measures.rendering import tile, to_pixels
-from redif_env.storage.files import write_file
+from redif_env.measures.rendering import tile, to_pixels, write_png
+from redif_env.storage.files import write_json
 from redif_env.students.record import Record, installed_versions
 from redif_env.students.student import Student
 from redif_env.teachers.pipelines import BUILT_IN
@@ -31,57 +29,38 @@ BEST = 3
 
 
 def judge(method: str, student: Student, settings: Any, facts: dict[str, Any]) -> None:
-    """:func:`report` with what a program's ``settings`` (a dataclass) name: folder, test noises, features and solvers.
+    """Export a student, evaluate it beside training-free solvers at the same NFE, and write all of it to its folder.
 
-    Of several features each has a table; the first are the report's.
+    The student is saved before it is evaluated, so that nothing that happens meanwhile can lose it.
+
+    Args:
+        method: the student's name in the table.
+        student: the student.
+        settings: of the program (a dataclass): its folder, test noises, solvers and features. Of several features each
+            has a table; the first are the report's.
+        facts: what it cost: ``train_seconds``, ``environment_steps``, ...
     """
     sizes = {
         "teacher_steps": settings.teacher_steps,
         "train_size": getattr(settings, "reference_size", settings.test_size),
     }
     teacher, features = teacher_of(settings), getattr(settings, "features", None) or (None,)
-    first, *others = [Evaluator(teacher, settings.test_size, features=name, **sizes) for name in features]
-    baselines = baselines_of(settings.baselines, teacher)
-    report(method, student, settings_json(settings), facts, settings.out, first, baselines)
-    for evaluator in others:
-        print_table(evaluate(evaluator, student, method, baselines), evaluator.description)
-
-
-def report(
-    method: str,
-    student: Student,
-    settings: dict[str, Any],
-    facts: dict[str, Any],
-    out: Path,
-    evaluator: Evaluator,
-    baselines: Sequence[AnyBaseline],
-) -> None:
-    """Export a student, evaluate it beside training-free solvers at the same NFE, and write all of it to ``out``.
-
-    Args:
-        method: the student's name in the table.
-        student: which is saved before it is evaluated, so that nothing that happens meanwhile can lose it.
-        settings: of the run, JSON values.
-        facts: what it cost: ``train_seconds``, ``environment_steps``, ...
-        out: the run's folder.
-        evaluator: with the test noises.
-        baselines: the solvers.
-    """
+    evaluator, *others = [Evaluator(teacher, settings.test_size, features=name, **sizes) for name in features]
+    baselines, out, stored = baselines_of(settings.baselines, teacher), settings.out, settings_json(settings)
     student.save_pretrained(out / "student")
     print(f"student saved in {out / 'student'}; now it is evaluated beside {len(baselines)} solvers", flush=True)
     rows = evaluate(evaluator, student, method, baselines)
     nfe = math.ceil(max(row.nfe for row in rows if row.method == method))
     title = f"{student.mdp.teacher.name}, {nfe} NFE, {evaluator.description}"
-    recorded(student, method, settings, rows, title).save_pretrained(out / "student")
+    recorded(student, method, stored, rows, title).save_pretrained(out / "student")
     save_samples(out / "samples.png", student, rows, evaluator, baselines)
     described = {"features": evaluator.feature_name, "samples": len(evaluator.noise)}
-    result = {"settings": settings, "versions": installed_versions(), **facts, **described}
-    with write_file(out / RESULT) as temporary:
-        temporary.write_text(
-            json.dumps({**result, "rows": [asdict(row) for row in rows]}, indent=2) + "\n", encoding="utf-8"
-        )
+    result = {"settings": stored, "versions": installed_versions(), **facts, **described}
+    write_json(out / RESULT, {**result, "rows": [asdict(row) for row in rows]})
     print_table(rows, title)
     print(f"Trained in {facts['train_seconds']} s, {facts['environment_steps']} environment steps. Results: {out}")
+    for other in others:
+        print_table(evaluate(other, student, method, baselines), other.description)
 
 
 def save_samples(
@@ -101,8 +80,7 @@ def save_samples(
     samples = torch.stack([teacher.images(line) for line in lines])
     if samples.ndim != 5:
         samples = samples.reshape(*samples.shape[:2], 1, 1, -1)
-    with write_file(path) as temporary:
-        Image.fromarray(tile(to_pixels(samples))).save(temporary, format="PNG")
+    write_png(path, tile(to_pixels(samples)))
 
 
 def recorded(student: Student, method: str, settings: dict[str, Any], rows: Sequence[Row], judged: str) -> Student:

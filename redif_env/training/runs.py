@@ -7,12 +7,11 @@ import math
 import subprocess
 import warnings
 from dataclasses import asdict, fields, is_dataclass, replace
-from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from redif_env.storage.checks import check_at_least
-from redif_env.storage.files import remove_debris, write_file
+from redif_env.storage.files import remove_debris, write_json
 from redif_env.students.record import installed_versions
 
 CONFIG_FILE, RESULT = "config.json", "result.json"
@@ -115,8 +114,7 @@ def begin(settings: Any, program: str) -> None:
         remove_debris(settings.out)
         return
     config = {"program": program, "settings": settings_json(settings), **surroundings()}
-    with write_file(path) as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(path, config)
 
 
 def check(settings: Any, program: str) -> None:
@@ -179,6 +177,9 @@ def read_settings(out: Path, defaults: Settings) -> Settings:
     stored = read_config(out)["settings"]
     known = {item.name: getattr(defaults, item.name) for item in fields(defaults)}  # type: ignore[arg-type]
     unknown = sorted(set(stored) - set(known))
+    for name, default in known.items():
+        if is_dataclass(default) and name in stored:
+            unknown += [f"{name}.{key}" for key in stored[name] if not hasattr(default, key)]
     if unknown:
         raise ValueError(f"{out / CONFIG_FILE} has unknown settings {unknown}: resume it with the version it names")
     return replace(defaults, **{name: _restored(value, known[name]) for name, value in stored.items()})  # type: ignore[type-var]
@@ -212,8 +213,6 @@ def _restored(value: Any, default: Any) -> Any:
     if is_dataclass(default) and not isinstance(default, type):
         own = {name: _restored(item, getattr(default, name)) for name, item in value.items()}
         return replace(default, **own)
-    if isinstance(default, Enum):
-        return type(default)(value)
     if isinstance(default, Path):
         return Path(value)
     if isinstance(value, list):

@@ -15,9 +15,9 @@ from redif_env.fitted.linear_solver import LinearSolver
 from redif_env.mdp.actions import NoiseMap
 from redif_env.mdp.observations import Sample
 from redif_env.mdp.process import DenoisingMDP
-from redif_env.sb3 import Reduction, UnhealthyRunError, step_gains, student_exploration
+from redif_env.sb3 import UnhealthyRunError, step_gains, student_exploration
 from redif_env.sb3.training import networks
-from redif_env.sb3.training.networks import NoiseSettings, network_items, noise_map, warm_start
+from redif_env.sb3.training.networks import NoiseSettings, network_items, warm_start
 from redif_env.sb3.training.recipes import NOISE, SOLVER, settled
 from redif_env.storage.checkpoints import checkpoints
 from redif_env.teachers.teacher import load_teacher
@@ -84,12 +84,12 @@ def test_each_action_has_its_recipe():
 
 
 def test_settings_survive_their_file(settings):
-    """Nested settings, and an enumeration among them, come back as they were."""
-    given = settled(replace(settings, network=replace(settings.network, reduction=Reduction.SUM, width=0.5)))
+    """Nested settings come back as they were."""
+    given = settled(replace(settings, network=replace(settings.network, width=0.5)))
     begin(given, ppo.PROGRAM)
     read = read_settings(given.out, given)
     assert settings_json(read) == settings_json(given)
-    assert read.network.reduction is Reduction.SUM
+    assert read.network.width == 0.5
     check(replace(read, resume=True), ppo.PROGRAM)
     with pytest.raises(ValueError, match="network="):
         check(replace(read, resume=True, network=replace(read.network, width=0.25)), ppo.PROGRAM)
@@ -136,28 +136,19 @@ def test_a_clone_is_refined(saved_clone, tmp_path, monkeypatch):
     later, _ = clone.make(replace(args, network=initialised, out=tmp_path / "later"))
     assert same(weights(together), weights(later))
     assert not same(weights(together), weights(cloned))
-    with pytest.raises(ValueError, match=r"leave both or network\.copy out"):
-        clone.make(replace(args, teacher="digits", network=replace(refined, copy=True), out=tmp_path / "copy"))
 
 
-def test_a_clone_is_cloned_further(saved_clone, tmp_path, monkeypatch):
+def test_a_clone_is_cloned_further(saved_clone, tmp_path):
     """A student to begin as and updates to make: it goes on from there, and without updates it stays what it is."""
-    monkeypatch.setattr("redif_env.students.network.sensitivities.NUM_NOISES", 64)
     args, cloned = saved_clone
     initialised = NoiseSettings(init=str(args.out / "student"), clone_batch_size=16)
     kept, _ = clone.make(replace(args, network=initialised, out=tmp_path / "kept"))
     assert same(weights(kept), weights(cloned))
-    further = [
-        clone.make(replace(args, network=replace(initialised, clone_updates=2, clone_by_sensitivity=weighed), out=out))[
-            0
-        ]
-        for weighed, out in ((False, tmp_path / "equally"), (True, tmp_path / "weighed"))
-    ]
-    assert not any(same(weights(one), weights(cloned)) for one in further)
-    assert not same(*map(weights, further))
-    copied = NoiseSettings(copy=True, clone_updates=2)
-    with pytest.raises(ValueError, match=r"leave both or network\.copy out"):
-        clone.make(replace(args, teacher="digits", network=copied, out=tmp_path / "copy"))
+    further, _ = clone.make(replace(args, network=replace(initialised, clone_updates=2), out=tmp_path / "further"))
+    assert not same(weights(further), weights(cloned))
+    flow = replace(args, teacher="mnist", network=initialised, out=tmp_path / "flow")
+    with pytest.raises(ValueError, match=r"predicts .*, where those of this teacher's students predict"):
+        clone.make(flow)
 
 
 @pytest.mark.parametrize("network", [{"width": 0.5}, {"lora_rank": 2}, {"autocast": True}])
@@ -186,52 +177,6 @@ def test_another_network_s_weights_are_refused(settings, tmp_path):
     wrong = replace(settings, out=tmp_path / "wrong", network=NoiseSettings(init=str(tmp_path / "narrow")))
     with pytest.raises(ValueError, match="has another network than this student"):
         ppo.train(wrong)
-
-
-def test_a_network_begins_from_a_trained_policy_s_steps(settings, tmp_path):
-    """Both together: the solver student's mean steps are the first steps of the network student."""
-    compact = replace(
-        settings, action="solver", network_calls=48, reward=(("endpoint", 1.0),), out=tmp_path / "compact"
-    )
-    student, _ = ppo.train(compact)
-    student.save_pretrained(tmp_path / "compact" / "student")
-    start = NoiseSettings(base_student=str(tmp_path / "compact" / "student"), clone_updates=2, clone_batch_size=16)
-    action_map = noise_map(start)
-    torch.testing.assert_close(torch.tensor(action_map.initial_actions), student.frozen().mean_actions)
-    both, _ = ppo.train(replace(settings, network=start, network_calls=24))
-    assert both.mdp.action_map == action_map.finished
-    both.save_pretrained(tmp_path / "both")
-    own, _ = ppo.train(replace(settings, out=tmp_path / "own", network_calls=24))
-    own.save_pretrained(tmp_path / "own" / "student")
-    with pytest.raises(ValueError, match="was not trained with --action solver alone"):
-        noise_map(NoiseSettings(base_student=str(tmp_path / "own" / "student")))
-
-
-def test_a_copy_begins_exactly_where_the_steps_end(settings, tmp_path):
-    """With the start of a solver student: it is that student, with a network of its own; PPO goes on from it."""
-    settings = replace(settings, teacher="digits")
-    compact = replace(
-        settings, action="solver", network_calls=48, reward=(("endpoint", 1.0),), out=tmp_path / "compact"
-    )
-    student, _ = ppo.train(compact)
-    student.save_pretrained(tmp_path / "compact" / "student")
-    copied = NoiseSettings(base_student=str(tmp_path / "compact" / "student"), copy=True)
-    both, _ = clone.make(clone.Args(teacher=settings.teacher, num_steps=3, network=copied, out=tmp_path / "copy"))
-    noise = torch.randn(4, *both.sample_shape, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(
-        both.trajectory(noise)[-1].x, student.frozen().trajectory(noise)[-1].x, rtol=1e-5, atol=1e-5
-    )
-    assert both.mdp.teacher.own_network
-    both.save_pretrained(tmp_path / "both")
-    again = NoiseSettings(base_student=copied.base_student, init=str(tmp_path / "both"))
-    agent = ppo.build(replace(settings, network=again))
-    assert agent.policy.settings["predicts_noise"]
-    warm_start(again, agent.get_env().unwrapped.mdp, agent.policy, 0)
-    assert same(agent.policy.plain_weights(), weights(both))
-    agent.learn(48)
-    assert not same(agent.policy.plain_weights(), weights(both))
-    with pytest.raises(ValueError, match=r"network.copy and network.init='.*' exclude each other"):
-        ppo.build(replace(settings, network=replace(again, copy=True)))
 
 
 def test_a_run_that_breaks_leaves_the_last_good_student(settings):
@@ -309,7 +254,5 @@ def test_the_plan_counts_what_a_network_costs_besides():
     refined = replace(args, network=NoiseSettings(refine_updates=100))
     found = {item.name: item.calls for item in network_items(refined)}
     assert found["refining the clone"] == 100 * 256 * (3 * 4 + 3 + 8) + 2 * 1024 * 4 * 2
-    weighed = replace(args, network=NoiseSettings(init="elsewhere", clone_updates=100, clone_by_sensitivity=True))
-    # The base solver's way is followed twice, and of each step's error what is left of it: 3, 2 and 1 predictions.
-    worth = 1024 * (2 * 4 + 3 + 2 + 1)
-    assert network_items(weighed)[0].calls == 3 * 100 * 128 + 512 * 4 * 2 + worth
+    further = replace(args, network=NoiseSettings(init="elsewhere", clone_updates=100))
+    assert network_items(further)[0].calls == 3 * 100 * 128 + 512 * 4 * 2

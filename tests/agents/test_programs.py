@@ -199,8 +199,9 @@ def test_what_a_run_writes_down(tmp_path):
     with pytest.raises(ValueError, match=r"holds a run of ppo with other settings"):
         check(replace(read_settings(out, ppo.Args()), out=out, resume=True), "cem")
     config["settings"]["colour"] = "blue"
+    config["settings"]["network"]["copy"] = False
     (out / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"has unknown settings \['colour'\]"):
+    with pytest.raises(ValueError, match=r"has unknown settings \['colour', 'network.copy'\]"):
         read_settings(out, ppo.Args())
     for text in ("{", "[1]"):
         (out / "config.json").write_text(text)

@@ -1,5 +1,6 @@
 """Every schedule against diffusers' own: levels, timesteps, preconditioning, and whole runs on an exact teacher."""
 
+import inspect
 from dataclasses import dataclass
 from functools import cache
 
@@ -8,8 +9,8 @@ import pytest
 import torch
 
 from redif_env.diffusion.grids import GRIDS, Grid
-from redif_env.diffusion.noise_schedulers import _BETAS, Parameterization, read_scheduler, scheduler_config
-from redif_env.diffusion.predictions import PLAIN, EDMPreconditioning, ScorePreconditioning, write_output
+from redif_env.diffusion.noise_schedulers import REFUSED_SCHEDULERS, Parameterization, read_scheduler, scheduler_config
+from redif_env.diffusion.predictions import PLAIN, EDMPreconditioning, ScorePreconditioning
 from redif_env.diffusion.schedules import (
     FlowSchedule,
     NoiseLabel,
@@ -100,7 +101,11 @@ def test_zero_terminal_snr_is_diffusers(kind):
     torch.testing.assert_close(given.knots[-1], schedule.knots[-1], rtol=1e-3, atol=0)
 
 
-BETAS = [kind for kind in _BETAS if not hasattr(getattr(diffusers, kind), "_backends")]
+BETAS = [
+    kind
+    for kind in sorted(set(dir(diffusers)) - set(REFUSED_SCHEDULERS))
+    if kind.endswith("Scheduler") and "beta_schedule" in inspect.signature(getattr(diffusers, kind).__init__).parameters
+]
 STRIPPED = {"nothing": {}, "betas' kind alone": {"beta_schedule": "scaled_linear"}}
 
 
@@ -165,8 +170,8 @@ def test_settings_that_are_not_read_are_refused(monkeypatch):
     """A class that does more to its schedule, by a setting of its own."""
 
     class Bent(diffusers.DDIMScheduler):
-        def __init__(self, beta_start: float = 1e-4, bend: float = 0.0):
-            super().__init__(beta_start=beta_start)
+        def __init__(self, beta_schedule: str = "linear", bend: float = 0.0):
+            super().__init__(beta_schedule=beta_schedule)
 
     monkeypatch.setattr(diffusers, "DDIMScheduler", Bent)
     config = {"_class_name": "DDIMScheduler", "beta_schedule": "linear", "num_train_timesteps": 1000, "beta_end": 0.02}
@@ -271,7 +276,7 @@ def test_prediction_types_by_hand():
     """alpha 0.6, sigma 0.8, x0 2, eps -1: v = 0.6 * -1 - 0.8 * 2, flow = -1 - 2."""
     level = VP.level(torch.tensor([0.6 / 0.8], dtype=torch.float64).log())
     prediction = Prediction(torch.tensor([[2.0]]).double(), torch.tensor([[-1.0]]).double())
-    found = {kind.value: write_output(prediction, level, kind).item() for kind in PredictionType}
+    found = {kind.value: PLAIN.write(prediction, level, kind).item() for kind in PredictionType}
     assert found == pytest.approx({"epsilon": -1, "sample": 2, "v_prediction": -2.2, "flow_prediction": -3})
 
 

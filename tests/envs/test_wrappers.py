@@ -22,9 +22,7 @@ from redif_env.envs.wrappers import (
     FeatureAlignment,
     GroupRelativeReward,
     PathAlignment,
-    ScoreAgreement,
     StepCost,
-    TeacherResidual,
     TrajectoryAlignment,
     add_reward,
 )
@@ -45,8 +43,6 @@ WRAPPERS = {
     "feature": lambda env: FeatureAlignment(env, "pixels", weight=0.5),
     "trajectory": lambda env: TrajectoryAlignment(env),
     "path": lambda env: PathAlignment(env),
-    "score": lambda env: ScoreAgreement(env),
-    "residual": lambda env: TeacherResidual(env, times=(0.1,)),
     "step_cost": lambda env: StepCost(env, cost=0.01),
     "callable": lambda env: CallableReward(env, norm, name="norm", weight=3.0),
     "stack": lambda env: FeatureAlignment(StepCost(CallableReward(env, norm), cost=0.01), nn.Identity(), weight=0.5),

@@ -22,11 +22,10 @@ from experiments.rivals.gradient import Table, gradient_policy, gradient_table
 from experiments.rivals.matching import FakeScore, matching, score_difference
 from experiments.rivals.progressive import progressive
 from experiments.rivals.regression import regression
-from experiments.rivals.rival import Clock, StudentSampler, Task
-from experiments.rivals.shortlist import nearest
+from experiments.rivals.rival import Clock, StudentSampler, Task, nearest
 from experiments.rivals.targets import Noised, clean_target, grid_levels, noised, target_loss
 from experiments.rivals.training_free import TRAINING_FREE, ddim
-from experiments.rivals.two_calls import TwoCallSampler, heun, midpoint
+from experiments.rivals.two_calls import heun, midpoint, two_call_sampler
 from redif_env import Student
 from redif_env.diffusion.grids import GRIDS
 from redif_env.diffusion.noise_schedulers import action_parameterization
@@ -185,7 +184,7 @@ def test_solvers_of_two_calls_converge_with_the_second_power(choose, odd):
     rows = torch.zeros(64, dtype=torch.int64)
     errors = []
     for steps in (20, 40, 80):
-        made = TwoCallSampler(teacher, GRIDS["time"], 2 * steps - odd, choose)(noise, rows)
+        made = two_call_sampler(teacher, GRIDS["time"], 2 * steps - odd, choose)(noise, rows)
         errors.append((made - exact).square().mean().sqrt().item())
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.35)
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.35)
@@ -195,7 +194,7 @@ def test_amed_begins_as_dpm_solver_2_and_gets_nearer():
     task = task_of(4, calls=75_000)
     module = Intermediate((2,), 2, task.teacher.schedule)
     noise, rows = task.chooser.noise, task.chooser.condition
-    untrained, known = (TwoCallSampler(task.teacher, GRIDS["karras"], 4, choose) for choose in (module, midpoint))
+    untrained, known = (two_call_sampler(task.teacher, GRIDS["karras"], 4, choose) for choose in (module, midpoint))
     torch.testing.assert_close(untrained(noise, rows), known(noise, rows))
     base = TRAINING_FREE["dpm2"](task)
     found = amed(task)
@@ -326,11 +325,6 @@ def test_the_judge_finds_the_sampling_floor():
         one, other = (teacher.network.sample(1000, generator) for _ in range(2))
         floors.append(frechet_distance(one, other))
     assert 0.2 * min(floors) < judge.floor_row().fd_teacher < 3 * max(floors)
-    exact = judge.exact_measures(teacher.network.sample(1000, generator))
-    # Each of eight Gaussians far from the others: the entropy of one in two dimensions, and of the choice.
-    entropy = math.log(8) + 2 * (math.log(0.05) + 0.5 * math.log(2 * math.pi * math.e))
-    assert exact["nll"] == pytest.approx(entropy, abs=0.1)
-    assert exact["wasserstein"] < 0.2
 
 
 def tiny_task(num_steps=2, updates=8):
@@ -523,7 +517,7 @@ def test_the_program_stores_and_prints(tmp_path, capsys, monkeypatch):
         assert method in said
     best = {row["method"]: row["fd_teacher"] for row in rows}
     assert best["ddim"] <= best["ddim, uniform time"]
-    assert {"nll", "wasserstein", "described"} <= set(rows[-1])
+    assert {"kd", "described"} <= set(rows[-1])
     assert (tmp_path / "quality-gaussian-ring.png").stat().st_size > 3000
     monkeypatch.setattr(compare, "FIELD", {name: replace(FIELD[name], rival=None) for name in FIELD})
     compare.main(args)

@@ -2,13 +2,12 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from experiments import ablate, adaptive_curve, bench_checkouts, network_students, nfe_curve, png_size
+from experiments import ablate, adaptive_curve, network_students, nfe_curve, png_size
 from experiments.parallel import in_parallel
 from experiments.tables import spread
 from redif_env import Student
@@ -77,7 +76,10 @@ def test_the_curve_of_quality(tmp_path, capsys, monkeypatch):
     nfe_curve.main(args)
     printed = capsys.readouterr().out
     assert printed.count("dpm++2m time:") == 3
-    assert (tmp_path / "redif-ppo-2-0" / "student").is_dir()
+    frozen = Student.from_pretrained(tmp_path / "redif-ppo-2-0" / "student").frozen()
+    expected = nfe_curve.evaluator_of(args).student_row("", frozen).fd_teacher
+    assert json.loads((tmp_path / "redif-ppo-2-0" / "mean_steps.json").read_text()) == pytest.approx(expected)
+    assert f"{expected:.3f}" in printed
     with Image.open(tmp_path / "samples-2.png") as picture:
         assert picture.height == 3 * (32 + GAP) + GAP  # a line each for solver, student and teacher
 
@@ -138,13 +140,3 @@ def test_a_spread_is_the_median_and_the_range():
 
 def test_work_in_processes_keeps_its_order():
     assert in_parallel(abs, [-3, 2, -1], 2) == in_parallel(abs, [-3, 2, -1], 1) == [3, 2, 1]
-
-
-@pytest.mark.slow
-def test_a_step_is_timed_against_another_checkout(capsys):
-    bench_checkouts.main(
-        bench_checkouts.Args(Path(__file__).parents[2], teacher="gaussian-ring", rows=(0, 2), rounds=3)
-    )
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    assert [row[1] for row in rows] == ["gym.make", "2"]
-    assert all(float(cell) > 0 for row in rows for cell in row[3:-1:2])

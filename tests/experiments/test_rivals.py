@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from experiments import compare
 from experiments.rivals import amed, amed_plugin, convolution, optimal_steps, pace, pas
-from experiments.rivals.amed_plugin import Plugin, PluginSampler, plugin_states
+from experiments.rivals.amed_plugin import Plugin, plugin_sampler, plugin_states
 from experiments.rivals.descent import BATCH
 from experiments.rivals.dyweight import Weights, dyweight
 from experiments.rivals.field import FIELD, takes_part
-from experiments.rivals.rival import Clock, remaining
-from experiments.rivals.sigma_space import in_batches, pool_of, sigma_space
+from experiments.rivals.rival import Clock, in_batches, remaining
+from experiments.rivals.sigma_space import pool_of, sigma_space
 from experiments.rivals.training_free import TRAINING_FREE
 from experiments.rivals.two_calls import midpoint, nodes, two_call_states
 from redif_env.diffusion.grids import GRIDS, Grid
@@ -60,12 +60,12 @@ def test_the_untrained_plugin_is_ipndm_through_the_middle_levels(ring):
     module = Plugin((2,), 2, ring.schedule)
     first, middle, last = nodes(GRIDS["time@20"], ring.schedule, 2).tolist()
     grid = Levels((first, (first + middle) / 2, middle, (middle + last) / 2))
-    made = PluginSampler(ring, GRIDS["time@20"], 2, module)(noise, condition)
+    made = plugin_sampler(ring, GRIDS["time@20"], 2, module)(noise, condition)
     torch.testing.assert_close(made, sample(ring, SOLVERS["ipndm3"], grid, noise, 4), atol=1e-4, rtol=1e-4)
     for output in (1, 2):
         changed = Plugin((2,), 2, ring.schedule)
         changed.layers[-1].bias.data[output] = 1.0
-        other = PluginSampler(ring, GRIDS["time@20"], 2, changed)(noise, condition)
+        other = plugin_sampler(ring, GRIDS["time@20"], 2, changed)(noise, condition)
         assert (other - made).abs().max() > 1e-2
 
 

@@ -1,4 +1,3 @@
-import itertools
 import warnings
 
 import numpy as np
@@ -17,8 +16,6 @@ from redif_env.measures.metrics import (
     mode_switches,
     precision,
     recall,
-    sliced_wasserstein,
-    wasserstein,
 )
 from redif_env.storage.data import load_digits
 
@@ -119,28 +116,3 @@ def test_density_of_equal_distributions_is_about_one():
     generator = torch.Generator().manual_seed(0)
     samples, reference = torch.randn(2, 2000, 4, generator=generator)
     assert density(samples, reference) == pytest.approx(1, abs=0.06)
-
-
-def test_sliced_wasserstein_of_a_shift():
-    """Moved by d, every direction sees its share: the mean squared cosine in D dimensions is 1 / D."""
-    samples = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
-    moved = samples + torch.tensor([0.6, 0.0, 0.8])
-    assert sliced_wasserstein(samples, samples) == 0
-    assert sliced_wasserstein(samples, moved, 20_000) == pytest.approx((1 / 3) ** 0.5, rel=0.02)
-    assert sliced_wasserstein(samples, moved[torch.randperm(50)], 20_000) == pytest.approx((1 / 3) ** 0.5, rel=0.02)
-    with pytest.raises(ValueError, match=r"as many as reference \(50\), got 49"):
-        sliced_wasserstein(samples[1:], samples)
-
-
-def test_wasserstein_is_the_cheapest_pairing():
-    """Against all 720 pairings of six points, and for points that are moved, which are paired with themselves."""
-    generator = torch.Generator().manual_seed(0)
-    one, other = torch.randn(2, 6, 2, generator=generator, dtype=torch.float64)
-    pairings = itertools.permutations(range(6))
-    least = min((one - other[list(order)]).square().sum(dim=1).mean().item() for order in pairings)
-    assert wasserstein(one, other) == pytest.approx(least**0.5)
-    points = torch.randn(300, 2, generator=generator, dtype=torch.float64)
-    moved = points + torch.tensor([0.3, 0.4], dtype=torch.float64)
-    assert wasserstein(points, moved[torch.randperm(300, generator=generator)]) == pytest.approx(0.5)
-    with pytest.raises(ValueError, match=r"as many as reference \(300\), got 299"):
-        wasserstein(points[1:], points)

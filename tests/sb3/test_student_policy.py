@@ -26,8 +26,8 @@ from redif_env.diffusion.schedules import FlowSchedule, VarianceExplodingSchedul
 from redif_env.diffusion.solvers import SOLVERS, predict, sample
 from redif_env.diffusion.types import Prediction, PredictionType
 from redif_env.envs.wrappers import GroupRelativeReward
-from redif_env.mdp.actions import NoiseMap, SolverMap, StepMap
-from redif_env.mdp.observations import Features, Sample
+from redif_env.mdp.actions import NoiseMap
+from redif_env.mdp.observations import Sample
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.sampling import trajectory
 from redif_env.rewards.endpoint import EndpointAlignment
@@ -35,7 +35,6 @@ from redif_env.sb3 import (
     HealthCheck,
     LevelNormalisedAdvantages,
     ReDiFVecEnv,
-    Reduction,
     StudentPolicy,
     UnhealthyRunError,
     clip_range_of,
@@ -44,11 +43,10 @@ from redif_env.sb3 import (
 )
 from redif_env.sb3.export import student_of
 from redif_env.sb3.levels import steps_of_buffer
-from redif_env.sb3.student_policy import ReducedGaussian
+from redif_env.sb3.student_policy import AveragedGaussian
 from redif_env.students.network.adapters import add_adapters, merged_weights
-from redif_env.students.network.cloning import CloningPlan, clone, cloning_loss, rollout, step_weights
+from redif_env.students.network.cloning import CloningPlan, clone, cloning_loss, rollout
 from redif_env.students.network.refinement import RefinementPlan, refine, solver_samples
-from redif_env.students.network.sensitivities import sensitivities
 from redif_env.teachers.networks import build_network, narrowed
 from redif_env.teachers.teacher import GaussianMixtureTeacher, Teacher, config_of, own_teacher
 from tests.models import save_dit, save_unet_of_classes, unet
@@ -132,47 +130,6 @@ def test_velocity_is_well_conditioned_where_epsilon_is_not():
     assert float((x0 - other).norm()) == pytest.approx(float(level.sigma) * 0.25 * 4)
 
 
-def test_copy_of_the_teacher_is_the_base_solver():
-    """With its noise predictions in the action parameterization."""
-    env = make_vec_env(4, grid="time@20", **SMALL, **NOISE)
-    mdp = env.unwrapped.mdp
-    assert mdp.teacher.prediction_type is PredictionType.EPSILON
-    agent = make_agent(env, predicts_noise=True)
-    agent.policy.unet.load_state_dict(mdp.teacher.network.state_dict())
-    noise = torch.randn(5, *mdp.teacher.sample_shape, generator=torch.Generator().manual_seed(1))
-    student = Student.from_agent(agent)
-    expected = sample(mdp.teacher, mdp.solver, mdp.grid, noise, 3)
-    torch.testing.assert_close(student.trajectory(noise)[-1].x, expected, rtol=1e-5, atol=1e-5)
-    state = mdp.initial(noise)
-    for _ in range(3):
-        action = agent.policy(mdp.observe(state), deterministic=True)[0]
-        state = mdp.with_action_prediction(state, action)
-        state = mdp.advance(state, mdp.decode(state, action))
-    torch.testing.assert_close(state.x, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_initial_actions_are_steps_of_the_solver_map():
-    """With a table of initial actions, the samples are those of the solver map with that table."""
-    teacher = TEACHERS["vp epsilon"]()
-    generator = torch.Generator().manual_seed(3)
-    table = 0.3 * torch.randn(3, 5, generator=generator)
-    noise = torch.randn(4, 5, generator=generator, dtype=torch.float64)
-    grid, solver = GRIDS["time"], SOLVERS["dpm++2m"]
-    compact = DenoisingMDP(teacher, solver, grid, 3, SolverMap(), Features())
-    own = DenoisingMDP(teacher, solver, grid, 3, NoiseMap(initial_actions=tuple(map(tuple, table.tolist()))), Sample())
-    one, other = compact.initial(noise), own.initial(noise)
-    for step in range(3):
-        one = predict(teacher, one)
-        one = compact.advance(one, compact.decode(one, table[step].expand(4, 5)))
-        action = action_of(teacher, other, own.action_map)
-        other = own.with_action_prediction(other, action)
-        other = own.advance(other, own.decode(other, action))
-    torch.testing.assert_close(other.x, one.x, rtol=1e-4, atol=1e-4)
-    assert isinstance(own.action_map.finished, SolverMap)
-    assert isinstance(NoiseMap().finished, StepMap)
-    torch.testing.assert_close(own.action_map.table(torch.zeros(3)), table.clamp(-1, 1))
-
-
 def test_checkers_pass(pipeline_folder):
     """The checkers of Gymnasium and SB3 warn only of unbounded samples and image sizes."""
     env = gym.make("ReDiF-v0", teacher=str(pipeline_folder), **SMALL, **NOISE)
@@ -232,18 +189,15 @@ def test_log_probabilities_by_hand():
     mean, std = torch.tensor([[0.0, 1.0, -1.0]]), torch.tensor([[1.0, 0.5, 2.0]])
     action = torch.tensor([[0.5, 1.5, -3.0]])
     each = [-(z**2) / 2 - math.log(s) - math.log(2 * math.pi) / 2 for z, s in ((0.5, 1.0), (1.0, 0.5), (-1.0, 2.0))]
-    summed = ReducedGaussian(mean, std, Reduction.SUM)
-    averaged = ReducedGaussian(mean, std, Reduction.MEAN)
-    assert summed.log_prob(action).item() == pytest.approx(sum(each), rel=1e-6)
+    averaged = AveragedGaussian(mean, std)
     assert averaged.log_prob(action).item() == pytest.approx(sum(each) / 3, rel=1e-6)
-    assert averaged.entropy().item() == pytest.approx(summed.entropy().item() / 3, rel=1e-6)
+    entropies = [0.5 + math.log(s) + math.log(2 * math.pi) / 2 for s in (1.0, 0.5, 2.0)]
+    assert averaged.entropy().item() == pytest.approx(sum(entropies) / 3, rel=1e-6)
 
 
-def test_clip_range_has_the_same_trust_region_for_both_reductions():
-    """The mean's ratio is the A-th root of the sum's."""
-    ratio = 1.2
-    assert 1 + clip_range_of(0.2, 65, Reduction.MEAN) == pytest.approx(ratio ** (1 / 65), rel=1e-12)
-    assert clip_range_of(0.2, 65, Reduction.SUM) == 0.2
+def test_clip_range_has_the_trust_region_of_whole_actions():
+    """The mean's ratio is the A-th root of the whole action's."""
+    assert 1 + clip_range_of(0.2, 65) == pytest.approx(1.2 ** (1 / 65), rel=1e-12)
 
 
 def test_one_forward_pass_gives_actions_and_values(environment):
@@ -282,7 +236,7 @@ def test_exploration_is_set_per_step(environment):
     assert not policy.log_std.requires_grad
 
 
-@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"autocast": True}, {"reduction": "sum"}])
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"autocast": True}])
 def test_first_ratio_is_one(options, pipeline_folder):
     """Also with dropout and bfloat16."""
     env = make_vec_env(8, teacher=str(pipeline_folder), **SMALL, **NOISE, group_size=4)
@@ -305,7 +259,7 @@ class Recorded(BaseCallback):
 
 
 def test_health_is_logged(environment):
-    agent, recorded = make_agent(environment, reduction="sum"), Recorded()
+    agent, recorded = make_agent(environment), Recorded()
     agent.learn(72, callback=[HealthCheck(every=1, rows=4), recorded])
     names = ["reward_std", "reward_std_in_group", "first_ratio_error"]
     names += [f"{kind}_{step}" for kind in ("exploration", "kl", "gradient") for step in range(3)]
@@ -366,7 +320,7 @@ def test_advantages_are_normalised_per_step(environment):
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
 def test_exported_student_has_the_samples_of_the_policy(environment, options, tmp_path):
     """The agent in the environment, its student, and the saved and loaded student give the same samples."""
-    agent = make_agent(environment, learning_rate=1e-2, reduction="sum", **options)
+    agent = make_agent(environment, learning_rate=1e-2, **options)
     agent.learn(72)
     mdp = environment.unwrapped.mdp
     noise = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -388,7 +342,7 @@ def test_exported_student_has_the_samples_of_the_policy(environment, options, tm
 
 @pytest.mark.parametrize("kind", [PPO, A2C])
 def test_sb3_saves_and_loads_the_policy_without_custom_objects(kind, environment, tmp_path):
-    agent = make_agent(environment, kind, reduction=Reduction.SUM, lora_rank=1)
+    agent = make_agent(environment, kind, lora_rank=1)
     agent.learn(48)
     agent.save(tmp_path / "agent")
     loaded = kind.load(tmp_path / "agent")
@@ -452,7 +406,6 @@ def test_student_of_a_guided_teacher_needs_one_call_per_step(save, conditions, p
     [
         ({"network": {"_class_name": "AutoencoderKL"}}, "network has _class_name='AutoencoderKL'"),
         ({"features_from": "nowhere"}, "features_from='nowhere' is not a submodule of the network"),
-        ({"reduction": "median"}, "median"),
         ({"lora_rank": -1}, "rank of adapters must be at least 1"),
     ],
 )
@@ -530,7 +483,7 @@ def test_cloning_learns_the_exact_velocity():
     means, stds = torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[0.5, 0.2, 1.0]])
     teacher = GaussianMixtureTeacher(means, stds)
     mdp = DenoisingMDP(teacher, SOLVERS["dpm++2m"], GRIDS["time"], 3, NoiseMap(), Sample())
-    examples = rollout(mdp, None, 4, step_weights(mdp, False), torch.Generator().manual_seed(0))
+    examples = rollout(mdp, None, 4, torch.Generator().manual_seed(0))
     network = Line(sorted(set(examples.timestep.tolist())), 3)
     losses = []
     clone(mdp, network, CloningPlan(600, rollouts=128, learning_rate=0.05, decay=0.9), losses.append)
@@ -548,7 +501,7 @@ def cloned_gaussian():
     """A decision process of a Gaussian, and a network with its velocity."""
     teacher = GaussianMixtureTeacher(torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[0.2, 0.1, 0.3]]))
     mdp = DenoisingMDP(teacher, SOLVERS["dpm++2m"], GRIDS["time"], 3, NoiseMap(), Sample())
-    examples = rollout(mdp, None, 4, step_weights(mdp, False), torch.Generator().manual_seed(0))
+    examples = rollout(mdp, None, 4, torch.Generator().manual_seed(0))
     network = Line(sorted(set(examples.timestep.tolist())), 3)
     clone(mdp, network, CloningPlan(600, rollouts=128, learning_rate=0.05, decay=0.9), lambda loss: None)
     return mdp, network
@@ -567,15 +520,6 @@ def gaussian_student(scale=1.0, offset=0.0):
 def finer(mdp):
     """The same decision process with thirty steps."""
     return replace(mdp, num_steps=30)
-
-
-def test_refinement_samples_with_the_base_solver():
-    """The sampling steps are those of the base solver with the student's predictions."""
-    mdp, network = gaussian_student()
-    student = own_teacher(mdp.teacher, network, action_parameterization(mdp.teacher.parameterization))
-    noise = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
-    samples = solver_samples(mdp, student, noise, torch.zeros(8, dtype=torch.int64))
-    torch.testing.assert_close(samples, sample(student, SOLVERS["dpm++2m"], GRIDS["time"], noise, 3))
 
 
 def test_refinement_matches_the_moments_of_the_endpoints():
@@ -627,9 +571,7 @@ def test_half_of_the_rollouts_use_the_student():
     teacher = TEACHERS["vp epsilon"]()
     mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 2, NoiseMap(), Sample())
     wrong = own_teacher(teacher, Line([0.0], 5).double(), action_parameterization(teacher.parameterization))
-    alone, mixed = (
-        rollout(mdp, student, 64, torch.ones(2), torch.Generator().manual_seed(0)) for student in (None, wrong)
-    )
+    alone, mixed = (rollout(mdp, student, 64, torch.Generator().manual_seed(0)) for student in (None, wrong))
     assert torch.equal(alone.inputs[:64], mixed.inputs[:64])
     changed = (alone.inputs[64:] != mixed.inputs[64:]).any(dim=1)
     assert 0.25 < changed.double().mean() < 0.75
@@ -644,30 +586,10 @@ def test_half_of_the_rollouts_use_the_student():
     )
 
 
-def test_sensitivities_of_a_gaussian_match_the_closed_form():
-    """In two steps of DDIM."""
-    std = 0.6
-    teacher = GaussianMixtureTeacher(torch.tensor([[0.3]]), torch.tensor([[std]]))
-    mdp = DenoisingMDP(teacher, SOLVERS["ddim"], GRIDS["time"], 2, NoiseMap(), Sample())
-    examples = rollout(mdp, None, 1, torch.ones(2), torch.Generator().manual_seed(0))
-    level = teacher.schedule.level(teacher.schedule.half_logsnr(examples.timestep))
-    (alpha, alpha_next), (sigma, sigma_next) = level.alpha.flatten().tolist(), level.sigma.flatten().tolist()
-    # An error e of the velocity changes the clean estimate by -sigma * e and the noise by alpha * e. The last step
-    # returns the clean estimate, whose derivative in the sample is the slope of a Gaussian's posterior mean.
-    slope = alpha_next * std**2 / (alpha_next**2 * std**2 + sigma_next**2)
-    expected = [abs(slope * (sigma_next * alpha - alpha_next * sigma)), sigma_next]
-    torch.testing.assert_close(sensitivities(mdp), torch.tensor(expected, dtype=torch.float64), rtol=1e-3, atol=0)
-    weights = step_weights(mdp, True)
-    torch.testing.assert_close(
-        weights[0] / weights[1], torch.tensor((expected[0] / expected[1]) ** 2), rtol=2e-3, atol=0
-    )
-    assert weights.mean() == pytest.approx(1)
-
-
 def test_cloning_loss_by_hand():
-    """Errors of 1, 2 and 0 at the three steps with weights of 0.5, 1.5 and 1."""
+    """Errors of 1, 2 and 0 at the three steps."""
     mdp, network = gaussian_student()
-    examples = rollout(mdp, None, 4, torch.tensor([0.5, 1.5, 1.0]), torch.Generator().manual_seed(0))
+    examples = rollout(mdp, None, 4, torch.Generator().manual_seed(0))
     student = own_teacher(mdp.teacher, network, action_parameterization(mdp.teacher.parameterization))
     with torch.no_grad():
         output = student.call(
@@ -675,7 +597,7 @@ def test_cloning_loss_by_hand():
         )
         error = torch.tensor([1.0, 2.0, 0.0]).repeat_interleave(4)[:, None]
         loss = cloning_loss(student, replace(examples, output=output + error))
-    assert loss.item() == pytest.approx((0.5 * 1 + 1.5 * 4) / 3)
+    assert loss.item() == pytest.approx((1 + 4) / 3)
 
 
 def test_action_parameterization():
@@ -716,7 +638,7 @@ def test_network_learns_a_known_optimum():
     kwargs = {**student_kwargs(env.unwrapped.mdp, config), "exploration": (0.15, 0.01)}
     agent = PPO(
         StudentPolicy, env, n_steps=2, batch_size=64, n_epochs=4, learning_rate=4e-3, gamma=0.0, seed=0,
-        clip_range=clip_range_of(0.2, 17, Reduction.MEAN), policy_kwargs=kwargs,
+        clip_range=clip_range_of(0.2, 17), policy_kwargs=kwargs,
     )  # fmt: skip
     noise = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 

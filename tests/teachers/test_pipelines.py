@@ -13,7 +13,7 @@ from redif_env import GaussianMixtureTeacher, Student, Teacher
 from redif_env.diffusion.schedules import VariancePreservingSchedule
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.settings import MDPSettings, build_mdp
-from redif_env.rewards.feature import feature_distance
+from redif_env.rewards.feature import FeatureDistance, frozen_features
 from tests.models import unet
 
 
@@ -104,7 +104,7 @@ def test_rewards_and_tables_clip_what_is_bounded(bounds):
     teacher = GaussianMixtureTeacher(means, 0.2)
     teacher.bounds = bounds
     endpoints = means.repeat(4, 1)
-    found = feature_distance(teacher)(endpoints + 2 * means.sign(), endpoints)
+    found = FeatureDistance(frozen_features(None, teacher))(endpoints + 2 * means.sign(), endpoints)
     torch.testing.assert_close(found, torch.full((4,), 0.0 if bounds else 2.0))
 
 

@@ -15,11 +15,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from redif_env.envs.episodes import check_groups
 from redif_env.envs.task import Task
-from redif_env.judging.baselines import Which, baselines_of
+from redif_env.judging.baselines import baselines_of
 from redif_env.judging.bases import AUTO, Base, bases_of, evaluated_samples, nearest_base
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.actions import ActionMap
-from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, MDPSettings, build_mdp, look_up
 from redif_env.measures.features import load_features
 from redif_env.rewards.names import REWARDS
@@ -37,7 +36,7 @@ from redif_env.sb3.training.callbacks import (
     linear_to_zero,
     tensorboard_logger,
 )
-from redif_env.sb3.training.networks import NoiseSettings, network_items, noise_map, policy_kwargs, warm_start
+from redif_env.sb3.training.networks import NoiseSettings, network_items, policy_kwargs, warm_start
 from redif_env.sb3.training.recipes import Recipe, settled
 from redif_env.sb3.vec_env import make_vec_env
 from redif_env.storage.checks import check_argument
@@ -45,7 +44,7 @@ from redif_env.students.student import Student
 from redif_env.teachers.references import VALIDATION_SEED, SetSizes
 from redif_env.teachers.teacher import Teacher
 from redif_env.training.command import teacher_of
-from redif_env.training.options import arguments_of, options_of
+from redif_env.training.options import RunOptions, arguments_of, options_of
 from redif_env.training.plan import Item, Sizes, plan, print_plan
 from redif_env.training.report import judge
 from redif_env.training.runs import (
@@ -68,7 +67,7 @@ RecipeOptions: Any = options_of(Recipe, without=("observation", "reward"))
 
 
 @dataclass(frozen=True)
-class Args(RecipeOptions, SizeOptions, TaskOptions):
+class Args(RecipeOptions, SizeOptions, RunOptions, TaskOptions):
     """Settings of the environment, of training and of the run. Some defaults depend on ``--action``."""
 
     solver: str = DEFAULT_SOLVER
@@ -76,8 +75,6 @@ class Args(RecipeOptions, SizeOptions, TaskOptions):
     "linear". "auto" chooses the solver, grid and initial map that are best on validation noises at the start of the
     run. It tries linear steps or, for samples of more than 256 numbers, iPNDM of order 2 and 3 on all grids. For a
     driven pipeline it also tries these and DPM-Solver++ 2M on the pipeline's own timesteps."""
-    seed: int = 0
-    """Seed of the agent and of everything that is drawn."""
     out: Path = Path("runs/ppo")
     """Folder for config.json, checkpoints/, student/, result.json, samples.png and TensorBoard logs."""
     group_size: int = 8
@@ -92,14 +89,8 @@ class Args(RecipeOptions, SizeOptions, TaskOptions):
     """Feature networks of the report: names of `redif_env.measures.features.load_features`, or folders or hub ids of
     vision models. Each one after the first prints another table. By default a classifier of such images, or the
     pipeline's VAE."""
-    baselines: Which = "quick"
-    """Training-free solvers in the report: none, the few that are best at 4 to 8 network calls, or all on all grids."""
     checkpoint_every: int = 50_000
     """Environment steps between two checkpoints; SIGINT and SIGTERM also write one."""
-    license: str | None = None
-    """License of the teacher's weights, for the model card; known for built-in teachers."""
-    resume: bool = False
-    """Continue the run in `out` with its settings, or start it if there is none."""
     dry_run: bool = False
     """Only print what the run would cost."""
 
@@ -197,11 +188,11 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
     args = settled(args)
     network = args.action == "noise"
     arguments = arguments_of(args, Task)
-    if action is not None or network:
-        arguments["action"] = action or noise_map(args.network)
+    if action is not None:
+        arguments["action"] = action
     env = make_vec_env(args.num_envs, group_size=args.group_size, **arguments)
     mdp = env.unwrapped.mdp
-    clip_range = clip_range_of(args.clip_range, mdp.action_size, args.network.reduction) if network else args.clip_range
+    clip_range = clip_range_of(args.clip_range, mdp.action_size) if network else args.clip_range
     compact = AntitheticPolicy if args.antithetic else "MlpPolicy"
     return PPO(
         StudentPolicy if network else compact,
@@ -223,7 +214,8 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
 def components_of(args: Args, agent: PPO) -> dict[str, Any]:
     """The callbacks whose state goes into checkpoints, beside the agent's."""
     mdp = agent.get_env().unwrapped.mdp
-    evaluator = held_out_evaluator(args, mdp)
+    # By which the best student is chosen.
+    evaluator = Evaluator(mdp.teacher, args.held_out_size, VALIDATION_SEED, args.teacher_steps)
     components: dict[str, Any] = {
         "held_out": HeldOutCallback(evaluator, mdp, agent.policy, args.held_out_every, args.average),
         "stopwatch": Stopwatch(),
@@ -231,11 +223,6 @@ def components_of(args: Args, agent: PPO) -> dict[str, Any]:
     if mdp.adaptive and args.group_size > 1:
         components["groups"] = GroupRelativeReturns()
     return components
-
-
-def held_out_evaluator(args: Args, mdp: DenoisingMDP) -> Evaluator:
-    """The evaluator by which the best student is chosen."""
-    return Evaluator(mdp.teacher, args.held_out_size, VALIDATION_SEED, args.teacher_steps)
 
 
 def callbacks_of(args: Args, agent: PPO) -> list[BaseCallback]:
@@ -269,12 +256,11 @@ def print_cost(args: Args) -> None:
         arguments["solver"] = DEFAULT_SOLVER
     if args.initial_map == LINEAR:
         arguments["initial_map"] = None
-    if args.action == "noise":
-        arguments["action"] = noise_map(args.network)
     teacher = build_mdp(MDPSettings(**arguments)).teacher
     calls = 1 if args.action == "noise" else teacher.calls
     rollouts = math.ceil(args.network_calls / (args.num_envs * args.num_steps * calls))
     evaluations = math.ceil(rollouts / args.held_out_every) + 1
+    assert args.test_size is not None  # settled
     sizes = Sizes(args.reference_size, args.held_out_size, args.test_size, args.teacher_steps)
     solvers = len(baselines_of(args.baselines, teacher))
     items = plan(teacher, args.num_steps, args.network_calls, evaluations, sizes, solvers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from torch import Tensor, nn
+from torch import nn
 
 from redif_env.diffusion.placement import HOST
 from redif_env.fitted.initial_maps import LinearInitialMap
@@ -30,10 +30,6 @@ class InitialMapModel(ModelMixin, ConfigMixin):
     def initial_map(self) -> LinearInitialMap:
         """The map itself."""
         return LinearInitialMap(self.config.half_logsnr, self.matrix.detach(), self.offset.detach())
-
-    def forward(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """The initial map of ``noise`` ``(B, *S)``, for rows ``condition`` ``(B,)``."""
-        return self.initial_map(noise, condition)
 
     @classmethod
     def of(cls, initial_map: LinearInitialMap) -> InitialMapModel:

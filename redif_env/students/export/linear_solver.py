@@ -7,11 +7,9 @@ from collections.abc import Sequence
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from torch import Tensor, nn
+from torch import nn
 
 from redif_env.diffusion.placement import HOST
-from redif_env.diffusion.solvers import Estimate
-from redif_env.diffusion.types import Level, State
 from redif_env.fitted.linear_solver import LinearSolver
 
 
@@ -41,10 +39,6 @@ class LinearSolverModel(ModelMixin, ConfigMixin):
         """The solver itself."""
         levels, clipped = tuple(self.config.half_logsnr), self.config.clipped
         return LinearSolver(levels, self.matrices.detach(), self.offset.detach(), clipped)
-
-    def forward(self, state: State, next_half_logsnr: Tensor, level: Level) -> Estimate:
-        """The clean estimate that ``state`` is stepped with."""
-        return self.solver.estimate(state, next_half_logsnr, level)
 
     @classmethod
     def of(cls, solver: LinearSolver) -> LinearSolverModel:

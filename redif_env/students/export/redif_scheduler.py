@@ -287,7 +287,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         return alpha * x - sigma * output, alpha * output + sigma * x
 
 
-def take_step(step, x, x0s, epss, bands=True):
+def take_step(step, x, x0s, epss):
     """The next sample ``(B, *S)``, by the numbers of a step alone.
 
     Args:
@@ -295,14 +295,13 @@ def take_step(step, x, x0s, epss, bands=True):
         x: sample ``(B, *S)`` at the step's level.
         x0s, epss: predictions so far, each ``(B, *S)``, the newest first; there may be fewer than weights, whose others
             are 0.
-        bands: whether to use the band gains.
     """
     x0 = step["x_weight"] * x
     for weights, past in ((step["x0_weights"], x0s), (step["eps_weights"], epss)):
         for weight, prediction in zip(weights, past, strict=False):
             if weight:
                 x0 = x0 + weight * prediction
-    if bands and step["band_gains"] and x.ndim == 4:
+    if step["band_gains"] and x.ndim == 4:
         x0 = x0 + _weighted_bands(x0, step["band_gains"])
     ratio = step["sigma_next"] / step["sigma"]
     return ratio * x + (step["alpha_next"] - ratio * step["alpha"]) * x0

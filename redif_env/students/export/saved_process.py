@@ -24,7 +24,7 @@ from redif_env.mdp.settings import (
     part_of,
 )
 from redif_env.students.export.redif_scheduler import ReDiFScheduler
-from redif_env.students.export.steps import steps_of
+from redif_env.students.export.steps import steps_of, unfixed
 from redif_env.teachers.components import decoder_of, encode_prompts
 from redif_env.teachers.conditions import Conditions, ConditionsLike
 from redif_env.teachers.driven.schedules import ReversedOutput, ScaledInputs
@@ -192,19 +192,13 @@ def _grid_entry(grid: Grid, teacher: Teacher, num_steps: int) -> str | dict[str,
 
 def _refusal(mdp: DenoisingMDP) -> str:
     """Why a scheduler alone cannot take a student's steps; empty if it can."""
-    if isinstance(mdp.solver, LinearSolver):
-        return (
-            "this student steps with matrices (solver='linear'), which no scheduler holds: use ReDiFPipeline or Student"
-        )
+    reason = unfixed(mdp)
+    if reason:
+        return reason
     if mdp.initial_map is not None:
         return (
             "this student maps its noise first (linear_initial_map=True), which no pipeline does for a scheduler: use "
             "ReDiFPipeline or Student"
-        )
-    if mdp.adaptive:
-        return (
-            f"this student decides its number of calls ({mdp.min_steps} to {mdp.num_steps}), so it has no fixed steps: "
-            "use ReDiFPipeline or Student"
         )
     if isinstance(mdp.teacher.preconditioning, ScaledInputs):
         return (

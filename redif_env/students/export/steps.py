@@ -9,7 +9,6 @@ One step from ``x`` at a level to the next, in words that need no library::
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -43,11 +42,6 @@ class Step:
     x0_weights: tuple[float, ...]
     eps_weights: tuple[float, ...]
     band_gains: tuple[float, ...]
-
-    @property
-    def noise_ratio(self) -> float:
-        """``sigma / alpha``: sigma in the sense of schedulers of variance-exploding models."""
-        return self.sigma / self.alpha if self.alpha else math.inf
 
 
 def steps_of(mdp: DenoisingMDP, actions: Tensor) -> list[Step]:
@@ -92,6 +86,21 @@ def steps_of(mdp: DenoisingMDP, actions: Tensor) -> list[Step]:
     return steps
 
 
+def unfixed(mdp: DenoisingMDP) -> str:
+    """Why a student's steps are no fixed numbers; empty if they are."""
+    if isinstance(mdp.solver, LinearSolver):
+        return (
+            "this student steps with matrices (solver='linear'), which are more than a number for each prediction: use "
+            "ReDiFPipeline, Student or a traced program"
+        )
+    if mdp.adaptive:
+        return (
+            f"this student decides its number of calls ({mdp.min_steps} to {mdp.num_steps}), so it has no fixed steps: "
+            "use ReDiFPipeline or Student"
+        )
+    return ""
+
+
 def check_fixed(mdp: DenoisingMDP, actions: Tensor) -> None:
     """Refuse what has no fixed steps.
 
@@ -99,21 +108,14 @@ def check_fixed(mdp: DenoisingMDP, actions: Tensor) -> None:
         ValueError: if the process decides its number of calls, its base solver is linear, or there is not one action a
             step.
     """
-    if isinstance(mdp.solver, LinearSolver):
-        raise ValueError(
-            "student steps with matrices (solver='linear'), which are more than a number for each prediction: use "
-            "ReDiFPipeline, Student or a traced program"
-        )
-    if mdp.adaptive:
-        raise ValueError(
-            f"student decides its number of calls ({mdp.min_steps} to {mdp.num_steps}), so it has no fixed steps: "
-            "use ReDiFPipeline or Student"
-        )
+    reason = unfixed(mdp)
+    if reason:
+        raise ValueError(reason)
     if len(actions) != mdp.num_steps:
         raise ValueError(f"actions must be {mdp.num_steps}, one a step, got shape {tuple(actions.shape)}")
 
 
-def run_steps(steps: Sequence[Step], network: torch.nn.Module, noise: Tensor, bands: bool = True) -> Tensor:
+def run_steps(steps: Sequence[Step], network: torch.nn.Module, noise: Tensor) -> Tensor:
     """Clean samples ``(B, *S)`` of a network that predicts noise, from standard normal ``noise``.
 
     For a student with a linear initial map, that is :meth:`redif_env.mdp.process.DenoisingMDP.initial_sample` of it.
@@ -126,5 +128,5 @@ def run_steps(steps: Sequence[Step], network: torch.nn.Module, noise: Tensor, ba
         eps = getattr(output, "sample", output)
         epss.insert(0, eps)
         x0s.insert(0, (x - step.sigma * eps) / step.alpha)
-        x = take_step(asdict(step), x, x0s, epss, bands)
+        x = take_step(asdict(step), x, x0s, epss)
     return x

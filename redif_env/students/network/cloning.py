@@ -14,7 +14,6 @@ from redif_env.diffusion.placement import HOST
 from redif_env.diffusion.solvers import predict
 from redif_env.diffusion.types import Prediction
 from redif_env.mdp.process import DenoisingMDP
-from redif_env.students.network.sensitivities import sensitivities
 from redif_env.teachers.teacher import Teacher, own_teacher
 
 STUDENT_SHARE = 0.5
@@ -32,7 +31,6 @@ class CloningPlan:
         refresh: number of updates after which new states are drawn.
         learning_rate: initial learning rate of Adam; falls linearly to zero.
         decay: decay of the moving average of the weights.
-        by_sensitivity: weight squared errors by the squared sensitivity of their step (``sensitivities``).
         seed: seed of noises and minibatches.
     """
 
@@ -42,20 +40,17 @@ class CloningPlan:
     refresh: int = 100
     learning_rate: float = 1e-3
     decay: float = 0.99
-    by_sensitivity: bool = False
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class CloningBatch:
-    """Training examples: network inputs ``(N, *S)``, conditioning timesteps, conditions and weights ``(N,)``, and
-    target outputs ``(N, *S)``."""
+    """Training examples: network inputs and target outputs ``(N, *S)``, timesteps and conditions ``(N,)``."""
 
     inputs: Tensor
     timestep: Tensor
     condition: Tensor
     output: Tensor
-    weight: Tensor
 
     def rows(self, index: Tensor) -> CloningBatch:
         """The examples at ``index`` (on the host)."""
@@ -135,33 +130,21 @@ def minimise(
 def _losses(mdp: DenoisingMDP, student: Teacher, plan: CloningPlan) -> Iterator[Tensor]:
     """Losses of successive minibatches."""
     generator = torch.Generator().manual_seed(plan.seed)
-    weights = step_weights(mdp, plan.by_sensitivity)
     for update in range(plan.updates):
         if update % plan.refresh == 0:
-            examples = rollout(mdp, student if update else None, plan.rollouts, weights, generator)
+            examples = rollout(mdp, student if update else None, plan.rollouts, generator)
         rows = torch.randint(len(examples.inputs), (plan.batch_size,), generator=generator, device=HOST)
         yield cloning_loss(student, examples.rows(rows))
 
 
-def step_weights(mdp: DenoisingMDP, by_sensitivity: bool) -> Tensor:
-    """Weights ``(num_steps,)`` of the squared errors of each step, with mean 1."""
-    if not by_sensitivity:
-        return torch.ones(mdp.num_steps, dtype=torch.float32, device=HOST)
-    squares = sensitivities(mdp).square()
-    return (squares / squares.mean()).float()
-
-
 @torch.no_grad()
-def rollout(
-    mdp: DenoisingMDP, student: Teacher | None, count: int, weights: Tensor, generator: torch.Generator
-) -> CloningBatch:
+def rollout(mdp: DenoisingMDP, student: Teacher | None, count: int, generator: torch.Generator) -> CloningBatch:
     """States of base solver trajectories with the teacher's outputs: ``count * num_steps`` examples.
 
     Args:
         mdp: decision process with the teacher and the base solver.
         student: half of the trajectories use its predictions; None for none.
         count: number of noises.
-        weights: weight ``(num_steps,)`` of the errors of each step.
         generator: generator of the noises.
     """
     teacher, parameterization = mdp.teacher, action_parameterization(mdp.teacher.parameterization)
@@ -171,13 +154,13 @@ def rollout(
     by_student = torch.rand(count, generator=generator, dtype=torch.float32, device=HOST) < STUDENT_SHARE
     state, steps = mdp.initial(noise, None, condition), []
     zero = torch.zeros(count, mdp.action_size, device=HOST)
-    for weight in weights:
+    for _ in range(mdp.num_steps):
         predicted = predict(teacher, state)
         level = parameterization.schedule.level(state.half_logsnr)
         prediction = Prediction(predicted.x0_history[:, 0], predicted.eps_history[:, 0])
         output = parameterization.preconditioning.write(prediction, level, parameterization.prediction_type)
         inputs = parameterization.preconditioning.inputs(state.x, level)
-        steps.append(CloningBatch(inputs, state.timestep, condition, output, weight.expand(count)))
+        steps.append(CloningBatch(inputs, state.timestep, condition, output))
         if student is not None:
             predicted = predicted.merge(by_student, replace(predict(student, state), nfe=predicted.nfe))
         state = mdp.advance(predicted, mdp.decode(predicted, zero))
@@ -185,10 +168,9 @@ def rollout(
 
 
 def cloning_loss(student: Teacher, examples: CloningBatch) -> Tensor:
-    """Weighted MSE of the student's outputs."""
+    """MSE of the student's outputs."""
     conditions = student.conditions.select(examples.condition)
     dtype = student.dtype
     timestep = examples.timestep.to(examples.inputs.device, dtype)
     output = student.call(student.network, examples.inputs.to(dtype), timestep, conditions)
-    errors = (output - examples.output.to(dtype)).square().flatten(1).mean(dim=1)
-    return (examples.weight.to(errors) * errors).mean()
+    return nn.functional.mse_loss(output, examples.output.to(dtype))

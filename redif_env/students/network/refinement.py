@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from redif_env.diffusion.placement import HOST
+from redif_env.diffusion.solvers import sample
 from redif_env.mdp.process import DenoisingMDP
 from redif_env.measures.features import default_features, load_features
 from redif_env.measures.kernels import EnergyKernel, squared_mmd
-from redif_env.students.network.cloning import cloning_loss, minimise, rollout, step_weights, trainable_student
-from redif_env.students.network.sensitivities import solve
+from redif_env.students.network.cloning import cloning_loss, minimise, rollout, trainable_student
 from redif_env.teachers.teacher import Teacher
 
 WARM_UP = 20
@@ -46,7 +46,6 @@ class RefinementPlan:
         paired: loss weight of the feature distance of samples to the endpoints of the same noises.
         energy: loss weight of the energy distance between samples and endpoints, in features and in pixels.
         cloned: loss weight of the cloning loss.
-        by_sensitivity: as in :class:`~redif_env.students.network.cloning.CloningPlan`.
         seed: seed of noises and minibatches.
     """
 
@@ -58,7 +57,6 @@ class RefinementPlan:
     paired: float = 1.0
     energy: float = 10.0
     cloned: float = 10.0
-    by_sensitivity: bool = False
     seed: int = 0
 
 
@@ -97,10 +95,9 @@ def _losses(mdp: DenoisingMDP, student: Teacher, plan: RefinementPlan, finer: De
     teacher, rows = mdp.teacher, plan.batch_size
     # Latents have no feature network and are compared by value.
     features = load_features(default_features(teacher.sample_shape), teacher.sample_shape).to(teacher.device)
-    weights = step_weights(mdp, plan.by_sensitivity)
     for update in range(plan.updates):
         if update % plan.refresh == 0:
-            examples = rollout(mdp, student, ROLLOUTS * rows, weights, generator)
+            examples = rollout(mdp, student, ROLLOUTS * rows, generator)
         chosen = torch.randint(len(examples.inputs), (rows,), generator=generator, device=HOST)
         shape = (rows, *teacher.sample_shape)
         noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=HOST)
@@ -119,7 +116,7 @@ def _losses(mdp: DenoisingMDP, student: Teacher, plan: RefinementPlan, finer: De
 
 def solver_samples(mdp: DenoisingMDP, model: Teacher, noise: Tensor, condition: Tensor) -> Tensor:
     """Samples ``(B, *S)`` of the base solver with the predictions of ``model``, before clipping."""
-    return solve(mdp, model, mdp.initial(noise, None, condition))
+    return sample(model, mdp.solver, mdp.grid, mdp.initial_sample(noise, condition), mdp.num_steps, condition)
 
 
 def straight_through(values: Tensor, clipped: Tensor) -> Tensor:

@@ -234,13 +234,21 @@ class Drive:
 
     def _started(self, called: int) -> Start:
         """Where a call with so many steps begins."""
-        wave = self.wave(self._pair, Start(called), injection=NONE)
-        wave.skipping = True
+        wave, _ = self._opened(self._pair, Start(called), Place())
+        return Start(called, wave.first, wave.own_timesteps[wave.first :])
+
+    def _opened(
+        self, rows: Sequence[int], start: Start, place: Place, injection: Injection = NONE, skipping: bool = True
+    ) -> tuple[Wave, Answer]:
+        """A call up to its first step, unwound there, and what it answered; ``skipping``: without its networks."""
+        wave = self.wave(rows, start, injection=injection)
+        wave.skipping = skipping
         try:
-            wave.predict(Place())
+            answer = wave.predict(place)
         finally:
             wave.close()
-        return Start(called, wave.first, wave.own_timesteps[wave.first :])
+        assert answer is not None
+        return wave, answer
 
     def _begin_later(self) -> None:
         """Take the level at which a long run begins for the first of all runs."""
@@ -258,13 +266,7 @@ class Drive:
         missing = sorted(set(rows) - set(self._images))
         for start in range(0, len(missing), 2):
             pair = (missing[start : start + 2] * 2)[:2]
-            wave = self.wave(pair, self._probing, injection=NONE)
-            wave.skipping = True
-            try:
-                answer = wave.predict(Place())
-            finally:
-                wave.close()
-            assert answer is not None
+            _, answer = self._opened(pair, self._probing, Place())
             self._images.update(zip(pair, answer.x.float().cpu(), strict=True))
         return torch.stack([self._images[row] for row in rows])
 
@@ -444,14 +446,7 @@ class Drive:
 
     def _first(self, injection: Injection, x: Tensor) -> Tensor:
         """The sample at the first step, of what was injected; networks are not called."""
-        wave = self.wave(self._pair, self._probing, injection=injection)
-        wave.skipping = True
-        try:
-            answer = wave.predict(Place(x))
-        finally:
-            wave.close()
-        assert answer is not None
-        return answer.x
+        return self._opened(self._pair, self._probing, Place(x), injection)[1].x
 
     def _forces_common_levels(self, timesteps: Sequence[float]) -> str:
         """Why samples of a batch cannot be at levels of their own; empty if they can."""
@@ -469,13 +464,8 @@ class Drive:
 
     def _once(self, x: Tensor, timestep: Tensor) -> Tensor:
         """The first prediction at ``x``, each row given its ``timestep`` ``(2,)``."""
-        wave = self.wave(self._pair, self._probing)
-        try:
-            answer = wave.predict(Place(x, self.parameterization.schedule.half_logsnr(timestep), timestep))
-        finally:
-            wave.close()
-        assert answer is not None
-        return answer.output.float().cpu()
+        place = Place(x, self.parameterization.schedule.half_logsnr(timestep), timestep)
+        return self._opened(self._pair, self._probing, place, self.injection, skipping=False)[1].output.float().cpu()
 
     def _calls(self, recorded: Recorder) -> int:
         """Network calls a prediction: how often a sample goes through the networks of the first step."""
@@ -518,8 +508,7 @@ def _drawing(kind: Any) -> type:
         from diffusers.utils.torch_utils import randn_tensor
 
         noise = randn_tensor(*args, **kwargs)
-        wave = RUNNING.caller
-        return wave.drawn(noise) if isinstance(wave, Wave) else noise
+        return noise if RUNNING.wave is None else RUNNING.wave.drawn(noise)
 
     methods = {}
     for name in dir(kind):

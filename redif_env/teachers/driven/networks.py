@@ -7,33 +7,29 @@ import functools
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from redif_env.teachers.driven.wave import Wave
 
 Path = tuple[str | int, ...]
 """Where a value stands in a call's arguments: positions and names, outermost first."""
 
 
-class Caller(Protocol):
-    """What stands between a driven pipeline and its networks."""
-
-    def call(self, name: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the component ``name`` returns for these arguments."""
-
-
 class _Running(threading.local):
-    """Whose pipeline call this thread is; None elsewhere."""
+    """The wave whose pipeline call this thread is; None elsewhere."""
 
-    caller: Caller | None = None
+    wave: Wave | None = None
 
 
 RUNNING = _Running()
 
 
 def shared_copy(name: str, module: nn.Module, apart: bool = False) -> nn.Module:
-    """A copy of ``module`` that shares its weights, and whose calls go through the thread's caller.
+    """A copy of ``module`` that shares its weights, and whose calls go through the thread's wave.
 
     Args:
         name: of the component.
@@ -49,8 +45,8 @@ def shared_copy(name: str, module: nn.Module, apart: bool = False) -> nn.Module:
 
     @functools.wraps(forward)
     def called(*args: Any, **kwargs: Any) -> Any:
-        caller = RUNNING.caller
-        return forward(*args, **kwargs) if caller is None else caller.call(name, forward, args, kwargs)
+        wave = RUNNING.wave
+        return forward(*args, **kwargs) if wave is None else wave.call(name, forward, args, kwargs)
 
     made.forward = called  # type: ignore[method-assign]
     return made

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-FEW_STEP = "it is a few-step student already; use the many-step model that it was distilled from"
-DISCRETE = "discrete diffusion moves between tokens, which have no alpha, sigma or probability flow"
+from redif_env.diffusion.noise_schedulers import DISCRETE, FEW_STEP
+from redif_env.diffusion.noise_schedulers import REFUSED_SCHEDULERS as UNUSABLE
+
 NOISY = "its steps add noise or have an interface of their own, so they have no deterministic counterpart"
 OWN_LEVELS = "its tokens or frames are at different levels, and a step here moves a whole sample"
 CASCADE = "one call runs several samplers in a cascade: make a teacher of each"
 INVERSION = "it runs from images to noise, or changes its latents by gradients between steps"
 
-REFUSED_SCHEDULERS = {
-    "CMStochasticIterativeScheduler": FEW_STEP,
-    "LCMScheduler": FEW_STEP,
-    "TCDScheduler": FEW_STEP,
-    "SCMScheduler": FEW_STEP,
-    "FlowMatchLCMScheduler": FEW_STEP,
-    "FlowMapEulerDiscreteScheduler": FEW_STEP,
-    "PiFlowScheduler": FEW_STEP,
-    "VQDiffusionScheduler": DISCRETE,
-    "AmusedScheduler": DISCRETE,
-    "BlockRefinementScheduler": DISCRETE,
-    "DiscreteDDIMScheduler": DISCRETE,
-    "EntropyBoundScheduler": DISCRETE,
-    "UnCLIPScheduler": NOISY,
-    "DDPMWuerstchenScheduler": NOISY,
-    "RePaintScheduler": NOISY,
-    "ScoreSdeVeScheduler": NOISY,
-    "KarrasVeScheduler": NOISY,
-}
+NOISY_SCHEDULERS = (
+    "UnCLIPScheduler",
+    "DDPMWuerstchenScheduler",
+    "RePaintScheduler",
+    "ScoreSdeVeScheduler",
+    "KarrasVeScheduler",
+)
+REFUSED_SCHEDULERS = UNUSABLE | dict.fromkeys(NOISY_SCHEDULERS, NOISY)
 """By the class of their scheduler."""
 
 REFUSED_PIPELINES = {

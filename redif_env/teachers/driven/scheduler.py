@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,26 +32,7 @@ from redif_env.teachers.driven.schedules import (
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
-
-class Steps(Protocol):
-    """What takes the steps of a driven scheduler; ``start_size`` is the standard deviation of the first sample."""
-
-    start_size: float
-
-    def begin(self, scheduler: Any, mu: float | None) -> None:
-        """The pipeline has set the timesteps, shifted by ``mu`` if that depends on its tokens."""
-
-    def scaled(self, sample: Tensor) -> Tensor:
-        """What the network is given for a sample."""
-
-    def noised(self, clean: Tensor, noise: Tensor) -> Tensor:
-        """A clean sample with noise, at the levels at which the samples are."""
-
-    def step(self, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
-        """The next sample."""
-
-    def follow(self, output: Tensor, sample: Tensor) -> Tensor:
-        """The next sample of a second state that is stepped along, such as the sound of a video."""
+    from redif_env.teachers.driven.wave import Wave
 
 
 def first_order(scheduler: SchedulerMixin, sigmas: bool = False) -> SchedulerMixin:
@@ -102,12 +83,10 @@ def _made(kind: type, config: Mapping[str, Any], **override: Any) -> SchedulerMi
     return made
 
 
-def parameterization_of(stock: SchedulerMixin, shift: float = 1.0) -> Parameterization:
+def parameterization_of(stock: SchedulerMixin) -> Parameterization:
     """Schedule, prediction type and preconditioning of a :func:`first_order` scheduler.
 
-    Args:
-        stock: the scheduler.
-        shift: of a flow, which may depend on the number of tokens.
+    A flow is not shifted: its shift may depend on the number of tokens.
 
     Raises:
         ValueError: if its networks predict something that cannot be read.
@@ -116,7 +95,7 @@ def parameterization_of(stock: SchedulerMixin, shift: float = 1.0) -> Parameteri
     if kind.startswith("FlowMatch"):
         kind_of_flow = InvertedFlowSchedule if config.invert_sigmas else FlowSchedule
         sign = ReversedOutput() if config.invert_sigmas else PLAIN
-        schedule = kind_of_flow(shift, config.num_train_timesteps)
+        schedule = kind_of_flow(1.0, config.num_train_timesteps)
         return Parameterization(schedule, PredictionType.FLOW_PREDICTION, sign)
     prediction_type = PredictionType(config.get("prediction_type", "epsilon"))
     if kind == "EulerDiscreteScheduler" and config.timestep_type == "discrete":
@@ -146,14 +125,14 @@ def _preserving(stock: SchedulerMixin, prediction_type: PredictionType) -> Varia
     return VariancePreservingSchedule(1 - alpha_bars / torch.cat([torch.ones(1).double(), alpha_bars[:-1]]))
 
 
-def driven(stock: SchedulerMixin, steps: Steps) -> Any:
-    """A copy of ``stock`` that leaves its steps to ``steps``.
+def driven(stock: SchedulerMixin, wave: Wave) -> Any:
+    """A copy of ``stock`` that leaves its steps to ``wave``.
 
     An instance of the stock class with the stock methods' signatures, since pipelines look at both.
     """
     made = copy.deepcopy(stock)
     made.__class__ = _driven_class(type(stock))  # type: ignore[arg-type]
-    made.steps, made.leads = steps, True
+    made.wave, made.leads = wave, True
     return made
 
 
@@ -161,7 +140,7 @@ class _Driven:
     """What a driven scheduler does in the place of the stock one."""
 
     order = 1
-    steps: Steps
+    wave: Wave
     leads: bool
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -172,14 +151,14 @@ class _Driven:
         return follower
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        return self.steps.scaled(sample)
+        return self.wave.scaled(sample)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
-        return self.steps.noised(original_samples, noise)
+        return self.wave.noised(original_samples, noise)
 
     def scale_noise(self, sample: Tensor, timestep: Any = None, noise: Tensor | None = None) -> Tensor:
         assert noise is not None
-        return self.steps.noised(sample, noise)
+        return self.wave.noised(sample, noise)
 
 
 @functools.cache
@@ -188,7 +167,7 @@ def _driven_class(kind: Any) -> type:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
         kind.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
         if self.leads:
-            self.steps.begin(self, kwargs.get("mu"))
+            self.wave.begin(self, kwargs.get("mu"))
 
     @functools.wraps(kind.step)  # type: ignore[attr-defined]
     def step(
@@ -198,12 +177,9 @@ def _driven_class(kind: Any) -> type:
 
         if rest.get("per_token_timesteps") is not None:
             raise ValueError("tokens have levels of their own (per_token_timesteps), which no step common to all takes")
-        if self.leads:
-            moved = self.steps.step(model_output, timestep, sample)
-        else:
-            moved = self.steps.follow(model_output, sample)
+        moved = self.wave.step(model_output, timestep, sample) if self.leads else self.wave.follow(model_output, sample)
         return DDIMSchedulerOutput(prev_sample=moved) if return_dict else (moved,)
 
-    init_noise_sigma = property(lambda self: self.steps.start_size, lambda self, value: None)
+    init_noise_sigma = property(lambda self: self.wave.start_size, lambda self, value: None)
     body = {"set_timesteps": set_timesteps, "step": step, "init_noise_sigma": init_noise_sigma}
     return type(f"Driven{kind.__name__}", (_Driven, kind), body)

@@ -25,11 +25,11 @@ class StockCall(Wave):
         seen: list[Tensor] = []
         self._pipe.__dict__["scheduler"] = recording(scheduler, seen)
         self._place = Place(noise)
-        before = RUNNING.caller
+        before = RUNNING.wave
         try:
             self._run(lambda _: None)
         finally:
-            RUNNING.caller = before
+            RUNNING.wave = before
         return seen[0][: self.rows]
 
 

@@ -143,7 +143,7 @@ class Wave:
             arguments["latents"] = _ordinary(self._place.x.to(self.injection.dtype))
             if not self.injection.generator:
                 arguments.pop("generator", None)
-        RUNNING.caller = self
+        RUNNING.wave = self
         kind, (enabled, dtype) = self._autocast
         with torch.no_grad(), torch.autocast(kind, dtype, enabled=enabled):
             return self._pipe(**arguments)
