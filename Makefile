@@ -39,14 +39,16 @@ test-oldest: .venv-oldest/ready
 test-newest: .venv-newest/ready
 	.venv-newest/bin/python -m pytest
 
-# Other RL libraries, in an environment of their own: RLlib asks for one version of gymnasium.
+# Other RL libraries and quantised networks, in an environment of their own: RLlib asks for one version of gymnasium.
 test-ray: .venv-ray/ready
-	.venv-ray/bin/python -m pytest -n 0 tests/rllib tests/torchrl tests/agents/test_other_libraries.py
+	.venv-ray/bin/python -m pytest -n 0 tests/rllib tests/torchrl tests/agents/test_other_libraries.py \
+		tests/teachers/test_as_the_user_has_it.py::test_quantised_networks
 
 .venv-ray/ready: pyproject.toml constraints-ray.txt
 	$(PYTHON) -m venv .venv-ray
 	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-ray.txt \
-		--editable '.[sb3,torchrl,rllib]' pytest pytest-timeout pytest-xdist sb3-contrib skrl tianshou
+		--editable '.[features,rllib,sb3,torchrl]' bitsandbytes pytest pytest-timeout pytest-xdist sb3-contrib skrl \
+		tianshou torchao
 	touch .venv-ray/ready
 
 .venv/ready: pyproject.toml constraints.txt

@@ -38,7 +38,7 @@ class Args(TaskOptions):
     out: Path = Path("runs/cem")
     """Folder for config.json, checkpoints/, student/, result.json and samples.png."""
     network_calls: int = 480_000
-    """Budget: as many generations as it pays for."""
+    """Training budget in network calls."""
     population: int = 64
     """Tables of actions tried in each generation."""
     noises: int = 16
@@ -54,7 +54,7 @@ class Args(TaskOptions):
     test_size: int | None = None
     """Noises of the report."""
     baselines: Which = "quick"
-    """Training-free solvers in the report: none, the few that are best at such call counts, or all on all grids."""
+    """Training-free solvers in the report: none, the few that are best at 4 to 8 network calls, or all on all grids."""
     license: str | None = None
     """Of the teacher's weights, for the model card; by default that of a built-in teacher, else unknown."""
     resume: bool = False

@@ -43,7 +43,7 @@ class Args(MDPOptions):
     test_size: int | None = None
     """Noises of the report."""
     baselines: Which = "quick"
-    """Training-free solvers in the report: none, the few that are best at such call counts, or all on all grids."""
+    """Training-free solvers in the report: none, the few that are best at 4 to 8 network calls, or all on all grids."""
     license: str | None = None
     """Of the teacher's weights, for the model card; by default that of a built-in teacher, else unknown."""
     resume: bool = False

@@ -23,11 +23,11 @@ class Settings(TaskOptions):
     """Settings of the environment and of the run."""
 
     seed: int = 0
-    """Of the agent, and of all that is drawn."""
+    """Seed of the agent and of everything that is drawn."""
     out: Path = Path("runs/agent")
     """Folder for config.json, student/, result.json and samples.png."""
     network_calls: int = 60_000
-    """Budget: as many episodes as it pays for."""
+    """Training budget in network calls."""
     num_envs: int = 128
     """Episodes that run together."""
     group_size: int = 8
@@ -35,17 +35,17 @@ class Settings(TaskOptions):
     epochs: int = 4
     """Passes of an update over its rollout."""
     batches: int = 4
-    """Minibatches a rollout."""
+    """Minibatches per rollout."""
     learning_rate: float = 1e-3
-    """Falls linearly to zero."""
+    """Learning rate at the start; it falls linearly to zero."""
     exploration: tuple[float, float] = (0.8, 0.25)
     """Standard deviation of the actions at the start and at the end, divided by the number of steps."""
     test_size: int | None = None
-    """Noises of the report."""
+    """Number of noises of the report."""
     baselines: Which = "quick"
     """Training-free solvers in the report."""
     resume: bool = False
-    """Start the run in out again, if it did not end; a finished one is left alone."""
+    """Start the run in `out` again if it did not end; a finished run is kept."""
 
     @property
     def task(self) -> dict[str, Any]:

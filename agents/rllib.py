@@ -47,7 +47,7 @@ class Args(Settings):
     out: Path = Path("runs/ray")
     """Folder for config.json, checkpoints/, student/, result.json, samples.png and TensorBoard logs."""
     network_calls: int = 120_000
-    """Budget: as many episodes as it pays for."""
+    """Training budget in network calls."""
     runners: int = 2
     """Processes with environments."""
     gpus_per_runner: float = 0.0

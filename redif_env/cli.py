@@ -6,7 +6,6 @@ import io
 import json
 import math
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -30,7 +29,7 @@ from redif_env.judging.tables import print_table
 from redif_env.mdp.settings import parse_device, solver_name
 from redif_env.measures.rendering import as_images, tile, to_pixels
 from redif_env.showing.films import Starts, base_films, student_films, teacher_film
-from redif_env.showing.page import Exhibit, write_page
+from redif_env.showing.page import Exhibit, page_of
 from redif_env.showing.server import serve
 from redif_env.storage.checks import check_at_least
 from redif_env.storage.files import write_file
@@ -49,18 +48,18 @@ class Train:
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw samples and save them as one picture."""
+    """Draw samples and save them as one image."""
 
     student: Positional[str]
     """Folder or hub id of a student."""
     num_samples: Annotated[int, arg(aliases=["-n"])] = 16
     out: Path = Path("samples.png")
-    """The picture (.png), or the samples themselves as a tensor (.safetensors)."""
+    """Output file: an image (.png), or the samples as a tensor (.safetensors)."""
     seed: int = 0
     price: float | None = None
-    """Of a network call, for a student trained at many prices."""
+    """Price of a network call, for students trained with prices."""
     condition: str | None = None
-    """Class label or prompt that all samples are to show; drawn as in training if not given."""
+    """Class label or prompt of all samples; drawn as in training if not given."""
     device: str = "cpu"
 
     def run(self) -> None:
@@ -102,14 +101,14 @@ class Info:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a student beside training-free solvers at the same number of network calls."""
+    """Compare a student with training-free solvers at the same number of network calls."""
 
     student: Positional[str]
     """Folder or hub id of a student."""
     size: int | None = None
-    """Held-out noises."""
+    """Number of held-out noises."""
     baselines: Which = "quick"
-    """Solvers: none, the few that are best at such call counts, or all on all grids."""
+    """Solvers: none, the few that are best at 4 to 8 network calls, or all on all grids."""
     out: Path | None = None
     """File for the rows, as JSON."""
     device: str = "cpu"
@@ -130,24 +129,24 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Show:
-    """Look at teacher and students side by side, on the same noises, on a page that this command serves."""
+    """Show teacher and students side by side, on the same noises, on a page in your browser."""
 
     students: Positional[tuple[str, ...]]
     """Folders or hub ids of students of one teacher."""
     seeds: int = 8
-    """Noises to show, of the seeds 0, 1, 2, ..."""
+    """Number of noises to show, with the seeds 0, 1, 2, ..."""
     conditions: tuple[str, ...] = ()
     """Class labels or prompts of training to choose from; the first ten if not given."""
     teacher_steps: int | None = None
-    """Predictions that the teacher spends on a sample; as many as on endpoints if not given."""
+    """Predictions of the teacher per sample; as many as for endpoints if not given."""
     solver_steps: int = 8
-    """The untrained solver is shown in every number of steps up to this."""
+    """Largest number of steps of the training-free solver; all smaller ones are shown too."""
     host: str = "127.0.0.1"
-    """Address to serve at; the default is reached from this machine alone."""
+    """Address of the page; the default can only be reached from this machine."""
     port: int = 7860
-    """0 for any free one."""
+    """Port of the page; 0 chooses a free one."""
     out: Path | None = None
-    """Write the page into this folder, and serve nothing."""
+    """Write the page into this file, whose name ends in .html, instead of serving it."""
     device: str = "cpu"
 
     def run(self) -> None:
@@ -155,10 +154,14 @@ class Show:
         if not self.students:
             raise ValueError("students is empty: give the folder of at least one, as in: redif show student/")
         if self.out is not None:
-            print(f"page: {write_page(self.exhibit(), self.out.expanduser())}")
+            if self.out.suffix != ".html":
+                raise ValueError(f"out='{self.out}' must end in .html: the page is one file")
+            page = page_of(self.exhibit())
+            with write_file(self.out.expanduser()) as temporary:
+                temporary.write_text(page, encoding="utf-8")
+            print(f"page: {self.out}")
             return
-        with tempfile.TemporaryDirectory() as folder, serve(Path(folder), self.host, self.port) as server:
-            write_page(self.exhibit(), Path(folder))
+        with serve(page_of(self.exhibit()), self.host, self.port) as server:
             print(f"page: http://{self.host}:{server.server_port}/ (Ctrl+C ends it)", flush=True)
             with suppress(KeyboardInterrupt):
                 server.serve_forever()

@@ -221,10 +221,10 @@ def test_show(type_in, tmp_path):
     make_student(tmp_path / "first" / "student")
     make_student(tmp_path / "other" / "student")
     make_student(tmp_path / "digits", "digits")
-    little = ("--seeds", 2, "--solver-steps", 2, "--teacher-steps", 4, "--out", tmp_path / "page")
+    little = ("--seeds", 2, "--solver-steps", 2, "--teacher-steps", 4, "--out", tmp_path / "page.html")
     code, said, _ = type_in("show", tmp_path / "first" / "student", tmp_path / "other" / "student", *little)
-    assert (code, said) == (0, f"page: {tmp_path / 'page' / 'index.html'}\n")
-    text = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    assert (code, said) == (0, f"page: {tmp_path / 'page.html'}\n")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
     names = re.findall(r'\{"name": "([^"]*)"', text)
     assert names == ["teacher", "solver (iPNDM)", "first", "other"]
     code, _, wrong = type_in("show", tmp_path / "first" / "student", tmp_path / "digits", *little)
@@ -234,6 +234,8 @@ def test_show(type_in, tmp_path):
     assert code == 2
     assert "port=99999 cannot be bound" in wrong
     assert type_in("show", *little)[0] == 2
+    code, _, wrong = type_in("show", tmp_path / "first" / "student", "--out", tmp_path / "page")
+    assert (code, wrong) == (2, f"error: out='{tmp_path / 'page'}' must end in .html: the page is one file\n")
 
 
 def test_names_of_students_on_a_page():

@@ -140,7 +140,8 @@ def read_scheduler(config: Mapping[str, Any], name: str, tokens: int | None = No
         )
     if kind in _CONSISTENCY:
         raise ValueError(
-            f"teacher={name!r} has a {kind}: it is a few-step student already; give the many-step model it was made of"
+            f"teacher={name!r} has a {kind}: it is a few-step student already; use the many-step model that it was "
+            "distilled from"
         )
     config = _with_defaults(config, name)
     if kind in _EDM:

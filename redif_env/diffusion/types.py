@@ -1,19 +1,19 @@
-"""The values that pass between the parts, and the tensor contract they all keep.
+"""The dataclasses that the parts exchange, and the convention for their tensors.
 
-Contract, for a batch of B samples of shape S (for images ``(channels, height, width)``). On the device, in the
-environment's ``dtype``, is what has the size of a sample:
+A batch has B samples of shape S, ``(channels, height, width)`` for images. Tensors of samples are on the teacher's
+device, in the environment's ``dtype``:
 
-* ``x``, ``x0``, ``eps``: ``(B, *S)``, images scaled to [-1, 1] (latents as their network takes them).
+* ``x``, ``x0``, ``eps``: ``(B, *S)``; images are scaled to [-1, 1], latents are as their network takes them.
 
-On the host (the CPU), whatever the device, is what has a number or a few a row:
+Tensors with one or a few numbers per row are on the host (the CPU):
 
-* ``half_logsnr``: ``(B,)`` float64, ``log(alpha / sigma)``, increases while denoising, ``+inf`` is clean data;
-* ``timestep``: ``(B,)`` float64, the conditioning timestep of the network, in the training schedule's units;
-* ``condition``: ``(B,)`` int64, a row of the teacher's conditions (0 where there is but one);
-* ``position``: ``(B,)`` float64, the coordinate of a ``Grid``: 0 is pure noise, 1 is clean data;
-* actions, prices, guidance scales, step counts and masks.
+* ``half_logsnr``: ``(B,)`` float64, ``log(alpha / sigma)``; increases while denoising, ``+inf`` for clean data
+* ``timestep``: ``(B,)`` float64, the network's conditioning timestep, in the units of the training schedule
+* ``condition``: ``(B,)`` int64, index of the teacher's conditions; 0 if there is only one
+* ``position``: ``(B,)`` float64, the coordinate of a ``Grid``: 0 is pure noise, 1 is clean data
+* actions, prices, guidance scales, step counts and masks
 
-Histories put the newest first along dimension 1.
+Histories have the newest entry first along dimension 1.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Level:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One network prediction, in both coordinates: clean estimate and noise prediction, each ``(B, *S)``.
+    """One network prediction as clean estimate and noise prediction, each ``(B, *S)``.
 
-    ``x`` ``(B, *S)`` is the sample it was made at, where that is not the one it was requested for (pipelines that blend
-    an image in); ``wave`` ``(B,)`` int64 the number of the suspended pipeline call that made it.
+    ``x`` ``(B, *S)`` is the sample of the prediction if it differs from the requested one (for pipelines that blend in
+    an image). ``wave`` ``(B,)`` int64 is the number of the suspended pipeline call that made the prediction.
     """
 
     x0: Tensor
@@ -63,14 +63,23 @@ class Prediction:
 class State:
     """The states of B denoising episodes. Every field has B rows, so states can be merged row by row.
 
-    ``x`` ``(B, *S)`` and ``history`` ``(B, 2 * K, *S)`` are on the device: the last K predictions, newest first, each
-    as its clean estimate and its noise prediction; zero where there is none yet. All else is on the host:
-    ``timestep`` is the conditioning timestep of the next network call, ``condition`` ``(B,)`` int64 the row of the
-    teacher's conditions, ``guidance`` ``(B,)`` float64 the guidance scale (1 is none); ``predictions`` counts the
-    predictions made, ``nfe`` the network calls they cost (a guided prediction costs two); ``steps_left`` the steps
-    that the budget still allows; ``price`` ``(B,)`` float64 what a network call costs the episode in units of reward
-    (0 unless the decision process draws prices); ``wave`` the number of the suspended pipeline call that makes the
-    predictions (0 for none); ``half_logsnr_history`` ``(B, K)`` the levels of the history.
+    On the device:
+
+    * ``x`` ``(B, *S)``: the samples
+    * ``history`` ``(B, 2 * K, *S)``: the last K predictions, newest first, each as clean estimate and noise prediction;
+      zero for missing predictions
+
+    On the host:
+
+    * ``timestep``: conditioning timestep of the next network call
+    * ``condition`` ``(B,)`` int64: index of the teacher's conditions
+    * ``guidance`` ``(B,)`` float64: guidance scale; 1 is no guidance
+    * ``predictions``: number of predictions made
+    * ``nfe``: number of network calls made; a guided prediction makes two
+    * ``steps_left``: number of steps left in the budget
+    * ``price`` ``(B,)`` float64: price of a network call in units of reward; 0 without prices
+    * ``wave``: number of the suspended pipeline call that makes the predictions; 0 for none
+    * ``half_logsnr_history`` ``(B, K)``: levels of the history
     """
 
     x: Tensor
@@ -130,12 +139,14 @@ _SAMPLES = ("x", "history")
 
 @dataclass(frozen=True)
 class Decision:
-    """What an action means once its units are known, and where it leads.
+    """A decoded action.
 
-    ``position`` and ``half_logsnr``: grid position to step to and its level, both ``(B,)``; ``x0`` ``(B, *S)``: the
-    clean estimate of the step; ``x`` ``(B, *S)``: the sample that it arrives at, the DDIM step with that estimate;
-    ``timestep``: the conditioning timestep there, ``(B,)``; ``steps_left``: steps that the episode still takes, this
-    one included, ``(B,)`` int64; ``guidance``: scale of the next network call ``(B,)``, None to leave it as it is.
+    * ``position``, ``half_logsnr`` ``(B,)``: the next grid position and its level
+    * ``x0`` ``(B, *S)``: the clean estimate of the step
+    * ``x`` ``(B, *S)``: the next sample, which is the DDIM step with that estimate
+    * ``timestep`` ``(B,)``: the conditioning timestep of the next network call
+    * ``steps_left`` ``(B,)`` int64: number of steps left, this one included
+    * ``guidance`` ``(B,)``: guidance scale of the next network call; None to keep it
     """
 
     position: Tensor
@@ -149,13 +160,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class Transition:
-    """One environment step of B episodes: all that a reward may look at.
+    """One environment step of B episodes, the argument of rewards.
 
-    ``state`` is before the step, ``next_state`` after it and before any reset; unless the episode ended, its history
-    already holds the network's prediction there. ``endpoint`` ``(B, *S)``, on the device, is the teacher's endpoint of
-    the same initial noise; ``pair`` ``(B,)`` int64 its row in the reference set; ``action`` ``(B, A)`` float32;
-    ``terminated`` ``(B,)`` bool; ``live`` ``(B,)`` bool is false for rows that took no step (the dead step of autoreset
-    mode ``NEXT_STEP``). All but the samples is on the host.
+    ``state`` is the state before the step. ``next_state`` is the state after it and before any reset; unless the
+    episode ended, its history includes the network's prediction there. ``action`` is ``(B, A)`` float32, and
+    ``decision`` the decoded action. ``endpoint`` ``(B, *S)`` is the teacher's endpoint of the same initial noise, and
+    ``pair`` ``(B,)`` int64 its index in the reference set. ``terminated`` ``(B,)`` bool marks finished episodes.
+    ``live`` ``(B,)`` bool is false for rows that took no step (the reset step of autoreset mode ``NEXT_STEP``). Samples
+    are on the teacher's device, everything else is on the CPU.
     """
 
     state: State

@@ -36,21 +36,22 @@ Seen = NDArray[np.float32] | dict[str, NDArray[np.float32]]
 
 
 class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
-    """Many denoising episodes with one network call for all: :class:`ReDiFEnv`, batched.
+    """Many episodes of :class:`ReDiFEnv` that share each network call.
 
-    Sub-environment i seeded with ``seed + i`` does what the single environment seeded with ``seed + i`` does.
+    Sub-environment i, seeded with ``seed + i``, behaves like a single environment seeded with ``seed + i``.
 
     Args:
         num_envs: number of episodes that run together.
-        group_size: sub-environments in groups of this many start each episode from the same noise (those of one
-            group are seeded like its first); what a group-relative baseline needs.
-        autoreset_mode: ``NEXT_STEP`` (default, as Gymnasium's own), ``SAME_STEP`` or ``DISABLED``, as enum or as its
-            value. In ``NEXT_STEP`` the step after an episode's last takes no action: it resets, and pays 0.
-        max_episode_steps: as ``gym.make_vec`` gives it; at least ``num_steps``, after which every episode ends anyway.
+        group_size: number of sub-environments in a group. All members of a group have the seed of its first member, so
+            they start each episode from the same noise, as group-relative baselines need.
+        autoreset_mode: ``NEXT_STEP`` (default, as in Gymnasium), ``SAME_STEP`` or ``DISABLED``, as enum or as its
+            value. In ``NEXT_STEP`` the step after the last step of an episode resets: its action is ignored and its
+            reward is 0.
+        max_episode_steps: passed by ``gym.make_vec``; at least ``num_steps``, after which every episode ends anyway.
         render_mode: None or ``"rgb_array"``.
         arguments: the fields of :class:`redif_env.envs.task.Task`, which :class:`ReDiFEnv` lists.
 
-    ``last_transition`` is the last step as torch tensors, before any reset; reward wrappers read it.
+    ``last_transition`` is the last step as torch tensors, before any reset. Reward wrappers read it.
     """
 
     metadata = {
@@ -99,7 +100,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
 
     @property  # type: ignore[override]
     def np_random(self) -> tuple[np.random.Generator, ...]:
-        """The generators of the sub-environments, one for those of a group: their only source of chance."""
+        """The generator of each sub-environment, its only source of randomness; group members share one."""
         return tuple(generator for generator in self.episodes.draws.generators for _ in range(self.group_size))
 
     @np_random.setter  # type: ignore[override]
@@ -112,12 +113,12 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
 
     @property  # type: ignore[override]
     def np_random_seed(self) -> Any:
-        """The seeds of :attr:`np_random`; -1 of generators that were given."""
+        """The seeds of :attr:`np_random`; -1 for generators that were set directly."""
         return tuple(seed for seed in self.episodes.draws.seeds for _ in range(self.group_size))
 
     @property  # type: ignore[override]
     def spec(self) -> EnvSpec | None:
-        """As Gymnasium sets it, with arguments that can be written as JSON (:func:`plain`)."""
+        """The spec that Gymnasium sets, with arguments that can be written as JSON (:func:`plain`)."""
         return self._spec
 
     @spec.setter
@@ -130,13 +131,13 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         """Start new episodes, in all sub-environments or in those of ``options["reset_mask"]`` (``(num_envs,)`` bool).
 
         Args:
-            seed: an int seeds sub-environment i with ``seed + i``; a sequence gives each its own.
-            options: ``reset_mask``; and what the new episodes start from, if it is not to be drawn: ``index``, rows of
-                the reference set ``(num_envs,)``, or ``noise`` ``(num_envs, *S)``, whose endpoints the teacher then
-                makes; ``condition``, a label or prompt for all or one each.
+            seed: an int seeds sub-environment i with ``seed + i``; a sequence has one seed per sub-environment.
+            options: ``reset_mask``, and fixed starts of the new episodes, which are drawn otherwise: ``index``, rows of
+                the reference set ``(num_envs,)``; or ``noise`` ``(num_envs, *S)``, whose endpoints the teacher
+                computes; ``condition``, one label or prompt for all, or one each.
 
         Raises:
-            ValueError: if an option is unknown, or its value cannot be.
+            ValueError: if an option is unknown or its value is invalid.
         """
         seeds = self._parse_seed(seed)
         options = dict(check_options(options, ("reset_mask", *CHOICES)))
@@ -156,7 +157,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
     def step(
         self, actions: NDArray[np.float32]
     ) -> tuple[Seen, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """One solver step, and the network call of the next, in every sub-environment.
+        """Take one solver step and make the next network call, in every sub-environment.
 
         Raises:
             ValueError: if ``actions`` has another shape than ``(num_envs, size)`` or holds NaN or infinity.
@@ -172,7 +173,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         self.episodes.restart_rewards()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where every episode stands, what chance will draw, and what rewards remember: tensors and JSON values.
+        """The states of episodes, random generators and rewards, as tensors and JSON values.
 
         Raises:
             gymnasium.error.ResetNeeded: before the first reset.
@@ -182,20 +183,20 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
         return {**self.episodes.state_dict(), "done": self._done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave, in an environment made with the same arguments."""
+        """Restore a state of :meth:`state_dict`, in an environment made with the same arguments."""
         self.episodes.load_state_dict(state)
         self._done = state["done"].copy()
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
-        """One frame a sub-environment if ``render_mode`` is ``"rgb_array"`` (``Filmstrip``).
+        """One frame per sub-environment if ``render_mode`` is ``"rgb_array"`` (``Filmstrip``).
 
-        A finished episode stays in view until its successor's first step.
+        A finished episode is shown until the first step of the next one.
         """
         return self._film.frames() if self._film else None
 
     @property
     def state(self) -> State:
-        """Where every episode stands.
+        """The state of every episode.
 
         Raises:
             gymnasium.error.ResetNeeded: before the first reset.
@@ -333,62 +334,69 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
 
 
 class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
-    """Denoise one sample in a few network calls, as close to the many-step teacher as can be.
+    """Denoise one sample in a few network calls, as close as possible to the many-step teacher's sample.
 
     ## Description
 
-    A diffusion model turns noise into a sample by many small steps, each of which calls a large network. Here an
-    episode is one sample made with few calls: at each step the agent observes the sample and the network's prediction,
-    and chooses the step size and the noise prediction of the step. A reset draws a pair (initial noise, the
-    teacher's endpoint of it) from the reference set; all else is deterministic. After "ReDiF: Reinforced Distillation
-    for Few Step Diffusion" (arXiv 2512.22802).
+    A diffusion model turns noise into a sample in many small steps, and each step calls a large network. In this
+    environment, an episode makes one sample with few calls. At each step the agent observes the sample and the
+    network's prediction, and chooses the step size and the noise prediction of the step. A reset draws a pair of
+    initial noise and the teacher's sample of that noise (its endpoint) from the reference set. Everything else is
+    deterministic. The idea is that of "ReDiF: Reinforced Distillation for Few Step Diffusion" (arXiv 2512.22802).
 
     ## Action Space
 
-    A flat float32 `Box` in [-1, 1]; zero is the base solver, exactly. Values outside are clipped.
+    A flat float32 `Box` in [-1, 1]. The zero action is exactly the base solver's step. Values outside are clipped.
 
     - `"solver"` (default; 7 numbers for images, 5 for other samples): the step size, and a correction to the base
       solver's noise prediction. :class:`redif_env.mdp.actions.SolverMap` gives each number's unit.
-    - `"step"` (1 number): the step size alone.
-    - `"noise"` (1 number and as many as a sample has): the step size, and the whole noise prediction in the place of
-      the teacher's; needs `observation="sample"`. The policy is the student's network
-      (:class:`redif_env.sb3.StudentPolicy`). :class:`redif_env.mdp.actions.NoiseMap` gives the units. Here zero means
-      the base solver's step size, but no special prediction.
+    - `"step"` (1 number): only the step size.
+    - `"noise"` (1 number plus the size of a sample): the step size, and the whole noise prediction, which replaces the
+      teacher's. It needs `observation="sample"`. The policy is the student's network
+      (:class:`redif_env.sb3.StudentPolicy`). :class:`redif_env.mdp.actions.NoiseMap` gives the units. With this map,
+      zero means the base solver's step size only; a prediction of zero has no special meaning.
 
-    With `min_steps` below `num_steps` there is one more number, the last, by which the agent gives up steps
-    (:class:`redif_env.mdp.process.DenoisingMDP`). With `learn_guidance` there is one for the guidance scale before it.
+    `learn_guidance` adds a number for the guidance scale. `min_steps` below `num_steps` adds a last number, by which
+    the agent gives up steps (:class:`redif_env.mdp.process.DenoisingMDP`).
 
     ## Observation Space
 
-    `"features"`: a short float32 vector: NFE left, noise level, statistics of the sample, of the predicted clean sample
-    and of its change. :class:`redif_env.mdp.observations.Features` lists them. `"features+condition"`: the same, and
-    the embedding of the condition. `"steps"`: only the number of steps left, one-hot, for policies that do not depend
-    on the sample. With `prices`, the episode's price follows. `"sample"`: a dict of the noisy sample, the conditioning
-    timestep, the level, the NFE left and the condition's row (:class:`redif_env.mdp.observations.Sample`).
+    - `"features"` (default): a short float32 vector of the steps left, the noise level, and statistics of the sample,
+      of the predicted clean sample and of its change. :class:`redif_env.mdp.observations.Features` lists them.
+    - `"features+condition"`: the same, followed by the embedding of the condition.
+    - `"steps"`: only the number of steps left, one-hot, for policies that do not depend on the sample.
+    - `"sample"`: a dict of the noisy sample, the conditioning timestep, the level, the network calls left and the index
+      of the condition (:class:`redif_env.mdp.observations.Sample`).
+
+    With `prices`, the price of the episode is appended to the vectors.
 
     ## Rewards
 
-    Zero until the sample is finished, then minus its root mean square distance to the teacher's endpoint, divided by
-    the base solver's mean distance over the reference set: on average the zero action returns -1, the teacher 0.
-    `info["reward/endpoint"]` is the term by its name. Other rewards, and sums of them, by the `reward` argument or by
-    the wrappers of :mod:`redif_env.envs.wrappers`; `docs/rewards.md` has the table.
+    The reward is 0 until the sample is finished. Then it is minus the sample's root mean square distance to the
+    teacher's endpoint, divided by the base solver's mean distance over the reference set. On average the zero action
+    has a return of -1, and the teacher has 0. `info["reward/endpoint"]` holds the term. The `reward` argument and the
+    wrappers of :mod:`redif_env.envs.wrappers` give other rewards and weighted sums; `docs/rewards.md` lists them.
 
     ## Starting State
 
-    `x` is the noise of a random pair of the reference set; the network has been called once. With `prices`, the
-    episode's price of a call is drawn, log-uniform between them.
+    `x` is the noise of a random pair of the reference set, and the network has been called once. With `prices`, the
+    price of a network call is drawn for the episode, log-uniformly from the range.
 
     ## Episode End
 
-    Terminates when the sample is clean: after `num_steps` steps, or earlier, after at least
-    `min_steps`, if the action gave up the others. Never truncates.
+    An episode terminates when the sample is clean: after `num_steps` steps, or earlier if the agent gave up steps, but
+    not before `min_steps`. It never truncates.
 
     ## Information
 
-    `nfe`: network calls spent on the sample; `half_logsnr`: its level, `inf` when clean; `condition`: row of the
-    teacher's conditions; `pair`: row of the reference set; `reward/<name>` (after a step): each term
-    of the reward, so that they sum to it. Batched, each key has its mask under `_<key>`, as in Gymnasium.
-    `env.unwrapped.last_transition` holds the step itself, as torch tensors with a batch dimension of 1.
+    - `nfe`: network calls spent on the sample
+    - `half_logsnr`: level of the sample, `inf` when clean
+    - `condition`: index of the condition among the teacher's
+    - `pair`: index of the pair in the reference set
+    - `reward/<name>` (after a step): each term of the reward; their sum is the reward
+
+    In the vector environment each key has a mask under `_<key>`, as in Gymnasium. `env.unwrapped.last_transition` holds
+    the step itself, as torch tensors with a batch dimension of 1.
 
     ## Arguments
 
@@ -400,13 +408,12 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
     ```
 
     {arguments}
-    - `autoreset_mode=None`: no matter which: a single environment never resets itself, those who step it do. It is
-      accepted so that one set of arguments serves `gym.make` and `gym.make_vec`, where it is the batched
-      environment's (`"NextStep"` by default; Stable-Baselines3 needs `"SameStep"`, which
-      `redif_env.sb3.make_vec_env` sets).
-    - `render_mode=None`: or `"rgb_array"`, the trajectory as a strip.
+    - `autoreset_mode=None`: ignored by the single environment, which never resets itself. `gym.make` accepts it so that
+      the same arguments work with `gym.make_vec`, whose default is `"NextStep"`. (Stable-Baselines3 needs
+      `"SameStep"`, which `redif_env.sb3.make_vec_env` sets.)
+    - `render_mode=None`: None, or `"rgb_array"` for the trajectory as one image.
 
-    Objects (a `Teacher`, a `Solver`, ...) may be given instead of names where the class is constructed directly.
+    When you construct the class directly, you can pass objects (a `Teacher`, a `Solver`, ...) instead of names.
 
     ## Version History
 
@@ -444,12 +451,12 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
         """Start a new episode.
 
         Args:
-            seed: of the draws.
-            options: what it starts from, if that is not to be drawn: ``index``, a row of the reference set, or
-                ``noise`` ``(*S)``, whose endpoint the teacher then makes; ``condition``, a label or prompt.
+            seed: seed of the random draws.
+            options: a fixed start, which is drawn otherwise: ``index``, a row of the reference set; or ``noise``
+                ``(*S)``, whose endpoint the teacher computes; ``condition``, a label or prompt.
 
         Raises:
-            ValueError: if an option is unknown, or its value cannot be.
+            ValueError: if an option is unknown or its value is invalid.
         """
         rows = {
             name: value if name == "condition" else np.asarray(value)[None]
@@ -463,7 +470,7 @@ class ReDiFEnv(gym.Env[Seen, NDArray[np.float32]]):
         return rows_of(observations, 0), info_of(infos, 0)
 
     def step(self, action: NDArray[np.float32]) -> tuple[Seen, float, bool, bool, dict[str, Any]]:
-        """One solver step, and the network call of the next.
+        """Take one solver step and make the next network call.
 
         Raises:
             ValueError: if ``action`` has another shape than the action space or holds NaN or infinity.

@@ -16,25 +16,25 @@ from redif_env.teachers.references import SetSizes
 
 @dataclass(frozen=True, kw_only=True)
 class Task(MDPSettings):
-    """A denoising process, and what an agent learns it for and from.
+    """All arguments of an environment: the denoising process, its reward and its reference set.
 
-    ``gym.make("ReDiF-v0")``, ``gym.make_vec``, the environments' classes, ``make_vec_env`` and the training programs
-    take these fields as arguments: add one here and all of them have it, with its docs.
+    ``gym.make("ReDiF-v0")``, ``gym.make_vec``, the environment classes, ``make_vec_env`` and the training programs take
+    these fields as arguments, with these descriptions.
     """
 
     reward: str | Reward | Callable[[Transition], Tensor] | Mapping[str, float] = "endpoint"
-    """A name of `redif_env.rewards.names.REWARDS`, or names with weights: `{"endpoint": 1.0, "feature": 0.5}`, at the
-    command line `endpoint 1 feature 0.5`; in Python also a `Reward`, or a function of a `Transition` of B episodes that
+    """A name of `redif_env.rewards.names.REWARDS`, or names with weights: `{"endpoint": 1.0, "feature": 0.5}`, on the
+    command line `endpoint 1 feature 0.5`. In Python also a `Reward`, or a function of a `Transition` of B episodes that
     returns a tensor `(B,)`."""
     reference_size: int | None = None
-    """Pairs (initial noise, the teacher's endpoint of it) that episodes are drawn from; 4,096 if not given, 1,024 of
-    `"cifar10"`, 512 of a driven pipeline. Computed once and cached under `$REDIF_CACHE` or `~/.cache/redif`; shipped
-    for the defaults of `"digits"` and `"cifar10"`."""
+    """Number of pairs (initial noise and the teacher's endpoint) that episodes are drawn from. If not given: 1,024 for
+    `"cifar10"`, 512 for a driven pipeline, 4,096 otherwise. They are computed once and cached in `$REDIF_CACHE` or
+    `~/.cache/redif`; those for the defaults of `"digits"` and `"cifar10"` are shipped."""
     teacher_steps: int | None = None
-    """Predictions that the teacher spends on each endpoint; 100 if not given, 40 of `"cifar10"` and of a driven
-    pipeline."""
+    """Number of predictions that the teacher makes for each endpoint. If not given: 40 for `"cifar10"` and for driven
+    pipelines, 100 otherwise."""
     autocast: bool = False
-    """Run the teacher in bfloat16 in steps, for speed; endpoints are made in its own type."""
+    """Run the teacher's network with bfloat16 autocast in environment steps, for speed; endpoints are not affected."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

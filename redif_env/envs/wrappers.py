@@ -1,8 +1,8 @@
-"""Reward wrappers: one name each for ``Env`` and ``VectorEnv``, any number on top of each other.
+"""Reward wrappers for ``Env`` and ``VectorEnv``, which can be stacked.
 
-``RewardWrapper`` of Gymnasium sees a number; these see the whole step (``env.unwrapped.last_transition``). Each adds
-its weighted term to the reward and shows it as ``info["reward/<name>"]``, so that the terms sum to the reward.
-The formulas, with their scales, are in :mod:`redif_env.rewards`.
+Gymnasium's ``RewardWrapper`` sees a number; these wrappers see the whole step (``env.unwrapped.last_transition``). Each
+adds its weighted term to the reward and reports it as ``info["reward/<name>"]``, so the terms sum to the reward. The
+formulas and their scales are in :mod:`redif_env.rewards`.
 
     env = FeatureAlignment(StepCost(env, cost=0.01), weight=0.5)
 """
@@ -155,7 +155,7 @@ def add_reward(env: AnyEnv, reward: Reward, weight: float = 1.0, recipe: Recipe 
 def EndpointAlignment(
     env: AnyEnv, distance: Distance = root_mean_square, weight: float = 1.0, name: str = "endpoint_distance"
 ) -> AnyEnv:
-    """Add ``EndpointAlignment`` in any distance of :mod:`redif_env.measures.distances`, or your own."""
+    """Add ``EndpointAlignment`` with a distance of :mod:`redif_env.measures.distances` or your own."""
     return _add_alignment(env, endpoint.EndpointAlignment, distance, weight, name)
 
 
@@ -164,7 +164,8 @@ def FeatureAlignment(
 ) -> AnyEnv:
     """Add :class:`redif_env.rewards.feature.FeatureAlignment`.
 
-    ``features``: a network from samples to ``(B, D)``, or a name of :func:`redif_env.measures.features.load_features`.
+    ``features`` is a network from samples to ``(B, D)``, or a name for
+    :func:`redif_env.measures.features.load_features`.
     """
     core = core_of(env)
     network = load_features(features, core.mdp.teacher.image_shape) if isinstance(features, str) else features
@@ -182,7 +183,7 @@ def TrajectoryAlignment(
 
 
 def PathAlignment(env: AnyEnv, weight: float = 1.0, name: str = "path") -> AnyEnv:
-    """Add :class:`redif_env.rewards.path.PathAlignment`, the distance of each step's target to the teacher's."""
+    """Add :class:`redif_env.rewards.path.PathAlignment`, the distance of each step to the teacher's trajectory."""
     core = core_of(env)
     reward = path.PathAlignment.calibrated(core.mdp, core.reference, name)
     return add_reward(env, reward, weight, Recipe("PathAlignment", {"weight": weight, "name": name}))
@@ -221,7 +222,7 @@ def DistributionAlignment(
 
 
 def StepCost(env: AnyEnv, cost: float | None = None, name: str = "step_cost") -> AnyEnv:
-    """Add ``StepCost``; without a ``cost``, the price that each episode drew (``prices``)."""
+    """Add ``StepCost``. If ``cost`` is None, each episode uses the price that it drew (``prices``)."""
     if cost is None and core_of(env).mdp.prices is None:
         raise ValueError("cost is missing, and the environment draws no prices: give cost=0.01, or make it with prices")
     return add_reward(env, costs.StepCost(cost, name), 1.0, Recipe("StepCost", {"cost": cost, "name": name}))
@@ -230,7 +231,7 @@ def StepCost(env: AnyEnv, cost: float | None = None, name: str = "step_cost") ->
 def CallableReward(
     env: AnyEnv, fn: Callable[[Transition], Tensor], name: str = "custom", weight: float = 1.0
 ) -> AnyEnv:
-    """Add any function of the transition, as :class:`redif_env.rewards.custom.CallableReward`."""
+    """Add any function of the transition (:class:`redif_env.rewards.custom.CallableReward`)."""
     given = {"fn": fn, "name": name, "weight": weight}
     return add_reward(env, custom.CallableReward(fn, name), weight, Recipe("CallableReward", given))
 
@@ -245,18 +246,18 @@ def _add_alignment(
 
 
 class GroupRelativeReward(VectorWrapper):
-    """Each reward minus its group's mean: how much better the actions were than those of other group members.
+    """Subtracts from each reward the mean of its group, so it compares the actions with those of other group members.
 
-    A sample's error depends mostly on its initial noise; within a group of sub-environments that share it, only the
-    actions differ. The agent needs no change. The terms in the info are not changed. Put it on top of the
-    reward terms, so that it sees their sum.
+    A sample's error depends mostly on its initial noise. The sub-environments of a group share the noise, so only their
+    actions differ. The terms in ``info`` are not changed. Make this the outermost reward wrapper, so that it sees the
+    sum of all terms.
 
     Args:
         env: a :class:`~redif_env.envs.environments.ReDiFVectorEnv` with ``group_size`` of at least 2, wrapped or not.
 
     Raises:
-        ValueError: for another environment; for groups of one, whose relative reward is always zero; and for adaptive
-            step counts, where group members do not finish together.
+        ValueError: for other environments; for groups of one, whose relative reward is always zero; and for an adaptive
+            number of steps, where group members do not finish together.
     """
 
     def __init__(self, env: VectorEnv) -> None:

@@ -1,2 +1,2 @@
-"""The denoising Markov decision process: pure functions of batched states, with the meaning of actions and
+"""The denoising Markov decision process: pure functions of batched states, with the maps of actions and
 observations. Needs neither Gymnasium nor an RL library. Read ``process`` first."""

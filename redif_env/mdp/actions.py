@@ -1,7 +1,7 @@
 """Action maps: the only place that knows what the numbers in an action mean.
 
-Every map is a flat float32 ``Box`` in [-1, 1]. Where the teacher predicts, zero is the base solver, exactly; where the
-action is the prediction (:class:`NoiseMap`), its other number at zero is the base solver's step.
+Actions are a flat float32 ``Box`` in [-1, 1]. If the teacher predicts, the zero action is exactly the base solver's
+step. If the action is the prediction (:class:`NoiseMap`), a zero in its number 0 is the base solver's step size.
 """
 
 from __future__ import annotations
@@ -39,41 +39,41 @@ class BaseSolver:
 class ActionMap(ABC):
     """Turns actions ``(B, size)`` in [-1, 1] into decisions.
 
-    What an action says of the step is computed on the host; an action that was made on the device is fetched.
+    Step sizes, levels and weights are computed on the host; actions on the device are copied to it.
     """
 
     history: int = 1
-    """Past predictions that the map itself uses."""
+    """Number of past predictions that the map itself uses."""
 
     level_numbers: tuple[int, ...] = ()
-    """Which numbers decide the level of the next call and the timestep given there."""
+    """Indices of the numbers that decide the level and the conditioning timestep of the next network call."""
 
     predicts: bool = False
     """Whether the action contains the prediction to step with, so that the teacher's network is not evaluated."""
 
     @abstractmethod
     def size(self, sample_shape: tuple[int, ...]) -> int:
-        """How many numbers an action has for samples of this shape."""
+        """The size of an action for samples of this shape."""
 
     def band_gains(self, action: Tensor, state: State, base: BaseSolver) -> Tensor:
-        """What each band of the clean estimate is multiplied by, less 1: ``(B, bands)``; no columns if no bands."""
+        """The factor of each frequency band of the clean estimate, minus 1: ``(B, bands)``, or ``(B, 0)``."""
         return action[:, :0]
 
     def prediction(self, action: Tensor, state: State, base: BaseSolver) -> Prediction:
-        """The prediction at ``state`` that ``action`` contains, where the map ``predicts``."""
+        """The prediction at ``state`` that ``action`` contains, for maps with ``predicts``."""
         raise NotImplementedError(f"actions of {type(self).__name__} contain no prediction")
 
     @abstractmethod
     def decode(self, action: Tensor, state: State, base: BaseSolver) -> Decision:
-        """The decision that ``action`` ``(B, size)`` stands for in ``state``, the newest prediction included."""
+        """The decision of ``action`` ``(B, size)`` in ``state``, which includes the newest prediction."""
 
 
 @dataclass(frozen=True)
 class StepMap(ActionMap):
-    """The step size alone.
+    """Only the step size.
 
-    Number 0 at +-1 shifts the logit of the fraction of the remaining positions that the step takes by +-``max_shift``:
-    at 4 steps left and the default of 2, the step takes 4 % to 71 % of what remains instead of 25 %.
+    A step covers a fraction of the remaining positions of the grid. Number 0 at +-1 shifts the logit of this fraction
+    by +-``max_shift``. With 4 steps left and the default of 2, the step covers 4 % to 71 % of the rest instead of 25 %.
     """
 
     max_shift: float = 2.0
@@ -100,24 +100,25 @@ _CORRECTIONS = torch.tensor(
 
 @dataclass(frozen=True)
 class SolverMap(ActionMap):
-    """The step size, and a correction to the base solver's noise prediction: 5 numbers, and one a frequency band.
+    """The step size and corrections to the base solver's noise prediction: 5 numbers, and one per frequency band.
 
-    At +-1 the numbers mean:
+    Values of +-1 mean:
 
     ===  ======================================================================================================
     0    step size: as in :class:`StepMap`, +-``max_shift``
-    1    weight of the first difference of predictions (in the clean coordinate), +-``max_first``
+    1    weight of the first difference of the clean estimates, +-``max_first``
     2    weight of their second difference, +-``max_second``
-    3    gain of the combined noise prediction, +-``max_gain`` (in the ``v`` coordinate: the clean estimate moves by
-         ``-gain * share * eps``, which stays small at high noise, where ``-gain * (sigma / alpha) * eps`` would not)
+    3    gain of the combined noise prediction, +-``max_gain``: the clean estimate moves by ``-gain * share * eps``
+         (``-gain * (sigma / alpha) * eps`` would be large at high noise)
     4    conditioning timestep of the next network call: the level's own, shifted by +-``max_timestep_shift * share`` in
-         ``half_logsnr``, with the next level's ``share``
+         ``half_logsnr``, with ``share`` of the next level
     5..  gain of each spatial frequency band of the predicted clean sample, +-``max_band * share`` (images only)
     ===  ======================================================================================================
 
-    Differences that lack a past prediction count as zero. The factors ``share``, the noise's part of the sample
-    (``sigma / sqrt(alpha**2 + sigma**2)``: 1 at pure noise, 0 at clean data, on any schedule), let one exploration
-    noise serve all levels: a change that is harmless in the first step would ruin the last.
+    A difference that needs a missing past prediction is zero. ``share`` is the share of noise in the sample,
+    ``sigma / sqrt(alpha**2 + sigma**2)``: 1 for pure noise and 0 for clean data on any schedule. It makes the same
+    exploration noise suitable for all levels. Without it, a change that is harmless in the first step would ruin the
+    last one.
     """
 
     max_shift: float = 2.0
@@ -170,19 +171,19 @@ class SolverMap(ActionMap):
 
 @dataclass(frozen=True)
 class NoiseMap(ActionMap):
-    """The step size and the whole noise prediction: the paper's own action, ``1 + prod(S)`` numbers.
+    """The step size and the whole noise prediction, as in the paper: ``1 + prod(S)`` numbers.
 
     Number 0 is the step size, as in :class:`SolverMap`. The others, times ``max_output``, are the output of the
-    student's network, in the form of ``action_parameterization``: for variance-preserving teachers the velocity, whose
-    errors no level magnifies (those of ``eps`` count ``sigma / alpha`` times in the clean estimate, 157 times at the
-    start of a linear schedule). It replaces the teacher's prediction; the base solver steps with it and those before
-    it. A student that predicts what the teacher predicts is therefore the base solver.
+    student's network in the form of ``action_parameterization``. For variance-preserving teachers this is the velocity,
+    because no level amplifies its errors. (An error in ``eps`` is ``sigma / alpha`` times as large in the clean
+    estimate: 157 times at the start of a linear schedule.) The output replaces the teacher's prediction. The base
+    solver combines it with past predictions, so a student that predicts what the teacher predicts is the base solver.
 
     Args:
-        max_output: the output that 1 stands for; outputs are about normal, and one in 16,000 exceeds 4.
-        max_shift: as in the :class:`SolverMap`.
-        initial_actions: actions of the :class:`SolverMap` to start from, one a step, such as the mean actions of a
-            student that was trained with that map; number 0 is added to theirs. The base solver if not given.
+        max_output: network output for an action of 1. Outputs are about normal; one in 16,000 exceeds 4.
+        max_shift: as in :class:`SolverMap`.
+        initial_actions: an action of :class:`SolverMap` for each step to start from, such as the mean actions of a
+            student that was trained with that map. Number 0 is added to its number 0. The base solver if not given.
     """
 
     max_output: float = 4.0
@@ -210,11 +211,11 @@ class NoiseMap(ActionMap):
 
     @property
     def finished(self) -> ActionMap:
-        """The map of the finished student, whose network replaces the teacher's."""
+        """The action map of the finished student, whose network replaces the teacher's."""
         return StepMap(self.max_shift) if self.initial_actions is None else SolverMap(self.max_shift)
 
     def table(self, shifts: Tensor) -> Tensor:
-        """Actions ``(num_steps, A)`` of the ``finished`` map, for the step sizes of each step, ``(num_steps,)``."""
+        """Actions ``(num_steps, A)`` of the ``finished`` map from the step size of each step ``(num_steps,)``."""
         if self.initial_actions is None:
             return shifts[:, None]
         initial = torch.tensor(self.initial_actions, dtype=shifts.dtype, device=shifts.device)

@@ -22,33 +22,40 @@ class Observation(ABC):
     """Turns states into vectors."""
 
     history: int = 1
-    """Past predictions that the observation uses."""
+    """Number of past predictions that the observation uses."""
 
     shows_condition: bool = False
-    """Whether the decision process adds the embedding of the condition."""
+    """Whether the decision process appends the embedding of the condition."""
 
     @abstractmethod
     def size(self, sample_shape: tuple[int, ...], num_steps: int) -> int:
-        """How many numbers an observation has, each in [-10, 10]."""
+        """The size of an observation. Each number is in [-10, 10]."""
 
     @abstractmethod
     def observe(self, state: State, size: Tensor, num_steps: int) -> Tensor:
         """Observations ``(B, size)`` float32 on the host.
 
-        ``size`` ``(B,)`` is that of samples at the state's level (``Schedule.size``): ``state.x`` over it, which says
-        nothing of the level, is what is observed.
+        ``size`` ``(B,)`` is the size of samples at the state's level (``Schedule.size``). Observe ``state.x`` divided
+        by it, whose scale does not depend on the level.
         """
 
 
 @dataclass(frozen=True)
 class Features(Observation):
-    """A short vector, ``num_steps + 10`` numbers and three a frequency band for images, each clipped to [-10, 10].
+    """A short vector: ``num_steps + 10`` numbers, and three per frequency band for images, each clipped to [-10, 10].
 
-    In order: steps left, one-hot (all zero once the sample is finished); grid position; ``half_logsnr`` / 5;
-    mean and root mean square of ``x``; the same of the predicted clean sample, how far it leaves [-1, 1], and the root
-    mean square of the noise prediction; root mean square of the change of the predicted clean sample and of the noise
-    prediction since the last call; then for each band the root mean square of the predicted clean sample, that of its
-    change, and the correlation of the two.
+    In order:
+
+    - steps left, one-hot; all zero once the sample is finished
+    - grid position
+    - ``half_logsnr`` / 5
+    - mean and root mean square of ``x``
+    - mean and root mean square of the clean estimate
+    - root mean square of the part of the clean estimate outside [-1, 1]
+    - root mean square of the noise prediction
+    - root mean square of the change of the clean estimate since the last call
+    - root mean square of the change of the noise prediction since the last call
+    - for each band: root mean square of the clean estimate, root mean square of its change, and the correlation of both
     """
 
     bands: int = 3
@@ -78,7 +85,7 @@ class Features(Observation):
 
     @staticmethod
     def _statistics(state: State, bands: int) -> Tensor:
-        """All that is measured on samples, ``(B, 12 + 4 * bands)`` on their device, to be fetched in one copy.
+        """All statistics of samples, ``(B, 12 + 4 * bands)`` on their device, to be fetched in one copy.
 
         Means and norms of ``x``, of the clean estimate beyond [-1, 1], of the clean estimate, of the noise prediction
         and of the changes of those two; then the mean products of the clean estimate and its change in each band.
@@ -106,7 +113,7 @@ def _band_columns(moments: Tensor, unchanged: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StepsLeft(Observation):
-    """The steps left, one-hot, and nothing of the sample."""
+    """Only the number of steps left, one-hot."""
 
     def size(self, sample_shape: tuple[int, ...], num_steps: int) -> int:
         return num_steps
@@ -117,14 +124,14 @@ class StepsLeft(Observation):
 
 @dataclass(frozen=True)
 class Sample:
-    """The inputs of a network, as a dict of float32 tensors: what a student that is a network itself needs.
+    """The inputs of a network as a dict of float32 tensors, for students that are networks.
 
     =============  ===========  ===================================================================================
     ``sample``     ``(B, *S)``  the noisy sample, as the teacher's network takes it
     ``timestep``   ``(B, 1)``   conditioning timestep, in the training schedule's units
     ``level``      ``(B, 1)``   ``half_logsnr``, clipped to [-10, 10]
     ``nfe_left``   ``(B, 1)``   network calls left, this one included; 0 once the sample is finished
-    ``condition``  ``(B, 1)``   the row of the teacher's conditions
+    ``condition``  ``(B, 1)``   the index of the condition among the teacher's
     =============  ===========  ===================================================================================
 
     The sample is on the device, the others on the host.
@@ -134,7 +141,7 @@ class Sample:
     shows_condition = False
 
     def observe(self, state: State, parameterization: Parameterization) -> dict[str, Tensor]:
-        """The dict, of a state of a process whose teacher has this parameterization."""
+        """The dict of a state, for a teacher with this parameterization."""
         level = parameterization.schedule.level(state.half_logsnr)
         columns = {
             "timestep": state.timestep,

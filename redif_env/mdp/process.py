@@ -20,10 +20,9 @@ from redif_env.mdp.observations import Observation, Sample
 from redif_env.teachers.teacher import Teacher
 
 GIVE_UP_FROM, GIVE_UP_TO = 0.1, 0.6
-"""Values of the budget number up to which no call is given up, and from which all are that may be.
+"""The number of the action that gives up steps gives up none up to the first value, and all from the second.
 
-Exploration around 0 gives up a few. Without the gap it would give up too many: the full budget, which the deterministic
-policy then takes, would hardly occur in training.
+Exploration around 0 then gives up only a few. Otherwise the full budget would rarely occur in training.
 """
 
 
@@ -31,23 +30,23 @@ policy then takes, would hardly occur in training.
 class DenoisingMDP:
     """Few-step denoising as a decision process (module ``redif_env.envs.environments`` makes environments of it).
 
-    With ``min_steps`` below ``num_steps`` the number of calls is a decision too: actions get one more number, the last,
-    which gives up calls of the budget. 0.1 or less gives up none, 0.6 or more all down to ``min_steps``, and what is
-    between is rounded. The remaining steps spread over the remaining positions; with none left but the pending one, the
-    step goes to clean data and the episode ends.
+    With ``min_steps`` below ``num_steps``, the agent also decides the number of steps. The last number of an action
+    then gives up steps: 0.1 or less gives up none, 0.6 or more gives up all down to ``min_steps``, and values between
+    are rounded. The remaining steps are spread over the remaining grid positions. When only the current step is left,
+    it goes to clean data and the episode ends.
 
     Args:
-        teacher: makes one prediction a step, which is one network call, or two with guidance; none where actions
-            contain the prediction (a call of the student's own network, which counts as one).
-        solver, grid: the base solver, which the zero action reproduces.
-        num_steps: steps, and so predictions, an episode at most, at least 1.
-        action_map, observation: meaning of actions, and what the agent sees.
-        min_steps: steps an episode at least; ``num_steps`` if not given.
-        prices: smallest and largest price of a network call, in units of reward. Each episode has one, which the agent
-            sees as one more number, the last: 0 at the smallest, 1 at the largest, linear in the logarithm.
-        learn_guidance: whether the guidance scale of each network call but the first is a decision: actions get one
-            more number, after those of the action map. The scale's excess over 1 is multiplied by ``4 ** number``.
-        initial_map: what noise is mapped to, as a sample of the grid's first level; itself if not given.
+        teacher: makes one prediction per step: one network call, or two with guidance. It makes none if actions contain
+            the prediction; the call of the student's own network then counts as one.
+        solver, grid: the base solver, whose steps the zero action takes.
+        num_steps: largest number of steps of an episode, at least 1.
+        action_map, observation: decoder of actions, and the agent's observation.
+        min_steps: smallest number of steps of an episode; ``num_steps`` if not given.
+        prices: smallest and largest price of a network call, in units of reward. The price of an episode is the last
+            number of an observation: 0 for the smallest, 1 for the largest, linear in the logarithm.
+        learn_guidance: whether the agent decides the guidance scale of every network call but the first. The number for
+            it follows those of the action map. It multiplies the scale's excess over 1 by ``4 ** number``.
+        initial_map: map from noise to a sample of the grid's first level; the noise itself if not given.
     """
 
     teacher: Teacher

@@ -45,37 +45,38 @@ class TeacherSettings:
     """The arguments that decide which teacher it is, and how it is called."""
 
     teacher: str | Path | Teacher = "digits"
-    """The many-step model: a built-in name (`"digits"`, `"digits-classes"`, `"mnist"`, `"gaussian-ring"`), the path of
-    a diffusers folder, or a hub id."""
+    """The many-step model: a built-in name (`"digits"`, `"digits-classes"`, `"mnist"`, `"cifar10"`,
+    `"gaussian-ring"`), the path of a diffusers folder, or a hub id."""
     conditions: ConditionsLike | None = None
-    """Class labels or prompts to draw episodes' conditions from, in Python also with weights as a dict; all labels if
-    not given."""
+    """Class labels or prompts that the conditions of episodes are drawn from; in Python also a dict with weights. All
+    labels if not given."""
     prompts: str | Path | None = None
-    """A file of conditions in the place of `conditions`: one prompt a line, or one JSON object of arguments of the
-    pipeline's call a line, in which a `"weight"` says how often it is drawn."""
+    """A file of conditions, instead of `conditions`. Each line is a prompt, or a JSON object of arguments of the
+    pipeline's call, in which `"weight"` says how often it is drawn."""
     null_label: int | None = None
     """The label that a class-conditional `UNet2DModel` was trained with for no condition."""
     guidance_scale: float | None = None
     """Scale of classifier-free guidance, which makes each prediction two network calls."""
     variant: str | None = None
-    """Variant of the teacher's files, as in diffusers: `"fp16"` where a repository has half precision alone."""
+    """Variant of the teacher's files, as in diffusers, such as `"fp16"`."""
     driven: bool | None = None
-    """Whether a pipeline's own call makes the predictions, or its network is called directly. By itself it is driven
-    where `prompts`, `height`, `width` or `call_arguments` are given, and where no direct call is known."""
+    """Whether a pipeline's own call makes the predictions (true) or its network is called directly (false). If not
+    given, a pipeline is driven if `prompts`, `height`, `width` or `call_arguments` are given, or if its network cannot
+    be called directly."""
     height: int | None = None
-    """Of a driven pipeline's images, in pixels; that of `width` if it is given alone."""
+    """Height of a driven pipeline's images in pixels; `width` if only that is given."""
     width: int | None = None
-    """Of a driven pipeline's images, in pixels; that of `height` if it is given alone."""
+    """Width of a driven pipeline's images in pixels; `height` if only that is given."""
     call_arguments: Mapping[str, int | float | bool | str] | None = None
     """Further arguments of every call of a driven pipeline, such as `num_frames` or `negative_prompt`."""
     run_size: int | None = None
-    """Samples that go through one call of a driven pipeline together at most; 8 if not given."""
+    """Largest number of samples in one call of a driven pipeline; 8 if not given."""
     device: str = "cpu"
-    """Where networks run and samples are stored; `"auto"`: the machine's accelerator (cuda, xpu, mps), or the CPU
-    without one."""
+    """Where networks run and samples are stored. `"auto"` chooses the machine's accelerator (cuda, xpu, mps), or the
+    CPU if there is none."""
     dtype: str = "float32"
-    """Type of networks and samples, `"float32"` or `"float64"`; or that of networks alone, `"bfloat16"` or `"float16"`,
-    with samples in float32."""
+    """`"float32"` or `"float64"` for networks and samples; `"bfloat16"` or `"float16"` for networks, with samples in
+    float32."""
 
     @property
     def call(self) -> dict[str, Any]:
@@ -112,29 +113,29 @@ class MDPSettings(TeacherSettings):
     """
 
     num_steps: int = 4
-    """Steps of an episode: as many predictions, and as many network calls, or twice as many with guidance."""
+    """Steps of an episode. Each makes one prediction: one network call, or two with guidance."""
     action: str | ActionMap = "solver"
-    """What the policy decides: `"solver"` (step size and corrections of the base solver), `"step"` (step size alone),
-    or `"noise"` (the whole noise prediction: the policy's network is the student)."""
+    """What the policy decides: `"solver"` (step size and corrections of the base solver), `"step"` (only the step
+    size), or `"noise"` (step size and the whole noise prediction: the policy's network is the student)."""
     observation: str | Observation | Sample = "features"
-    """What the policy sees: `"features"`, `"features+condition"`, `"steps"` (the steps left alone), or `"sample"` (for
-    action `"noise"`)."""
+    """What the policy sees: `"features"`, `"features+condition"`, `"steps"` (only the number of steps left), or
+    `"sample"` (for action `"noise"`)."""
     solver: str | Solver = "ipndm"
     """The base solver, which the zero action reproduces: `"ddim"`, `"dpm++2m"`, `"dpm++3m"`, `"ipndm1"` to `"ipndm4"`,
-    `"ipndm"` (of order 2 in up to 4 steps, else of order 3), or `"linear"` (matrices fitted to the teacher's
-    trajectories, for samples of up to some hundred numbers)."""
+    `"ipndm"` (order 2 up to 4 steps, else order 3), or `"linear"` (matrices fitted to the teacher's trajectories, for
+    samples of up to a few hundred numbers)."""
     grid: str | Grid = "time^1.5@20"
-    """The base solver's grid: `"time"`, `"time^1.5"`, `"time^2"`, `"logsnr"`, `"karras"` or `"ays"`; the first two also
-    with a late start, where sigma / alpha is 60, 20, 8 or 4 (`"time@60"`); `"time^1.25@2.5"`, for linear steps; and
-    `"own"`, the timesteps of a teacher that is a pipeline."""
+    """The base solver's grid: `"time"`, `"time^1.5"`, `"time^2"`, `"logsnr"`, `"karras"` or `"ays"`. The first two also
+    have late starts at sigma / alpha of 60, 20, 8 or 4 (`"time@60"`). `"time^1.25@2.5"` is for linear steps. `"own"` is
+    the timesteps of a teacher that is a pipeline."""
     initial_map: str | LinearInitialMap | None = None
-    """How a late start maps the noise to its first sample, without a network call: not at all, or with `"linear"` by a
-    linear map fitted to the teacher's trajectories."""
+    """How a late start makes its first sample from the noise, without a network call: the noise itself (None), or
+    `"linear"`, a linear map fitted to the teacher's trajectories."""
     min_steps: int | None = None
-    """Steps of an episode at least; below `num_steps`, the policy chooses their number."""
+    """Smallest number of steps of an episode. If it is below `num_steps`, the policy chooses the number."""
     prices: tuple[float, float] | None = None
-    """Smallest and largest price of a network call, in units of reward, which the policy sees; the reward term
-    `"price"` charges it."""
+    """Range of the price of a network call, in units of reward. Each episode draws a price, which the policy sees and
+    the reward term `"price"` charges."""
     learn_guidance: bool = False
     """Let the policy choose the guidance scale."""
 

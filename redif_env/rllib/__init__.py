@@ -1,6 +1,6 @@
 """RLlib on Ray: environments of remote runners, the module that starts at the base solver, students of modules.
 
-The only room that imports the library. Read ``env`` first.
+The only package here that imports the library. Read ``env`` first.
 """
 
 from redif_env.rllib.callbacks import ReDiFCallback

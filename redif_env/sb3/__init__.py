@@ -1,6 +1,6 @@
 """Stable-Baselines3: the ``VecEnv`` adapter, the policy of students that are networks, callbacks, and training.
 
-The only room that imports the library. Read ``vec_env`` first.
+The only package here that imports the library. Read ``vec_env`` first.
 """
 
 from redif_env.sb3.antithetic_policy import AntitheticPolicy

@@ -23,8 +23,8 @@ from redif_env.rewards.reward import Term, load_reward_states, reward_states
 class ReDiFVecEnv(VecEnv):
     """Adapter for any ReDiF vector environment in autoreset mode ``SAME_STEP``, wrapped or not.
 
-    Finished episodes report ``info["episode"]`` as SB3's ``Monitor`` does, with the return of the environment's own
-    reward terms (whatever a wrapper makes of them for the agent), and each term's sum as ``info["reward/<name>"]``.
+    Finished episodes report ``info["episode"]`` like SB3's ``Monitor``. The return is the sum of the reward terms, even
+    if a wrapper changes the rewards for the agent. ``info["reward/<name>"]`` is the sum of each term.
 
     Args:
         env: the vector environment.
@@ -110,7 +110,7 @@ class ReDiFVecEnv(VecEnv):
         return [False for _ in self._get_indices(indices)]
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the environments, the reward_states of reward wrappers included."""
+        """The state of the environments and of reward wrappers."""
         return {
             "core": self.unwrapped.state_dict(),
             "rewards": reward_states(self._wrapped_terms()),
@@ -119,7 +119,7 @@ class ReDiFVecEnv(VecEnv):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave, around an environment made with the same arguments."""
+        """Restore a state of :meth:`state_dict`, in an environment made with the same arguments."""
         self.unwrapped.load_state_dict(state["core"])
         load_reward_states(self._wrapped_terms(), state["rewards"])
         self._lengths = state["lengths"].copy()
@@ -157,12 +157,13 @@ class ReDiFVecEnv(VecEnv):
 def make_vec_env(
     num_envs: int, *, group_size: int = 1, render_mode: str | None = None, **arguments: Any
 ) -> ReDiFVecEnv:
-    """A batched ``ReDiF-v0`` for Stable-Baselines3.
+    """Make ``ReDiF-v0`` as a Stable-Baselines3 ``VecEnv`` in which all episodes share each network call.
 
     Args:
         num_envs: number of episodes that run together.
-        group_size: from 2 on, rewards are relative to their group's mean (``GroupRelativeReward``); with adaptive step
-            counts, only if the agent learns with the callback :class:`~redif_env.sb3.GroupRelativeReturns`.
+        group_size: number of episodes that share their initial noise. From 2, each reward is relative to the mean of
+            its group (``GroupRelativeReward``). If the number of steps is adaptive, use the callback
+            :class:`~redif_env.sb3.GroupRelativeReturns` instead.
         render_mode: None or ``"rgb_array"``.
         arguments: the fields of :class:`redif_env.envs.task.Task`, which :class:`redif_env.ReDiFEnv` lists.
     """

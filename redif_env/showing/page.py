@@ -1,12 +1,13 @@
-"""The page: films as strips of pictures, and one HTML file that shows them without any other script."""
+"""The page: one HTML file, with films as strips of pictures and the script that shows them."""
 
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from redif_env.showing.films import Film
-from redif_env.storage.files import write_file
 
 
 @dataclass(frozen=True)
@@ -33,55 +33,43 @@ class Exhibit:
     panels: Sequence[Sequence[Film]]
 
 
-def write_page(exhibit: Exhibit, folder: Path) -> Path:
-    """Write the page into ``folder``: ``index.html``, and a picture for each film and condition. Returns its path.
+def page_of(exhibit: Exhibit) -> str:
+    """The page as HTML, which loads nothing else: a picture for each film and condition is part of it.
 
     A picture is a column a frame; its rows are the samples of each seed, and below them the clean estimates.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    panels = []
-    for place, films in enumerate(exhibit.panels):
-        described = []
-        for index, film in enumerate(films):
-            names = []
-            for row in range(len(exhibit.conditions)):
-                name = f"panel{place}-film{index}-condition{row}.png"
-                part = slice(row * len(exhibit.seeds), (row + 1) * len(exhibit.seeds))
-                strip = np.concatenate([film.samples[:, part], film.estimates[:, part]], axis=1)
-                with write_file(folder / name) as temporary:
-                    Image.fromarray(_sheet(strip)).save(temporary, format="PNG", optimize=True)
-                names.append(name)
-            described.append(_described(film, names))
-        panels.append({"name": films[0].name, "films": described})
     facts = {
         "title": exhibit.title,
         "conditions": list(exhibit.conditions),
         "seeds": list(exhibit.seeds),
         "ends": list(exhibit.ends),
         "device": exhibit.device,
-        "panels": panels,
+        "panels": [
+            {"name": films[0].name, "films": [_described(film, len(exhibit.seeds)) for film in films]}
+            for films in exhibit.panels
+        ],
     }
-    page = folder / "index.html"
     template = files("redif_env.showing").joinpath("page.html").read_text(encoding="utf-8")
     # Inside of a script "</" would end it.
-    data = json.dumps(facts, ensure_ascii=False).replace("</", "<\\/")
-    with write_file(page) as temporary:
-        temporary.write_text(template.replace("/*facts*/", data), encoding="utf-8")
-    return page
+    return template.replace("/*facts*/", json.dumps(facts, ensure_ascii=False).replace("</", "<\\/"))
 
 
-def _described(film: Film, pictures: list[str]) -> dict[str, Any]:
+def _described(film: Film, seeds: int) -> dict[str, Any]:
+    parts = (slice(first, first + seeds) for first in range(0, film.samples.shape[1], seeds))
     return {
         "calls": film.calls,
         "milliseconds": film.milliseconds,
         "spent": film.spent,
         "timesteps": film.timesteps,
         "size": [film.samples.shape[3], film.samples.shape[2]],
-        "pictures": pictures,
+        "pictures": [_url(np.concatenate([film.samples[:, part], film.estimates[:, part]], axis=1)) for part in parts],
     }
 
 
-def _sheet(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pictures ``(F, N, H, W, 3)`` as one: a column a frame, a row a sample."""
+def _url(frames: NDArray[np.uint8]) -> str:
+    """Pictures ``(F, N, H, W, 3)`` as the address of one PNG: a column a frame, a row a sample."""
     count, rows, height, width, channels = frames.shape
-    return frames.transpose(1, 2, 0, 3, 4).reshape(rows * height, count * width, channels)
+    sheet = frames.transpose(1, 2, 0, 3, 4).reshape(rows * height, count * width, channels)
+    written = BytesIO()
+    Image.fromarray(sheet).save(written, format="PNG", optimize=True)
+    return "data:image/png;base64," + b64encode(written.getvalue()).decode()

@@ -36,11 +36,11 @@ MEAN_OVER = 128
 
 
 class Student:
-    """A few-step sampler: a diffusion network whose steps are chosen by a trained policy.
+    """A few-step sampler: a diffusion network and a trained policy that chooses the steps.
 
     Args:
         mdp: the decision process that the policy was trained in.
-        policy: a function from observations to actions, both batched.
+        policy: a function from batched observations to batched actions.
         record: metadata of training and evaluation.
 
     Raises:
@@ -67,7 +67,7 @@ class Student:
 
     @property
     def num_steps(self) -> int:
-        """Number of steps per sample; the maximum, if the policy chooses it."""
+        """Number of steps per sample, or the largest number if the policy chooses it."""
         return self.mdp.num_steps
 
     @property
@@ -77,7 +77,7 @@ class Student:
 
     @property
     def fixed(self) -> bool:
-        """Whether all samples take the same steps: the policy depends on the number of steps left alone."""
+        """Whether all samples take the same steps, because the policy only depends on the number of steps left."""
         return not self.mdp.adaptive and self.policy.table(self.num_steps) is not None
 
     @torch.inference_mode()
@@ -97,10 +97,10 @@ class Student:
             num_samples: number of samples; required unless ``noise`` is given.
             generator: generator of the initial noise; torch's default if None.
             noise: standard normal ``(N, *S)`` to use instead.
-            price: price of a network call, for students trained with prices: a higher price gives fewer calls. The
+            price: price of a network call, for students trained with prices. A higher price gives fewer calls. The
                 lowest price of training if None.
             condition: class label or prompt of training, one for all or one per sample; drawn as in training if None.
-            seed: of a generator on the CPU, instead of ``generator``.
+            seed: seed of a generator on the CPU, instead of ``generator``.
 
         Raises:
             ValueError: if not exactly one of ``num_samples`` and ``noise`` is given, or an argument is invalid.
@@ -116,7 +116,7 @@ class Student:
         return self.mdp.teacher.images(self.trajectory(noise, price, rows)[-1].x)
 
     def to(self, device: str | torch.device) -> Student:
-        """Move this student to a device, with a copy of its network: environments that use the network keep theirs.
+        """Move this student to a device. Its network is copied, so environments that use the network are not affected.
 
         Raises:
             ValueError: if this machine has no such device, or the network belongs to a pipeline.
@@ -126,10 +126,10 @@ class Student:
 
     @torch.no_grad()
     def trajectory(self, noise: Tensor, price: float | None = None, condition: Tensor | None = None) -> list[State]:
-        """The state after each step from ``noise`` ``(N, *S)``; the last holds the clean samples before clipping.
+        """The state after each step from ``noise`` ``(N, *S)``. The last state holds the clean samples before clipping.
 
-        ``nfe`` of the last state is the number of network calls per sample. ``condition`` ``(N,)`` holds indices into
-        the teacher's conditions and defaults to the first.
+        ``nfe`` of the last state is the number of network calls of each sample. ``condition`` ``(N,)`` holds indices of
+        the teacher's conditions; the first if None.
         """
         prices = self.mdp.constant_price(len(noise), price)
         with full_precision(noise.device):
@@ -160,7 +160,7 @@ class Student:
         return torch.stack(actions)
 
     def frozen(self) -> Student:
-        """The student that takes the mean action of each step in every state, as fixed-step exports do.
+        """A student that takes the policy's mean action at each step, whatever the state, as fixed-step exports do.
 
         Raises:
             ValueError: if this student chooses its number of steps.
@@ -174,7 +174,7 @@ class Student:
         return Student(self.mdp, policy, self.record)
 
     def steps(self) -> list[Step]:
-        """The mean steps as plain numbers (``export.steps``), from the sample of ``mdp.initial_sample``.
+        """The mean steps as plain numbers (``export.steps``). They start from the sample of ``mdp.initial_sample``.
 
         Raises:
             ValueError: if this student chooses its number of steps.
@@ -220,7 +220,7 @@ class Student:
 
     @classmethod
     def from_agent(cls, agent: BaseAlgorithm, env: VecEnv | None = None) -> Student:
-        """Make the student of a trained Stable-Baselines3 agent; SB3 is not needed to use it.
+        """Make the student of a trained Stable-Baselines3 agent. Using the student does not need SB3.
 
         Args:
             agent: PPO, A2C, SAC or TD3 with ``MlpPolicy``, or an agent with a :class:`~redif_env.sb3.StudentPolicy`,
@@ -244,30 +244,30 @@ class Student:
         observation: Sequence[Any] | None = None,
         action: Sequence[Any] | None = None,
     ) -> Student:
-        """Make the student of a policy trained by any library, or by code of one's own.
+        """Make the student of a policy that was trained with any library or your own code.
 
-        Affine wrappers of Gymnasium around ``env`` become part of the student, as do the maps that are handed over.
-        Before it is given back, the policy acts for an episode in a copy of ``env``, where each of its own decisions
-        must be the student's.
+        Gymnasium's affine wrappers around ``env`` become part of the student, and so do ``observation`` and ``action``.
+        Then the policy acts for one episode in a copy of ``env``, and each of its actions must be the student's.
 
         Args:
-            policy: a torch module of linear layers with one kind of activation, from observations to actions (means
-                first, if it gives deviations too); a list of its linear layers; or a callable from observations to
-                actions with a method ``export()`` that returns one of these.
-            env: the environment that it was trained in, Gymnasium's, single or batched, with its wrappers, or
+            policy: a torch module of linear layers with one kind of activation, from observations to actions (if it
+                also returns deviations, the means must come first); a list of its linear layers; or a callable from
+                observations to actions with a method ``export()`` that returns one of these.
+            env: the environment of training with its wrappers: a single or vector environment of Gymnasium, or
                 :class:`redif_env.torchrl.ReDiFEnv`.
-            activation: of a list of layers: ``"tanh"``, ``"relu"``, ``"silu"``, ``"gelu"`` or ``"elu"``.
-            squash: whether tanh is applied to the output; by default, whether the module ends in ``Tanh``.
-            decide: the policy's own deterministic decisions, from observations ``(B, F)`` as ``env`` gives them to
-                actions ``(B, A)`` as ``env`` takes them; by default the module's or callable's output. A list of
-                layers needs it.
-            observation: mean and scale, and perhaps a clip, of a normaliser that ``env`` does not have: the policy was
-                given ``(observation - mean) * scale``, clipped to ``+-clip``.
-            action: gain and offset, where ``env`` was given ``gain * action + offset``.
+            activation: activation between the layers of a list: ``"tanh"``, ``"relu"``, ``"silu"``, ``"gelu"`` or
+                ``"elu"``.
+            squash: whether tanh is applied to the output. By default, true if the module ends in ``Tanh``.
+            decide: function that returns the policy's deterministic actions ``(B, A)``, as ``env`` takes them, for
+                observations ``(B, F)``, as ``env`` returns them. By default the output of the module or callable.
+                Required for a list of layers.
+            observation: mean, scale and optionally clip of a normaliser outside of ``env``: the policy's input was
+                ``(observation - mean) * scale``, clipped to ``+-clip``.
+            action: gain and offset of a scaling outside of ``env``: ``env`` was given ``gain * action + offset``.
 
         Raises:
-            ValueError: if ``env`` is not a ReDiF environment, the policy or a wrapper is of a kind that a student
-                cannot carry, or the student's decisions are not the policy's.
+            ValueError: if ``env`` is not a ReDiF environment, if a student cannot represent the policy or a wrapper, or
+                if the student's actions differ from the policy's.
         """
         from redif_env.envs.between import as_gymnasium
         from redif_env.students.faithful import check_decisions, policy_in, process_of
@@ -280,12 +280,12 @@ class Student:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the student as the folder of :meth:`pipeline`: configs, safetensors and a model card, written
-        atomically. A student of a pipeline that drives itself is saved without its networks, and goes home by
-        ``ReDiFScheduler.from_pretrained(folder)`` or ``ReDiFPipeline.of(pipe, folder)``.
+        atomically. A student of :meth:`redif_env.Teacher.from_pipeline` is saved without the pipeline's networks; use
+        it with ``ReDiFScheduler.from_pretrained(folder)`` or ``ReDiFPipeline.of(pipe, folder)``.
 
         Raises:
-            ValueError: if a part of the decision process cannot be written to a file, or the
-                folder holds files that are not a student's.
+            ValueError: if a part of the decision process cannot be written to a file, or the folder holds files that
+                are not a student's.
             TypeError: if the network is not a diffusers model.
         """
         if not isinstance(self.mdp.teacher, PipelineTeacher):
@@ -299,7 +299,7 @@ class Student:
     def from_pretrained(cls, folder: str | Path, device: str = "cpu", allow_imports: bool = False) -> Student:
         """Load a student that :meth:`save_pretrained` saved, from a folder or the hub.
 
-        ``allow_imports``: whether parts of one's own may be imported, from the modules that the file names.
+        ``allow_imports`` says whether user-defined parts may be imported from the modules that the file names.
 
         Raises:
             ValueError: if this machine has no such device.

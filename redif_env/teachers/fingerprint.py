@@ -178,9 +178,29 @@ def _of_library(kind: Any) -> bool:
 
 
 def _add(digest: Any, name: str, tensor: Tensor) -> None:
-    raw = tensor.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
     digest.update(name.encode())
-    digest.update(raw.view(torch.uint8).numpy().tobytes())
+    digest.update(content(tensor))
+
+
+def content(value: Any) -> bytes:
+    """All that a tensor, an image or another argument holds, for a digest."""
+    if isinstance(value, Tensor):
+        return _content_of_tensor(value)
+    if isinstance(value, list | tuple):
+        return b"".join(map(content, value))
+    if hasattr(value, "tobytes"):
+        return bytes(value.tobytes())
+    return repr(value).encode()
+
+
+def _content_of_tensor(tensor: Tensor) -> bytes:
+    if tensor.is_meta:  # weights that are offloaded: the probe tells them apart
+        return repr(tensor.shape).encode()
+    if hasattr(tensor, "__tensor_flatten__"):  # a quantised weight, which stands for several tensors
+        parts, _ = tensor.__tensor_flatten__()
+        return content([getattr(tensor, part) for part in parts])
+    raw = tensor.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
+    return raw.view(torch.uint8).numpy().tobytes()
 
 
 def contents_of(name_or_path: str) -> tuple[str, tuple[tuple[str, int, int], ...]]:

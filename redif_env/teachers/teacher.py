@@ -67,29 +67,29 @@ class Teacher:
     """A frozen diffusion model.
 
     Args:
-        network: called as ``network(x, timestep)``, or ``network(x, timestep, condition)`` where there are
-            ``conditions``, with ``(B, *S)`` in its own type and ``(B,)`` in float32, or float64 as it is;
+        network: called as ``network(x, timestep)``, or ``network(x, timestep, condition)`` with ``conditions``. ``x``
+            ``(B, *S)`` has the network's type; ``timestep`` ``(B,)`` is float32, or float64 for a float64 network. It
             returns ``(B, *S)`` or an object with ``.sample``, as diffusers' models do. It is frozen and put in
             evaluation mode.
-        schedule: the noise schedule it was trained on.
-        sample_shape: S.
-        prediction_type: what it predicts.
-        name: for tables and messages.
-        preconditioning: of the network's input and output.
+        schedule: the noise schedule that the network was trained on.
+        sample_shape: shape S of one sample.
+        prediction_type: what the network predicts.
+        name: name in tables and messages.
+        preconditioning: preconditioning of the network's input and output.
         conditions: class labels or prompts.
-        guidance_scale: of classifier-free guidance, which makes two network calls a prediction, one without the
-            condition; None or 1 makes one.
-        call: how the network is called, if differently.
-        decoder: of latents, for a latent model.
-        source: the diffusers pipeline that it came from.
+        guidance_scale: scale of classifier-free guidance, with which a prediction makes two network calls, one without
+            the condition. None or 1 makes one call.
+        call: another way to call the network.
+        decoder: decoder of latents, for a latent model.
+        source: the diffusers pipeline that the network is from.
         bounds: range of the data, such as ``(-1.0, 1.0)``, to which finished samples are clipped; None if not bounded.
-        own_network: whether the network is a student's own, which replaces that of the teacher of this name.
+        own_network: whether the network is a student's, which replaces the network of the teacher with this name.
 
-    Copies (``copy.deepcopy``) share the teacher: it never changes, and networks are large.
+    ``copy.deepcopy`` returns the same teacher, because it never changes and networks are large.
     """
 
     run_size = 512
-    """Samples that go through a run of many steps together."""
+    """Number of samples that run together when endpoints are made."""
 
     common_levels = False
     """Whether all samples of one call must be at the same level."""
@@ -143,7 +143,7 @@ class Teacher:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The network's device."""
         return next(_tensors(self.network)).device
 
     @property
@@ -153,34 +153,34 @@ class Teacher:
 
     @property
     def parameterization(self) -> Parameterization:
-        """Schedule, prediction type and preconditioning together: what a scheduler's config says."""
+        """Schedule, prediction type and preconditioning together, as in a scheduler's config."""
         return Parameterization(self.schedule, self.prediction_type, self.preconditioning)
 
     @property
     def calls(self) -> int:
-        """Network calls (NFE) a prediction: two with guidance."""
+        """Network calls (NFE) per prediction: two with guidance."""
         return 1 if self.guidance_scale is None else 2
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Shape of what :meth:`images` gives for one sample."""
+        """Shape of the image that :meth:`images` returns for one sample."""
         return self.sample_shape if self.decoder is None else self.decoder.image_shape
 
     @property
     def vae(self) -> nn.Module | None:
-        """What encodes images of its latents; None where its pipeline has no such part."""
+        """The pipeline's model that encodes images as latents; None if there is none."""
         named = (getattr(self.source, name, None) for name in ("vae", "vqvae"))
         encodes = (part for part in named if hasattr(part, "encoder") and len(self.image_shape) > 2)
         return next(encodes, None)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides its predictions: the key under which its samples are cached."""
+        """SHA-256 of everything that affects its predictions; the key of its cached samples."""
         # By this class's own method, whatever a subclass counts or records.
         return fingerprint_of(self, partial(Teacher.predict, self))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Teacher:
-        """This teacher with its network moved to a device and, if given, a floating point type (in place)."""
+        """Move the network to a device and, if given, a floating point type, in place. Returns this teacher."""
         device = torch.device(device)
         if (dtype or self.dtype) == torch.float64 and not has_float64(device):
             raise ValueError(f"teacher {self.name!r} is float64, which {device} has not: give torch.float32 as dtype")
@@ -210,13 +210,13 @@ class Teacher:
     ) -> Prediction:
         """One prediction for ``x`` ``(B, *S)`` at level ``half_logsnr``, with the network conditioned on ``timestep``.
 
-        The conditioning timestep may differ from the level's own; the output is converted at the level.
+        The conditioning timestep may differ from the timestep of the level. The level is used to convert the output.
 
         Args:
             x: the sample, on the teacher's device.
-            half_logsnr, timestep: its level and the conditioning timestep, ``(B,)`` float64 on the host.
-            condition: rows ``(B,)`` int64 of ``conditions``, on the host; the first if not given.
-            guidance: scale ``(B,)`` on the host; the teacher's own if not given, without effect where it has none.
+            half_logsnr, timestep: its level and the conditioning timestep, ``(B,)`` float64 on the CPU.
+            condition: indices ``(B,)`` int64 of ``conditions``, on the CPU; the first if not given.
+            guidance: guidance scale ``(B,)`` on the CPU; the teacher's if not given. Ignored without guidance.
         """
         level, dtype = self.schedule.level(half_logsnr), self.dtype
         given = self.preconditioning.inputs(x, level).to(dtype)
@@ -251,13 +251,13 @@ class Teacher:
         condition: Tensor | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> Tensor:
-        """The teacher's samples ``(B, *S)`` from ``noise``: DPM-Solver++(2M), uniform time, ``num_steps`` predictions.
+        """The teacher's samples ``(B, *S)`` from ``noise``, by DPM-Solver++(2M) on uniform time.
 
         Args:
-            noise: standard normal.
-            num_steps: predictions spent on each sample.
-            condition: rows ``(B,)`` of ``conditions``, on the host; the first if not given.
-            progress: called with the number of samples finished, after each batch.
+            noise: standard normal ``(B, *S)``.
+            num_steps: number of predictions for each sample.
+            condition: indices ``(B,)`` of ``conditions``, on the CPU; the first if not given.
+            progress: called after each batch with its number of samples.
         """
         if noise.shape[1:] != self.sample_shape:
             raise ValueError(f"noise must have shape (batch, {self.sample_shape}), got {tuple(noise.shape)}")
@@ -273,12 +273,12 @@ class Teacher:
         return torch.cat(ends) if ends else noise
 
     def clip(self, samples: Tensor) -> Tensor:
-        """``samples`` ``(B, *S)`` clipped to the ``bounds`` of the data, if they have any."""
+        """``samples`` ``(B, *S)``, clipped to the ``bounds`` of the data if there are any."""
         return samples if self.bounds is None else samples.clamp(*self.bounds)
 
     @torch.no_grad()
     def images(self, samples: Tensor) -> Tensor:
-        """``samples`` ``(B, *S)`` as images ``(B, *image_shape)``: latents decoded, to [-1, 1]; others clipped."""
+        """Images ``(B, *image_shape)`` of ``samples`` ``(B, *S)``: latents are decoded to [-1, 1], others clipped."""
         if self.decoder is None:
             return self.clip(samples)
         decoder = self.decoder
@@ -298,25 +298,26 @@ class Teacher:
         bounds: tuple[float, float] | None = None,
         name: str | None = None,
     ) -> Teacher:
-        """The teacher in a diffusers folder or hub id: a pipeline, or a bare model with its scheduler's config.
+        """Load a teacher from a diffusers folder or hub id: a pipeline, or a model with its scheduler's config.
 
-        Schedule and prediction type are the scheduler's own. Networks: ``UNet2DModel``, unconditional or with class
-        labels; ``DiTTransformer2DModel``; ``UNet2DConditionModel`` of Stable Diffusion; ``SD3Transformer2DModel``.
+        The schedule and the prediction type are read from the scheduler. Supported networks: ``UNet2DModel``,
+        unconditional or with class labels; ``DiTTransformer2DModel``; ``UNet2DConditionModel`` of Stable Diffusion;
+        ``SD3Transformer2DModel``.
 
         Args:
             name_or_path: folder or hub id.
-            conditions: class labels, all of them if not given, or prompts; with weights if a mapping.
-            null_label: the class that a ``UNet2DModel`` was trained with for none; other networks have one.
-            guidance_scale: of classifier-free guidance; none if not given.
-            torch_dtype: of the network; float32 if not given.
-            variant: of the files, as in diffusers (``"fp16"``).
-            bounds: range of the data, to which finished samples are clipped; by default that of the scheduler's
-                ``clip_sample``, or [-1, 1] of diffusers' pipelines of pixels. ``(-inf, inf)`` clips nothing.
-            name: for messages; the path if not given.
+            conditions: prompts or class labels, all labels if not given; a mapping gives them weights.
+            null_label: the label that a ``UNet2DModel`` was trained with for no condition; other networks have one.
+            guidance_scale: scale of classifier-free guidance; no guidance if not given.
+            torch_dtype: type of the network; float32 if not given.
+            variant: variant of the files, as in diffusers (``"fp16"``).
+            bounds: range of the data, to which finished samples are clipped. By default the range of the scheduler's
+                ``clip_sample``, or [-1, 1] for diffusers' pixel pipelines. ``(-inf, inf)`` does not clip.
+            name: name in messages; the path if not given.
 
         Raises:
-            ValueError: if nothing is there, the weights are pickled, a condition is missing or unknown, or the model
-                or scheduler is of a kind that cannot be used; the message says why.
+            ValueError: if there is no such model, the weights are pickled, a condition is missing or unknown, or the
+                model or scheduler is not supported; the message says why.
         """
         check_argument("name_or_path", name_or_path, str | Path)
         check_argument("null_label", null_label, int | None)
@@ -354,24 +355,24 @@ class Teacher:
         bounds: tuple[float, float] | None = None,
         **arguments: Any,
     ) -> PipelineTeacher:
-        """The teacher that a diffusers pipeline is, as it stands: with its LoRAs, guidance, ControlNets, offloading.
+        """Make a teacher of a diffusers pipeline as it is, with its LoRAs, guidance, ControlNets and offloading.
 
-        Any class that loops over ``scheduler.step``. The pipeline makes every prediction by its own call, with another
-        scheduler on a shallow copy of it; it is called some times to find out how (:attr:`PipelineTeacher.probe`).
+        Works with any class that loops over ``scheduler.step``. Every prediction is made by calling a shallow copy of
+        the pipeline with another scheduler. A few calls first find out how (:attr:`PipelineTeacher.probe`).
 
         Args:
             pipe: the pipeline.
-            conditions: prompts, class labels, or dicts of the call's arguments (tensors with a leading dimension of 1);
-                with weights if a mapping, or where a dict has a ``"weight"``. One without any if not given.
-            name: for messages; the pipeline's class if not given.
-            run_size: samples that go through one call together at most.
-            bounds: range of samples that are no latents, to which finished ones are clipped; [-1, 1] if not given,
-                where pipelines clip their pictures. ``(-inf, inf)`` clips nothing.
-            arguments: of every call, such as ``height`` and ``guidance_scale``.
+            conditions: prompts, class labels, or dicts of the call's arguments (tensors with a leading dimension of 1).
+                A mapping, or a ``"weight"`` in the dicts, gives weights. A single empty condition if not given.
+            name: name in messages; the pipeline's class if not given.
+            run_size: largest number of samples in one call.
+            bounds: range to which finished samples are clipped if they are not latents; [-1, 1] if not given, as
+                pipelines clip their images. ``(-inf, inf)`` does not clip.
+            arguments: arguments of every call, such as ``height`` and ``guidance_scale``.
 
         Raises:
-            TypeError: if ``pipe`` is no pipeline.
-            ValueError: if it cannot be driven, or does not take an argument; the message says why.
+            TypeError: if ``pipe`` is not a pipeline.
+            ValueError: if the pipeline cannot be driven or does not take an argument; the message says why.
         """
         check_bounds(bounds)
         asked, values = call_arguments(conditions, arguments)
@@ -385,8 +386,8 @@ class Teacher:
         """Write a diffusers pipeline folder that :meth:`from_pretrained` and diffusers read.
 
         Raises:
-            TypeError: if the network is no diffusers model and no Gaussian mixture, or the schedule is of a kind that
-                no diffusers scheduler has.
+            TypeError: if the network is neither a diffusers model nor a Gaussian mixture, or no diffusers scheduler has
+                such a schedule.
         """
         with write_folder(Path(folder)) as half_written:
             if self.source is not None:
@@ -397,17 +398,17 @@ class Teacher:
 
 
 class GaussianMixtureTeacher(Teacher):
-    """The exact teacher: the predictions of a Gaussian mixture, in closed form, for any schedule and dimension.
+    """A teacher with exact predictions: those of a Gaussian mixture in closed form, for any schedule and dimension.
 
     Args:
-        means: ``(K, *S)``.
+        means: means of the K components ``(K, *S)``.
         stds: standard deviations, broadcast against ``means`` (axis-aligned covariances).
-        weights: ``(K,)``, positive; normalised. Equal if not given.
+        weights: weights ``(K,)``, positive; they are normalised. Equal if not given.
         schedule: any schedule; linear variance-preserving if not given.
-        prediction_type: form of the output; ``flow_prediction`` on flow schedules and ``epsilon`` on others if
-            not given.
-        preconditioning: of its input and output.
-        bounds: as of :class:`Teacher`.
+        prediction_type: form of the output; if not given, ``flow_prediction`` on flow schedules and ``epsilon`` on
+            others.
+        preconditioning: preconditioning of input and output.
+        bounds: as in :class:`Teacher`.
     """
 
     network: GaussianMixture
@@ -441,7 +442,7 @@ class GaussianMixtureTeacher(Teacher):
 
     @classmethod
     def ring(cls) -> GaussianMixtureTeacher:
-        """Eight Gaussians of standard deviation 0.05 on a circle of radius 0.8: the toy of many papers."""
+        """Eight Gaussians of standard deviation 0.05 on a circle of radius 0.8, a common toy example."""
         angles = torch.arange(8, dtype=torch.float64, device=HOST) * (torch.pi / 4)
         return cls(0.8 * torch.stack([angles.cos(), angles.sin()], dim=1).float(), 0.05, name="gaussian-ring")
 
@@ -449,13 +450,13 @@ class GaussianMixtureTeacher(Teacher):
 class PipelineTeacher(Teacher):
     """A diffusers pipeline that makes its predictions by its own call (:mod:`redif_env.teachers.driven`).
 
-    The pipeline is left as it is: nothing is moved, cast or hooked. Guidance and all else are its own call's.
+    The pipeline does not change: nothing is moved, cast or hooked. Guidance and everything else is up to its call.
 
     Args:
         drive: the pipeline and the arguments of its call.
-        conditions: what can be drawn, one for each of the drive's.
-        name: for tables and messages.
-        run_size: samples that go through one call together at most.
+        conditions: the conditions of episodes, one for each condition of ``drive``.
+        name: name in tables and messages.
+        run_size: largest number of samples in one call.
     """
 
     memoryless = False
@@ -478,7 +479,7 @@ class PipelineTeacher(Teacher):
 
     @property
     def probe(self) -> Probe:
-        """What watching the pipeline has found: print it."""
+        """What was found out about the pipeline by calling it; printable."""
         return self.drive.probe
 
     @property
@@ -665,17 +666,18 @@ def load_teacher(
     guidance_scale: float | None = None,
     variant: str | None = None,
 ) -> Teacher:
-    """The teacher of a built-in name, or of a diffusers pipeline on disk or on the hub.
+    """Load a built-in teacher, or a diffusers pipeline from disk or from the hub.
 
     Args:
         name_or_path: ``"digits"`` (8x8 images, noise prediction), ``"digits-classes"`` (the same images by class,
-            velocity prediction), ``"mnist"`` (28x28 images by class, flow matching), ``"gaussian-ring"`` (two
-            dimensions, exact), or what :meth:`Teacher.from_pretrained` takes; also what
-            :meth:`Teacher.save_pretrained` wrote, and a student's folder (its network).
+            velocity prediction), ``"mnist"`` (28x28 images by class, flow matching), ``"cifar10"`` (32x32 images by
+            class, EDM), ``"gaussian-ring"`` (two dimensions, exact), or a folder or hub id for
+            :meth:`Teacher.from_pretrained`: a pipeline, the folder of :meth:`Teacher.save_pretrained`, or a student's
+            folder, whose network is loaded.
         conditions, null_label, guidance_scale, variant: as in :meth:`Teacher.from_pretrained`.
 
     Raises:
-        ValueError: if there is no such teacher, or it is of a kind that cannot be used; the message says which.
+        ValueError: if there is no such teacher, or it is not supported; the message says why.
     """
     name = str(name_or_path)
     if name == "gaussian-ring":

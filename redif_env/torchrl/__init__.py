@@ -1,4 +1,4 @@
-"""TorchRL: the environment as an ``EnvBase``, tensors in and out. The only room that imports the library."""
+"""TorchRL: the environment as an ``EnvBase``, tensors in and out. The only package here that imports the library."""
 
 from redif_env.torchrl.env import ReDiFEnv
 

@@ -3,12 +3,16 @@
 import json
 import os
 import signal
+import sysconfig
 import threading
 import time
+from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.utils import canonicalize_name
 
 ray = pytest.importorskip("ray", reason="make test-ray")
 # Ray, RLlib and Gymnasium 1.2 warn of their own changes to come.
@@ -198,3 +202,15 @@ def test_arguments_are_refused_before_anything_starts(tmp_path, capsys):
     program.main(program.Args(**QUICK, dry_run=True, out=tmp_path))
     assert "training" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_every_package_of_this_environment_is_pinned():
+    """Also what the packages that pyproject.toml names depend on; not those that Ray brings inside its own."""
+    root = Path(__file__).parents[2]
+    lines = (root / "constraints-ray.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {canonicalize_name(line.split("==")[0]) for line in lines if "==" in line}
+    installed = {
+        canonicalize_name(each.metadata["Name"])
+        for each in metadata.distributions(path=[sysconfig.get_path("purelib")])
+    }
+    assert installed - pinned <= {"pip", "setuptools", "redif-env"}

@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 import threading
+from base64 import b64decode
 from html.parser import HTMLParser
+from io import BytesIO
 from urllib.request import urlopen
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image
 
 from redif_env.showing.films import Film
-from redif_env.showing.page import Exhibit, write_page
+from redif_env.showing.page import Exhibit, page_of
 from redif_env.showing.server import serve
 
 SEEDS, CONDITIONS, SIDE = 3, 2, 8
@@ -57,27 +59,32 @@ class Reader(HTMLParser):
             self.labelled.append(given["for"])
 
 
-def test_the_page_needs_nothing_else(exhibit, tmp_path):
+def facts_of(page):
+    (data,) = re.findall(r'<script id="facts" type="application/json">(.*?)</script>', page, flags=re.DOTALL)
+    return json.loads(data)
+
+
+def test_the_page_needs_nothing_else(exhibit):
     """No script, style or font from elsewhere; every input has a label; names cannot break out of the data."""
-    text = write_page(exhibit, tmp_path / "page").read_text(encoding="utf-8")
+    text = page_of(exhibit)
     read = Reader(text)
     assert read.loaded == []
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", text)
     assert sorted(read.labelled) == sorted(read.inputs)
     assert len(read.inputs) == 4
     assert read.tags.count("script") == 2
-    (data,) = re.findall(r'<script id="facts" type="application/json">(.*?)</script>', text, flags=re.DOTALL)
-    facts = json.loads(data)
+    facts = facts_of(text)
     assert facts["title"] == "digits</script>"
     assert [len(panel["films"]) for panel in facts["panels"]] == [1, 3, 1]
-    pictures = [name for panel in facts["panels"] for one in panel["films"] for name in one["pictures"]]
-    assert sorted(pictures) == sorted(path.name for path in (tmp_path / "page").glob("*.png"))
+    pictures = [url for panel in facts["panels"] for one in panel["films"] for url in one["pictures"]]
+    assert len(pictures) == (1 + 3 + 1) * CONDITIONS
+    assert all(url.startswith("data:image/png;base64,") for url in pictures)
 
 
-def test_sheets_hold_the_films(exhibit, tmp_path):
+def test_sheets_hold_the_films(exhibit):
     """A column a frame; samples of each seed and then clean estimates, of one condition."""
-    write_page(exhibit, tmp_path)
-    sheet = np.asarray(Image.open(tmp_path / "panel2-film0-condition1.png"))
+    url = facts_of(page_of(exhibit))["panels"][2]["films"][0]["pictures"][1]
+    sheet = np.asarray(Image.open(BytesIO(b64decode(url.partition(",")[2]))))
     assert sheet.shape == (2 * SEEDS * SIDE, 4 * SIDE, 3)
     shown = exhibit.panels[2][0]
     second = sheet[SIDE : 2 * SIDE, 3 * SIDE :]
@@ -86,10 +93,9 @@ def test_sheets_hold_the_films(exhibit, tmp_path):
 
 
 @pytest.fixture
-def served(exhibit, tmp_path):
+def served(exhibit):
     """The address of the page, served as the command does."""
-    write_page(exhibit, tmp_path)
-    with serve(tmp_path, "127.0.0.1", 0) as server:
+    with serve(page_of(exhibit), "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}/"
@@ -97,17 +103,17 @@ def served(exhibit, tmp_path):
         thread.join()
 
 
-def test_the_folder_is_served(served):
+def test_the_page_is_served(served):
     with urlopen(served) as answer:
         assert b"<title>ReDiF" in answer.read()
         assert answer.headers["Cache-Control"] == "no-store"
 
 
-def test_a_taken_port_is_said(tmp_path):
-    with serve(tmp_path, "127.0.0.1", 0) as server:
+def test_a_taken_port_is_said():
+    with serve("", "127.0.0.1", 0) as server:
         port = server.server_address[1]
         with pytest.raises(ValueError, match=f"port={port} cannot be bound .* choose another --port"):
-            serve(tmp_path, "127.0.0.1", port)
+            serve("", "127.0.0.1", port)
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -122,12 +128,15 @@ def tab(served):
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         opened = browser.new_page(color_scheme="dark")
-        opened.wrong = []
+        opened.wrong, asked = [], []
         opened.on("pageerror", lambda error: opened.wrong.append(str(error)))
         opened.on("console", lambda said: opened.wrong.append(said.text) if said.type == "error" else None)
-        opened.on("request", lambda request: request.url.startswith(served) or opened.wrong.append(request.url))
+        opened.on(
+            "request", lambda request: request.url.startswith((served, "data:")) or opened.wrong.append(request.url)
+        )
         opened.goto(served)
         yield opened
+        assert [url for url in asked if not url.startswith((served, "data:"))] == []
         browser.close()
 
 
@@ -147,27 +156,27 @@ def drawn(tab, panel, name):
 @pytest.mark.filterwarnings("ignore")
 def test_the_page_in_a_browser(tab):
     """By keyboard alone: class, calls, trajectory and picture; each tile is the film's."""
-    assert drawn(tab, 0, "panel0-film0-condition0.png#9") == [90, 91, 92]
-    assert drawn(tab, 1, "panel1-film2-condition0.png#3") == [130, 131, 132]
+    assert drawn(tab, 0, "film0-condition0-frame9") == [90, 91, 92]
+    assert drawn(tab, 1, "film2-condition0-frame3") == [130, 131, 132]
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.id") == "condition"
     tab.keyboard.press("ArrowDown")
-    assert drawn(tab, 2, "panel2-film0-condition1.png#3") == [213, 214, 215]
+    assert drawn(tab, 2, "film0-condition1-frame3") == [213, 214, 215]
     tab.keyboard.press("Tab")
     tab.keyboard.press("ArrowLeft")
-    assert drawn(tab, 1, "panel1-film1-condition1.png#2") == [123, 124, 125]
+    assert drawn(tab, 1, "film1-condition1-frame2") == [123, 124, 125]
     assert tab.inner_text("#panel-1 .calls") == "2 of 2 network calls"
     assert tab.inner_text("#panel-2 .calls") == "3 of 3 network calls", "a student has its own number"
     tab.keyboard.press("Tab")
     tab.keyboard.press("Home")
-    assert drawn(tab, 2, "panel2-film0-condition1.png#0") == [183, 184, 185]
+    assert drawn(tab, 2, "film0-condition1-frame0") == [183, 184, 185]
     assert tab.get_attribute("#panel-2 canvas", "aria-label") == "<b>mine</b>: 3 samples after 0 of 3 network calls"
     assert tab.locator("#schedule circle.now").count() == 0
     tab.select_option("#view", "estimates")
     tab.wait_for_function("document.querySelector('#panel-2 canvas').ariaLabel.includes('clean')")
     assert tab.evaluate(SHADE, [2, 0]) == 255 - 183
     tab.click("#play")
-    assert drawn(tab, 2, "panel2-film0-condition1.png#3") == [255 - 213, 255 - 214, 255 - 215]
+    assert drawn(tab, 2, "film0-condition1-frame3") == [255 - 213, 255 - 214, 255 - 215]
     assert tab.locator("#schedule circle").count() == 9 + 2 + 3
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
     assert tab.wrong == []

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 UNTRIED = {
-    "as others of its family, with other conditions": """
+    "a variant of a tested pipeline with other conditions": """
         AnimateDiffControlNetPipeline AnimateDiffPAGPipeline AnimateDiffSDXLPipeline
         AnimateDiffSparseControlNetPipeline AnimateDiffVideoToVideoControlNetPipeline AnimateDiffVideoToVideoPipeline
         ChromaInpaintPipeline CogVideoXFunControlPipeline CogVideoXImageToVideoPipeline
@@ -27,7 +27,7 @@ UNTRIED = {
         StableDiffusionXLPAGInpaintPipeline WanAnimatePipeline WanVACEPipeline WanVideoToVideoPipeline
         ZImageControlNetInpaintPipeline ZImageControlNetPipeline ZImageInpaintPipeline ZImageOmniPipeline
     """,
-    "no small one was built: the probe decides": """
+    "no small version was built for the tests; the probe decides when you use it": """
         AceStepPipeline AllegroPipeline BlipDiffusionControlNetPipeline BriaFibo2Pipeline BriaFiboEditPipeline
         BriaFiboPipeline BriaPipeline ChronoEditPipeline CogView3PlusPipeline ConsisIDPipeline
         Cosmos2TextToImagePipeline Cosmos2VideoToWorldPipeline Cosmos2_5_PredictBasePipeline

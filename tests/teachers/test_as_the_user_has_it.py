@@ -1,6 +1,7 @@
 """Pipelines as their users have them: LoRAs, offloading, slicing, compilation, half precision, image adapters."""
 
 import copy
+import itertools
 
 import diffusers
 import pytest
@@ -29,7 +30,7 @@ def standing(pipe):
         (name, key): (tensor.device, tensor.dtype, tensor.data_ptr())
         for name, part in pipe.components.items()
         if isinstance(part, torch.nn.Module)
-        for key, tensor in part.state_dict().items()
+        for key, tensor in itertools.chain(part.named_parameters(), part.named_buffers())
     }
 
 
@@ -101,6 +102,36 @@ def test_group_offloading(entry, kind):
     blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
     entry.pipe.unet.enable_group_offload(host, host, offload_type=kind, **blocks)
     check(entry).close()
+
+
+def by_torchao(network):
+    quantization = pytest.importorskip("torchao.quantization")
+    quantization.quantize_(network, quantization.Int8WeightOnlyConfig())
+    assert any(isinstance(weight, quantization.Int8Tensor) for weight in network.parameters())
+
+
+def by_bitsandbytes(network):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, torch.nn.Linear):
+            quantised = bitsandbytes.nn.Linear4bit(
+                layer.in_features, layer.out_features, layer.bias is not None, compute_dtype=torch.float32
+            )
+            quantised.load_state_dict(layer.state_dict())
+            network.set_submodule(name, quantised.to("cpu"))
+    assert any(parameter.dtype == torch.uint8 for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("quantise", [by_torchao, by_bitsandbytes])
+def test_quantised_networks(entry, quantise):
+    full = teacher_of(entry)
+    bare, fingerprint = predicted(full), full.fingerprint
+    quantise(entry.pipe.unet)
+    teacher = check(entry)
+    error = (predicted(teacher) - bare).norm() / bare.norm()
+    assert 1e-4 < error < 0.3  # the quantised network answers
+    assert teacher.fingerprint != fingerprint
+    teacher.close()
 
 
 @pytest.mark.slow

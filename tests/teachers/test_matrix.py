@@ -1,6 +1,6 @@
 """Schedule x prediction type x model class x conditioning: every cell, from a folder on disk to a student and back.
 
-``python -m pytest tests/test_matrix.py --write-matrix docs/models.md`` writes the outcome into the docs.
+``python -m pytest tests/teachers/test_matrix.py --write-matrix docs/models.md`` writes the outcome into the docs.
 """
 
 import numpy as np

@@ -37,47 +37,46 @@ class NoiseSettings:
     """Settings of action "noise"."""
 
     base_student: str | None = None
-    """Student (folder or hub id, of --action solver) whose mean steps are the network's first steps."""
+    """Student (folder or hub id) of --action solver, at whose mean steps the network starts."""
     init: str | None = None
-    """Student (folder or hub id, of agents.clone, or of an earlier run) whose network is the initial one. It is cloned
-    further only if clone_updates is given."""
+    """Student (folder or hub id) of agents.clone or of an earlier run, with whose network to start. Cloning continues
+    only if clone_updates is given."""
     copy: bool = False
-    """Start as a copy of the teacher, in its prediction type: exactly the base solver, or base_student; without
-    cloning. Where the noise is predicted, choose a grid with a late start: an error of the first step counts
-    sigma / alpha times."""
+    """Start as a copy of the teacher with its prediction type, without cloning: exactly as the base solver or
+    base_student. If the network predicts the noise, choose a grid with a late start, because an error of the first step
+    is multiplied by sigma / alpha."""
     config: str | None = None
     """JSON file with the network's diffusers config; the teacher's if not given."""
     width: float = 1.0
-    """Channels of the network, as a multiple of the config's (UNet2DModel). A narrower one starts with those of the
-    teacher's channels that have the largest weights."""
+    """Channels of the network, as a multiple of the config's (UNet2DModel). A narrower network starts with the
+    channels of the teacher that have the largest weights."""
     time_embedding_dim: int | None = None
-    """Channels of its time embedding (UNet2DModel); the config's if not given. A student is evaluated at few timesteps,
-    so it needs few."""
+    """Channels of the time embedding (UNet2DModel); the config's if not given. A student sees few timesteps, so few
+    channels suffice."""
     lora_rank: int = 0
     """Train low-rank adapters of this rank on a copy of the teacher; 0 trains all weights."""
     clone_updates: int | None = None
     """Minibatches of behaviour cloning before training; 1,000 if not given, none after init or copy."""
     clone_batch_size: int = 128
-    """States in each; their rollouts are four times as many."""
+    """States per minibatch; rollouts have four times as many."""
     clone_rate: float = 1e-3
     """Learning rate of cloning."""
     clone_by_sensitivity: bool = False
-    """Weight the errors of each step by how far they move the finished sample, for a network that is too small to have
-    none."""
+    """Weight the errors of each step by how far they move the finished sample; for small networks."""
     refine_updates: int = 0
-    """Minibatches of refinement after cloning or init: gradient descent through the steps, until samples are
-    distributed as the teacher's."""
+    """Minibatches of refinement after cloning or init: backpropagation through the steps, towards the distribution of
+    the teacher's samples."""
     refine_rate: float = 1e-4
     """Learning rate of refinement."""
     refine_num_steps: int = 8
     """Steps of the base solver that make the endpoints of refinement. Eight are near enough to the teacher's for linear
     steps; other solvers need more."""
     refine_grid: str | None = None
-    """Their grid; that of the student's steps if not given."""
+    """Grid of these steps; that of the student's steps if not given."""
     reduction: Reduction = Reduction.MEAN
-    """Of the log-probabilities of an action's numbers."""
+    """Reduction of the log-probabilities over the numbers of an action."""
     step_exploration: float = 0.1
-    """Standard deviation of the step size's shift, in logits, as a multiple of the exploration of targets."""
+    """Standard deviation of the step size's shift, in logits, divided by the exploration of the next sample."""
     autocast: bool = False
     """Run the network in bfloat16."""
 

@@ -69,15 +69,15 @@ RecipeOptions: Any = options_of(Recipe, without=("observation", "reward"))
 
 @dataclass(frozen=True)
 class Args(RecipeOptions, SizeOptions, TaskOptions):
-    """Settings of the environment, of the recipe, whose defaults depend on ``--action``, and of the run."""
+    """Settings of the environment, of training and of the run. Some defaults depend on ``--action``."""
 
     solver: str = DEFAULT_SOLVER
-    """The base solver, which the zero action reproduces: "ddim", "dpm++2m", "dpm++3m", "ipndm1" to "ipndm4", "ipndm",
-    "linear"; or "auto": solver, grid and initial map are those that validation noises prefer at the start of the run,
-    among linear steps or, for samples above 256 numbers, iPNDM of order 2 and 3 on all grids, and for a pipeline that
-    drives itself both and DPM-Solver++ 2M on its own timesteps."""
+    """The base solver, which the zero action reproduces: "ddim", "dpm++2m", "dpm++3m", "ipndm1" to "ipndm4", "ipndm" or
+    "linear". "auto" chooses the solver, grid and initial map that are best on validation noises at the start of the
+    run. It tries linear steps or, for samples of more than 256 numbers, iPNDM of order 2 and 3 on all grids. For a
+    driven pipeline it also tries these and DPM-Solver++ 2M on the pipeline's own timesteps."""
     seed: int = 0
-    """Of the agent, and of all that is drawn."""
+    """Seed of the agent and of everything that is drawn."""
     out: Path = Path("runs/ppo")
     """Folder for config.json, checkpoints/, student/, result.json, samples.png and TensorBoard logs."""
     group_size: int = 8
@@ -85,23 +85,23 @@ class Args(RecipeOptions, SizeOptions, TaskOptions):
     antithetic: bool = True
     """Whether exploration comes in pairs of opposite sign within a group; action "noise" has none."""
     network: NoiseSettings = field(default_factory=NoiseSettings)
-    """Of action "noise" alone."""
+    """Only for action "noise"."""
     held_out_every: int = 50
-    """Rollouts between two evaluations on them."""
+    """Rollouts between two evaluations on the held-out noises."""
     features: tuple[str, ...] = ()
-    """Of the judge of the report, by default those of a classifier of such images or of the pipeline's VAE: a name of
-    `redif_env.measures.features.load_features`, or the folder or hub id of a vision model. Of more than one, each
-    further one prints a table of its own."""
+    """Feature networks of the report: names of `redif_env.measures.features.load_features`, or folders or hub ids of
+    vision models. Each one after the first prints another table. By default a classifier of such images, or the
+    pipeline's VAE."""
     baselines: Which = "quick"
-    """Training-free solvers in the report: none, the few that are best at such call counts, or all on all grids."""
+    """Training-free solvers in the report: none, the few that are best at 4 to 8 network calls, or all on all grids."""
     checkpoint_every: int = 50_000
-    """Environment steps between two checkpoints; SIGINT and SIGTERM leave one too."""
+    """Environment steps between two checkpoints; SIGINT and SIGTERM also write one."""
     license: str | None = None
-    """Of the teacher's weights, for the model card; by default that of a built-in teacher, else unknown."""
+    """License of the teacher's weights, for the model card; known for built-in teachers."""
     resume: bool = False
-    """Go on with the run in out, with its settings; start it if there is none."""
+    """Continue the run in `out` with its settings, or start it if there is none."""
     dry_run: bool = False
-    """Print what the run would cost, and stop."""
+    """Only print what the run would cost."""
 
 
 def main(args: Args) -> None:

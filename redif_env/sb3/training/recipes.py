@@ -16,34 +16,34 @@ class Recipe:
     """Settings whose best values depend on the action map."""
 
     observation: str
-    """Of the environment."""
+    """Observation of the environment."""
     reward: tuple[tuple[str, float], ...]
-    """Of the environment."""
+    """Reward of the environment."""
     network_calls: int
-    """Budget: as many episodes as it pays for."""
+    """Training budget in network calls."""
     hidden: tuple[int, ...]
-    """Sizes of the policy's hidden layers; with none, its actions are linear in the observation. Action "noise" has a
-    network instead."""
+    """Sizes of the policy's hidden layers; without any, its actions are linear in the observation. Not for action
+    "noise", whose policy is a network."""
     num_envs: int
-    """Episodes that run together."""
+    """Number of episodes that run together."""
     batches: int
-    """Minibatches a rollout, which is one episode of every sub-environment: many small updates go further than few."""
+    """Minibatches per rollout. A rollout is one episode of every sub-environment."""
     epochs: int
     """Passes of an update over its rollout."""
     learning_rate: float
-    """Falls linearly to zero."""
+    """Learning rate at the start; it falls linearly to zero."""
     gamma: float
     """Discount."""
     clip_range: float
-    """PPO's, for the ratio of whole actions; scaled where log-probabilities are means."""
+    """PPO's clip range for the ratio of whole actions; scaled if log-probabilities are means."""
     exploration: tuple[float, float]
-    """Standard deviation of the actions at the start and at the end, divided by the number of steps: with more steps
-    the base solver is nearer to the teacher, and corrections are smaller. With action "noise": of a step's target, not
-    divided."""
+    """Standard deviation of the actions at the start and at the end, before division by the number of steps. (With more
+    steps the base solver is nearer to the teacher, so corrections are smaller.) With action "noise", the deviation of
+    the next sample, which is not divided."""
     level_advantages: bool
-    """Normalise advantages at each step of the episode separately (action "noise")."""
+    """Normalise advantages separately for each step of the episode (for action "noise")."""
     average: float
-    """Decay of the policy's moving average over rollouts, which is what is evaluated and exported."""
+    """Decay of the policy's moving average over rollouts. The average is evaluated and exported."""
 
 
 SOLVER = Recipe(

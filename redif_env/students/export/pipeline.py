@@ -46,18 +46,19 @@ CODE_MODULE = "redif_pipeline"
 
 
 class ReDiFPipeline(DiffusionPipeline):
-    """Few-step sampling as a trained policy decides: what a :class:`~redif_env.Student` does, for users of diffusers.
+    """A :class:`~redif_env.Student` as a diffusers pipeline: few-step sampling with a trained policy.
 
     Args:
-        unet: the network that is called at each step, of whatever class.
-        scheduler: the learned steps.
+        unet: the network that is called at each step, of any class.
+        scheduler: the decision process and the mean steps.
         policy: maps observations to actions; without it, the scheduler's mean actions are taken.
-        initial_map: of a student that was trained with a linear initial map.
-        linear: the steps of the base solver, of a student that was trained with linear ones.
-        vae: of a student of latents.
-        text_encoder, tokenizer, text_encoder_2, tokenizer_2, text_encoder_3, tokenizer_3: of one that takes prompts.
+        initial_map: the linear initial map, if the student was trained with one.
+        linear: the linear steps of the base solver, if the student was trained with them.
+        vae: the decoder, if the student generates latents.
+        text_encoder, tokenizer, text_encoder_2, tokenizer_2, text_encoder_3, tokenizer_3: text encoders, if the student
+            takes prompts.
 
-    ``record`` tells how the student was made.
+    ``record`` holds metadata of training and evaluation.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->vae"
@@ -102,16 +103,16 @@ class ReDiFPipeline(DiffusionPipeline):
 
     @staticmethod
     def of(pipe: DiffusionPipeline, student: str | Path, allow_imports: bool = False) -> Any:
-        """A copy of ``pipe`` in which a student's policy decides each step by what it sees.
+        """A copy of ``pipe`` in which a student's policy decides each step.
 
-        It shares the weights, and is called as ``pipe`` is, without ``num_inference_steps``. What the student was
-        trained with (``height``, ``guidance_scale``, ...) is given by itself. Its first call watches the pipeline, as
-        :meth:`redif_env.Teacher.from_pipeline` does.
+        It shares the weights of ``pipe`` and is called like it, but without ``num_inference_steps``. The arguments of
+        training (``height``, ``guidance_scale``, ...) are passed automatically. The first call examines the pipeline,
+        like :meth:`redif_env.Teacher.from_pipeline`.
 
         Args:
-            pipe: the pipeline that the student was trained in, as it was then; what differs is a warning.
-            student: its folder.
-            allow_imports: whether parts of one's own may be imported, from the modules that the file names.
+            pipe: the pipeline that the student was trained in; differences give a warning.
+            student: the student's folder.
+            allow_imports: whether user-defined parts may be imported from the modules that the file names.
 
         Raises:
             ValueError: if the student was not trained in a pipeline, or ``pipe`` cannot be driven.
@@ -172,29 +173,28 @@ class ReDiFPipeline(DiffusionPipeline):
         | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Samples.
+        """Generate samples.
 
         Args:
-            batch_size: how many, unless ``latents`` are given.
-            generator: of the initial noise, or a list of one a sample.
-            num_inference_steps: network calls a sample; the number that was learned is the only one.
+            batch_size: number of samples, unless ``latents`` or a list of prompts is given.
+            generator: generator of the initial noise, or a list with one per sample.
+            num_inference_steps: number of steps; only the student's own number is accepted.
             latents: standard normal ``(N, *S)`` to start from.
-            price: of a network call, for a student trained at many prices; its smallest if not given.
-            class_labels: for all, or one a sample; drawn as in training if not given.
-            prompt: for all, or one a sample (of any number of samples: ``batch_size`` then counts for one prompt
-                alone); any text will do, not only those that were trained with. Drawn as in training if not given.
-            negative_prompt, guidance_scale: for callers of other pipelines: the student has learned one of each, and
-                others are refused.
+            price: price of a network call, for students trained with prices; the lowest one if not given.
+            class_labels: one label for all, or one per sample; drawn as in training if not given.
+            prompt: one prompt for all, or one per sample. It can be any text, not only prompts of training. Drawn as in
+                training if not given.
+            negative_prompt, guidance_scale: accepted for compatibility; only the values of training are allowed.
             output_type: ``"pil"``, ``"np"`` (``(N, H, W, C)`` in [0, 1]), ``"pt"`` (``(N, C, H, W)`` in [0, 1]) or
                 ``"latent"``: the samples themselves, of any shape, clipped to the data's bounds if they have any;
                 latents are not decoded.
             return_dict: whether to return an object with ``images``, or a tuple.
-            callback_on_step_end: called as ``(pipeline, step, timesteps, {"latents": x})`` after each step; the
-                next step starts from what it returns under ``"latents"``.
-            callback_on_step_end_tensor_inputs: names of what it is given; ``"latents"`` alone.
+            callback_on_step_end: called as ``(pipeline, step, timesteps, {"latents": x})`` after each step. The next
+                step starts from the ``"latents"`` that it returns.
+            callback_on_step_end_tensor_inputs: names of the tensors for the callback; only ``"latents"``.
 
         Raises:
-            ValueError: if an argument is not among these.
+            ValueError: if an argument is invalid.
         """
         check_argument("batch_size", batch_size, int)
         check_argument("latents", latents, Tensor | None)
@@ -258,16 +258,16 @@ class ReDiFPipeline(DiffusionPipeline):
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None
     ) -> None:
-        """Write a folder that this class, :class:`~redif_env.Student` and diffusers read; whole or not at all.
+        """Write a folder that this class, :class:`~redif_env.Student` and diffusers read, atomically.
 
-        Besides diffusers' own files: ``config.json`` (how it was made, and every file's digest), ``README.md`` (the
-        model card), ``redif_pipeline.py`` (by which ``DiffusionPipeline`` finds this class, with
-        ``trust_remote_code=True``) and, where the number of steps is fixed and they are not linear ones, ``steps.json``
-        (the mean steps as plain numbers).
+        In addition to diffusers' files it holds ``config.json`` (metadata and the digest of every file), ``README.md``
+        (the model card), ``redif_pipeline.py`` (with which ``DiffusionPipeline`` finds this class, if
+        ``trust_remote_code=True``) and ``steps.json`` (the mean steps as plain numbers; not for an adaptive number of
+        steps or linear steps).
 
         Raises:
-            ValueError: if ``safe_serialization`` is false: pickles are neither written nor read; or if the folder holds
-                something that is not a student's.
+            ValueError: if ``safe_serialization`` is false, because pickles are neither written nor read; or if the
+                folder holds files that are not a student's.
         """
         if not safe_serialization:
             raise ValueError("safe_serialization=False writes pickles, which are never read again: leave it True")
@@ -288,18 +288,18 @@ class ReDiFPipeline(DiffusionPipeline):
         local_files_only: bool = False,
         allow_imports: bool = False,
     ) -> ReDiFPipeline:
-        """Read what :meth:`save_pretrained` wrote, from a folder or the hub. Pickles are neither fetched nor opened.
+        """Load a student that :meth:`save_pretrained` saved, from a folder or the hub. Pickles are never loaded.
 
         Args:
             pretrained_model_name_or_path: a folder, or a hub id.
-            torch_dtype: of the network and the policy; as they were saved if not given.
+            torch_dtype: type of the network and the policy; as saved if not given.
             variant, revision, token, cache_dir, local_files_only: as in diffusers.
-            allow_imports: whether parts of one's own may be imported, from the modules that the file names.
+            allow_imports: whether user-defined parts may be imported from the modules that the file names.
 
         Raises:
             FileNotFoundError: if there is no student.
-            ValueError: if it has such parts, and ``allow_imports`` is false.
-            CorruptFileError: if a file is missing, or is not what was written.
+            ValueError: if it has user-defined parts, and ``allow_imports`` is false.
+            CorruptFileError: if a file is missing or was changed.
         """
         folder = Path(pretrained_model_name_or_path).expanduser()
         if not folder.is_dir() and len(folder.parts) == 2 and not folder.is_absolute():

@@ -1,7 +1,7 @@
 # mypy: ignore-errors
-"""A student's mean steps as a diffusers scheduler. This file needs diffusers and torch alone.
+"""A student's mean steps as a diffusers scheduler. This file only needs diffusers and torch.
 
-It is copied beside the config that it reads, so that a pipeline opens it with ``trust_remote_code=True``.
+It is copied into the folder of its config, so that a pipeline can load it with ``trust_remote_code=True``.
 """
 
 import hashlib
@@ -21,29 +21,29 @@ SAMPLED = 16
 
 
 class ReDiFScheduler(SchedulerMixin, ConfigMixin):
-    """The learned steps, in the form that any diffusers pipeline takes: ``num_inference_steps`` is their number.
+    """A student's steps as a scheduler for any diffusers pipeline. ``num_inference_steps`` is their number.
 
-    A scheduler cannot look at the state as a policy does, so ``step`` takes the policy's mean action at each step;
-    ``ReDiFPipeline`` lets the policy decide. Like other schedulers it remembers the run it is in: a run starts at the
-    step whose timestep it is given first, and goes on in order.
+    A scheduler does not have the policy's observations, so ``step`` takes the policy's mean action at each step. Use
+    ``ReDiFPipeline`` to let the policy decide. Like other schedulers, this one stores the state of a run: a run starts
+    at the step of the first timestep that it is given, and takes the steps in order.
 
     Args:
-        steps: one dict a step: ``timestep`` that the network is given, ``alpha``, ``sigma`` of its level and
-            ``alpha_next``, ``sigma_next`` of the next, ``x_weight``, ``x0_weights`` and ``eps_weights`` (newest first)
-            of the clean estimate to step with, ``band_gains`` of its frequency bands.
-        skipped: steps that a pipeline counts before the first of these and leaves out, where it begins from an image.
+        steps: one dict per step: ``timestep`` for the network; ``alpha`` and ``sigma`` of its level, ``alpha_next`` and
+            ``sigma_next`` of the next level; ``x_weight``, ``x0_weights`` and ``eps_weights`` (newest first) of the
+            clean estimate; ``band_gains`` of its frequency bands.
+        skipped: number of steps that a pipeline counts but skips before the first one, if it starts from an image.
         prediction_type: what the network predicts, as in diffusers.
-        sigma_data: of EDM's preconditioning, where there is one.
+        sigma_data: ``sigma_data`` of EDM's preconditioning, if the network has it.
         score: whether the network predicts the score, ``-eps / sigma``.
         reverse_output: whether the network's output has the opposite sign.
         init_noise_sigma: standard deviation of the first sample.
-        num_train_timesteps: of the schedule.
+        num_train_timesteps: number of training timesteps of the schedule.
         refusal: why a scheduler cannot take the student's steps; empty if it can.
-        process: of the student, for ``ReDiFPipeline``.
-        trained_with: what the student was trained in, where that is a pipeline: ``pipeline`` (its class),
-            ``base_model`` (hub id), ``task`` (the hub's name for it), ``arguments`` of its call, ``loras`` (names),
-            ``networks`` (digests of their weights), ``sample_shape``, and ``scheduler`` and ``scheduler_class`` (config
-            of its own one, in which pipelines look things up).
+        process: decision process of the student, for ``ReDiFPipeline``.
+        trained_with: if the student was trained in a pipeline: ``pipeline`` (its class), ``base_model`` (hub id),
+            ``task`` (the hub's name for it), ``arguments`` of its call, ``loras`` (names), ``networks`` (digests of
+            their weights), ``sample_shape``, and ``scheduler`` and ``scheduler_class`` of the pipeline, whose config
+            pipelines read.
     """
 
     order = 1
@@ -71,7 +71,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, subfolder=None, **options):
-        """Read the scheduler of a student's folder, or of a hub id: a scheduler's own folder or the one above it."""
+        """Load the scheduler from a student's folder, from its own folder, or from a hub id."""
         pretrained_model_name_or_path = os.path.expanduser(pretrained_model_name_or_path)
         if subfolder is None:
             own = os.path.isfile(os.path.join(pretrained_model_name_or_path, cls.config_name))
@@ -80,7 +80,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def config(self):
-        """Its own config, and that of the pipeline's scheduler in which the pipeline looks things up."""
+        """Its own config, together with that of the pipeline's scheduler, which pipelines read."""
         own = self._internal_dict
         return FrozenDict({**((own.get("trained_with") or {}).get("scheduler") or {}), **own})
 
@@ -91,18 +91,18 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def num_inference_steps(self):
-        """What pipelines are to be called with."""
+        """The value of this argument for calls of a pipeline."""
         return len(self.config.steps) + self.config.skipped
 
     def check(self, pipe, **arguments):
-        """Warn of all in which a pipeline, and a call of it, differ from those that the student was trained with.
+        """Warn of every difference between a pipeline and its call, and those that the student was trained with.
 
         Args:
-            pipe: the pipeline that is to use this scheduler.
-            arguments: that it will be called with; what is not among them is the default of its call.
+            pipe: the pipeline that will use this scheduler.
+            arguments: arguments of the coming call; the call's defaults for the others.
 
         Returns:
-            What differs, one sentence each.
+            The differences, one sentence each.
         """
         trained, found = self.config.trained_with or {}, []
         if trained.get("pipeline") not in (None, type(pipe).__name__):
@@ -125,12 +125,12 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         return found
 
     def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None):
-        """Start a run: ``timesteps`` ``(n,)`` float32 are what the network is given at each step.
+        """Start a run and set ``timesteps`` ``(n,)`` float32, the network's timestep at each step.
 
-        Of ``sigmas`` and ``timesteps`` their number alone counts, and ``mu`` is without effect: the levels are learned.
+        The levels are learned: only the number of ``sigmas`` or ``timesteps`` is used, and ``mu`` is ignored.
 
         Raises:
-            ValueError: if it is not the number of steps that was learned, or a scheduler cannot take these steps.
+            ValueError: if the student has another number of steps, or a scheduler cannot take its steps.
         """
         if self.config.refusal:
             raise ValueError(self.config.refusal)
@@ -148,7 +148,7 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
         self._index, self._past = None, []
 
     def set_begin_index(self, begin_index=0):
-        """Start at step ``begin_index``, as pipelines that begin from an image say it.
+        """Start at step ``begin_index``, for pipelines that start from an image.
 
         Raises:
             ValueError: if that step uses predictions of the steps before it, or there is no such step.
@@ -183,14 +183,14 @@ class ReDiFScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             model_output: the network's output at ``sample``, both ``(B, *S)``.
-            timestep: what the network was given, one of ``timesteps``; the first one says where the run starts.
+            timestep: the network's timestep, one of ``timesteps``; the first one decides where the run starts.
             generator: unused, the steps are deterministic.
             return_dict: whether to return an object with ``prev_sample``, or a tuple.
-            eta, use_clipped_model_output: what ``DDIMPipeline`` gives its scheduler; the steps have neither.
+            eta, use_clipped_model_output: arguments of ``DDIMPipeline``, which are not supported.
 
         Raises:
-            ValueError: if ``set_timesteps`` was not called, the run is over, ``timestep`` is not its next one, or noise
-                is asked for.
+            ValueError: if ``set_timesteps`` was not called, the run is over, ``timestep`` is not the next one, or
+                ``eta`` or ``use_clipped_model_output`` is given.
         """
         if eta or use_clipped_model_output:
             raise ValueError(

@@ -138,20 +138,6 @@ def _listed(conditions: Sequence[Condition] | Mapping[Condition, float]) -> list
     return [condition if isinstance(condition, Mapping) else next(labels) for condition in given]
 
 
-def content(value: Any) -> bytes:
-    """All that a tensor, an image or another argument holds, for a digest."""
-    if isinstance(value, Tensor):
-        if value.is_meta:
-            return repr(value.shape).encode()
-        raw = value.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
-        return raw.view(torch.uint8).numpy().tobytes()
-    if isinstance(value, list | tuple):
-        return b"".join(map(content, value))
-    if hasattr(value, "tobytes"):
-        return bytes(value.tobytes())
-    return repr(value).encode()
-
-
 def bare(value: Any) -> Any:
     """An argument without what its tensors hold."""
     if isinstance(value, Tensor):

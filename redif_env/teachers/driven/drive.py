@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from redif_env.diffusion.noise_schedulers import Parameterization
 from redif_env.diffusion.schedules import FlowSchedule, Schedule
-from redif_env.teachers.driven.arguments import bare, batched, content
+from redif_env.teachers.driven.arguments import bare, batched
 from redif_env.teachers.driven.encoding import StoredEncodings
 from redif_env.teachers.driven.injection import Injection, origin
 from redif_env.teachers.driven.networks import RUNNING, Blank, shared_copy
@@ -28,7 +28,7 @@ from redif_env.teachers.driven.scheduler import first_order, parameterization_of
 from redif_env.teachers.driven.schedules import LaterSchedule, UnshiftedFlowSchedule
 from redif_env.teachers.driven.timesteps import CallKey, Recorder, TimestepPlan, fit
 from redif_env.teachers.driven.wave import NONE, Answer, Place, Wave
-from redif_env.teachers.fingerprint import described_part, keyed
+from redif_env.teachers.fingerprint import content, described_part, keyed
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
@@ -46,15 +46,16 @@ _BESIDE = ("controlnet", "adapter", "encoder")
 
 @dataclass(frozen=True)
 class Probe:
-    """What watching a pipeline has found.
+    """What was found out about a pipeline by calling it.
 
     Args:
-        pipeline, scheduler, stepped_as: classes of the pipeline, its scheduler, and the stock one it is driven as.
-        sample_shape: of one sample as it is stepped.
-        given: what each network is given at each step, in words.
-        calls: network calls a prediction.
+        pipeline, scheduler, stepped_as: classes of the pipeline, of its scheduler, and of the stock scheduler whose
+            steps it takes here.
+        sample_shape: shape of one sample as the scheduler steps it.
+        given: the inputs of each network at each step, in words.
+        calls: network calls per prediction.
         injected: how samples enter the pipeline.
-        from_image: whether the first sample is made of an image.
+        from_image: whether the first sample is made from an image.
         common: why all samples of a batch must be at the same level; empty if they need not.
     """
 

@@ -1,13 +1,13 @@
-"""Pipelines that cannot be driven, and why. What else cannot is found by its scheduler, or by the probe."""
+"""Pipelines that cannot be driven, and why. Others are recognised by their scheduler or by the probe."""
 
 from __future__ import annotations
 
-FEW_STEP = "it is a few-step student already; give the many-step model it was made of"
-DISCRETE = "discrete diffusion moves between tokens, which have no alpha, sigma and no probability flow to step along"
-NOISY = "its steps carry noise or an interface of their own, so there is no deterministic step to take for it"
-OWN_LEVELS = "its tokens or frames have levels of their own, which no step common to a sample takes"
-CASCADE = "it is a cascade of several samplers in one call: make a teacher of each"
-INVERSION = "it runs from images to noise, or changes its latents by gradients, between its steps"
+FEW_STEP = "it is a few-step student already; use the many-step model that it was distilled from"
+DISCRETE = "discrete diffusion moves between tokens, which have no alpha, sigma or probability flow"
+NOISY = "its steps add noise or have an interface of their own, so they have no deterministic counterpart"
+OWN_LEVELS = "its tokens or frames are at different levels, and a step here moves a whole sample"
+CASCADE = "one call runs several samplers in a cascade: make a teacher of each"
+INVERSION = "it runs from images to noise, or changes its latents by gradients between steps"
 
 REFUSED_SCHEDULERS = {
     "CMStochasticIterativeScheduler": FEW_STEP,
