@@ -75,7 +75,7 @@ def test_other_exploration_is_refused():
 
 
 @pytest.mark.parametrize("antithetic", [True, False])
-def test_the_program_explores_in_pairs_unless_told_otherwise(antithetic):
+def test_the_program_explores_in_pairs_unless_that_is_turned_off(antithetic):
     settings = ppo.Args(
         teacher="gaussian-ring", num_steps=2, num_envs=8, reference_size=64, teacher_steps=4, antithetic=antithetic,
         reward=(("endpoint", 1.0),),
