@@ -29,8 +29,9 @@ SELDOM = 10**9
 network calls as four rollouts, and the moving average at the end is the best."""
 SHORT_CALLS = 240_000
 SHORT: dict[str, Any] = {"hidden": (), "num_envs": 64, "epochs": 2, "learning_rate": 3e-3, "average": 0.97}
-"""Settings for budgets below so many calls: linear policies, more updates at a higher rate, and a moving average over
-fewer rollouts. Not from linear steps, which are so near the teacher that large updates lead away from them."""
+"""Settings for budgets below so many calls: linear policies, more updates at a higher rate, a moving average over
+fewer rollouts, and exploration in antithetic pairs. Not from linear steps, which are so near the teacher that large
+updates lead away from them."""
 
 
 def redif_ppo(task: Task) -> Fitted:
@@ -104,7 +105,8 @@ def compact(task: Task, settings: ppo.Args) -> Fitted:
         held_out_size=len(task.chooser.noise),
         held_out_every=SELDOM,
     )
-    settings = settled(replace(asked, **{name: value for name, value in SHORT.items() if getattr(asked, name) is None}))
+    short = {name: value for name, value in SHORT.items() if getattr(asked, name) is None}
+    settings = settled(replace(asked, **short, antithetic=True))
     calls = affordable(task, settings)
     if calls >= SHORT_CALLS or task.base.fixed:
         settings = settled(asked)

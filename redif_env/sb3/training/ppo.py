@@ -79,8 +79,8 @@ class Args(RecipeOptions, SizeOptions, RunOptions, TaskOptions):
     """Folder for config.json, checkpoints/, student/, result.json, samples.png and TensorBoard logs."""
     group_size: int = 8
     """Sub-environments that share their initial noise; 1 turns the group-relative reward off."""
-    antithetic: bool = True
-    """Whether exploration comes in pairs of opposite sign within a group; action "noise" has none."""
+    antithetic: bool = False
+    """Explore in pairs of opposite sign within a group; better in very short runs. Not for action "noise"."""
     network: NoiseSettings = field(default_factory=NoiseSettings)
     """Only for action "noise"."""
     held_out_every: int = 50
