@@ -36,7 +36,7 @@ Seen = NDArray[np.float32] | dict[str, NDArray[np.float32]]
 
 
 class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
-    """Many episodes of :class:`ReDiFEnv` that share each network call.
+    """Many episodes of :class:`ReDiFEnv` that share each forward pass.
 
     Sub-environment i, seeded with ``seed + i``, behaves like a single environment seeded with ``seed + i``.
 

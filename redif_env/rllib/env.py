@@ -29,7 +29,7 @@ def make_env(context: Mapping[str, Any]) -> ReDiFEnv | VectorEnv:
     ``PPOConfig().environment("redif", env_config={"teacher": "digits"})``.
 
     Use it with ``.env_runners(gym_env_vectorize_mode=gym.VectorizeMode.VECTOR_ENTRY_POINT)``, so that all episodes of
-    a runner share each network call.
+    a runner share each forward pass.
 
     Args:
         context: arguments of :class:`redif_env.ReDiFVectorEnv`, where ``teacher`` may also be a function without

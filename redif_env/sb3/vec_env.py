@@ -1,4 +1,4 @@
-"""A ReDiF vector environment as a Stable-Baselines3 ``VecEnv``: one network call for all, one teacher."""
+"""A ReDiF vector environment as a Stable-Baselines3 ``VecEnv``: one forward pass for all, one teacher."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class ReDiFVecEnv(VecEnv):
 def make_vec_env(
     num_envs: int, *, group_size: int = 1, render_mode: str | None = None, **arguments: Any
 ) -> ReDiFVecEnv:
-    """Make ``ReDiF-v0`` as a Stable-Baselines3 ``VecEnv`` in which all episodes share each network call.
+    """Make ``ReDiF-v0`` as a Stable-Baselines3 ``VecEnv`` in which all episodes share each forward pass.
 
     Args:
         num_envs: number of episodes that run together.

@@ -21,7 +21,7 @@ from redif_env.storage.checks import check_argument
 
 
 class ReDiFEnv(EnvBase):
-    """``num_envs`` denoising episodes with one network call for all.
+    """``num_envs`` denoising episodes with one forward pass for all.
 
     Reads ``action`` ``(B, A)``; writes ``observation`` ``(B, F)``, ``reward`` ``(B, 1)``, ``task_reward`` ``(B, 1)``,
     ``done`` and ``terminated`` ``(B, 1)``, all on the teacher's device. TorchRL resets finished rows itself.
