@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import diffusers
 import torch
@@ -22,7 +23,7 @@ import tyro
 from experiments.bench_training import SIZES, TOKENS, Peak, network_of
 from redif_env import Teacher
 from redif_env.diffusion.grids import TimeGrid
-from redif_env.diffusion.solvers import DDIM, trajectory
+from redif_env.diffusion.solvers import DDIM, sample
 from redif_env.mdp.settings import look_up, parse_device
 from redif_env.storage.files import ASSETS
 
@@ -53,17 +54,18 @@ def main(args: Args) -> tuple[float, float]:
     pipe.set_progress_bar_config(disable=True)
     teacher = Teacher.from_pipeline(pipe, conditions, run_size=args.batch_size, **arguments)
     noise = torch.randn(args.batch_size, *teacher.sample_shape).to(device)
-    rows = torch.arange(args.batch_size) if conditions else None
-    together = {name: torch.cat([row[name] for row in conditions]) for name in conditions[0]} if conditions else {}
-    if not conditions:
-        together["batch_size"] = args.batch_size
-    output = "latent" if conditions else "pt"
+    if conditions is None:
+        rows, together = None, {"batch_size": args.batch_size, "output_type": "pt"}
+    else:
+        rows = torch.arange(args.batch_size)
+        together = {name: torch.cat([row[name] for row in conditions]) for name in conditions[0]}
+        together["output_type"] = "latent"
 
     def stock(steps: int) -> None:
-        pipe(num_inference_steps=steps, output_type=output, **together, **arguments)
+        pipe(num_inference_steps=steps, **together, **arguments)
 
     def driven(steps: int) -> None:
-        list(trajectory(teacher, DDIM(), TimeGrid(), noise, steps, rows))
+        sample(teacher, DDIM(), TimeGrid(), noise, steps, rows)
 
     (slow, large), (fast, small) = (measured(run, args, device) for run in (driven, stock))
     teacher.close()
@@ -74,10 +76,11 @@ def main(args: Args) -> tuple[float, float]:
     return slow / fast, large / max(small, 1)
 
 
-def stock_pipeline(args: Args, device: torch.device, dtype: torch.dtype) -> tuple:
+def stock_pipeline(args: Args, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]:
     """A pipeline, its conditions, and the arguments that they share."""
     if args.network == "digits":
-        return diffusers.DDPMPipeline.from_pretrained(ASSETS / "digits", low_cpu_mem_usage=False), None, {}
+        pipe = diffusers.DDPMPipeline.from_pretrained(ASSETS / "digits", low_cpu_mem_usage=False)
+        return pipe.to(device, dtype), None, {}
     look_up("network", args.network, SIZES)
     network = network_of(args.network, device, dtype).eval()
     scheduler = diffusers.DDIMScheduler(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor
 
 
@@ -27,22 +27,23 @@ class AntitheticPolicy(ActorCriticPolicy):
         ValueError: if the actions are not a plain Gaussian's (a space that is no ``Box``, or ``use_sde=True``).
     """
 
+    action_dist: Distribution
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if type(self.action_dist) is not DiagGaussianDistribution:
             raise ValueError(
                 f"AntitheticPolicy has a {type(self.action_dist).__name__}: it needs a Box of actions and use_sde=False"
             )
+        self.action_dist = AntitheticGaussian(get_action_dim(self.action_space))
 
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions ``(B, A)``, values and log-probabilities of a rollout's step."""
-        actions, values, log_prob = super().forward(obs, deterministic)
-        pairs = len(actions) // 2
-        if deterministic or not pairs:
-            return actions, values, log_prob
-        distribution = self.get_distribution(obs)
-        mean = distribution.mode().reshape(actions.shape)
-        noise = actions - mean
-        noise[1 : 2 * pairs : 2] = -noise[0 : 2 * pairs : 2]
-        actions = mean + noise
-        return actions, values, distribution.log_prob(actions.flatten(1))
+
+class AntitheticGaussian(DiagGaussianDistribution):
+    """A Gaussian whose samples come in pairs around the mean; a last row without a partner has noise of its own."""
+
+    def sample(self) -> Tensor:
+        """Actions ``(B, A)``: the noise of row 2k + 1 is minus that of row 2k."""
+        actions, mean = super().sample(), self.mode()
+        paired = len(actions) // 2 * 2
+        actions[1:paired:2] = mean[1:paired:2] - (actions[0:paired:2] - mean[0:paired:2])
+        return actions

@@ -83,3 +83,11 @@ def test_the_program_explores_in_pairs_unless_that_is_turned_off(antithetic):
     agent = ppo.build(settings)
     assert isinstance(agent, PPO)
     assert isinstance(agent.policy, AntitheticPolicy) is antithetic
+
+
+@pytest.mark.parametrize("settings", [{"group_size": 1}, {"action": "noise"}])
+def test_settings_without_pairs_are_refused(settings):
+    with pytest.raises(ValueError, match=r"antithetic=True .* makes no pairs: choose an even group_size"):
+        ppo.build(ppo.Args(teacher="gaussian-ring", num_envs=8, antithetic=True, **settings))
+    with pytest.raises(ValueError, match="makes no pairs"):
+        ppo.main(ppo.Args(teacher="gaussian-ring", num_envs=8, antithetic=True, dry_run=True, **settings))

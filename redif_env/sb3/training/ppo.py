@@ -187,6 +187,7 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
     """The agent with its environment; ``action`` in the place of the action map that ``args`` name."""
     args = settled(args)
     network = args.action == "noise"
+    check_pairs(args)
     arguments = arguments_of(args, Task)
     if action is not None:
         arguments["action"] = action
@@ -209,6 +210,15 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
         seed=args.seed,
         device=mdp.teacher.device if network else "cpu",
     )
+
+
+def check_pairs(args: Args) -> None:
+    """Refuse settings with which no sub-environments explore in pairs, though they were asked to."""
+    if args.antithetic and (args.action == "noise" or args.group_size % 2):
+        raise ValueError(
+            f"antithetic=True with action={args.action!r} and group_size={args.group_size} makes no pairs: "
+            'choose an even group_size and another action than "noise", or leave it out'
+        )
 
 
 def components_of(args: Args, agent: PPO) -> dict[str, Any]:
@@ -250,6 +260,7 @@ def print_cost(args: Args) -> None:
         look_up("reward", name, REWARDS)
         check_argument(f"reward[{name!r}]", weight, float)
     check_groups(args.num_envs, args.group_size)
+    check_pairs(args)
     # What the run would refuse is refused, without what is fitted to the teacher's trajectories first.
     arguments = arguments_of(args, MDPSettings)
     if args.solver in (AUTO, LINEAR):
