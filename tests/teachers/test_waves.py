@@ -111,14 +111,42 @@ def test_an_interrupt_does_not_wait_for_the_network(teacher):
     handle = teacher.network.register_forward_pre_hook(stands)
     threading.Thread(target=interrupts).start()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
-    with pytest.raises(KeyboardInterrupt):
-        predict(teacher, started(teacher))
-    signal.signal(signal.SIGINT, before)
-    leave.set()
-    handle.remove()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            predict(teacher, started(teacher))
+    finally:
+        signal.signal(signal.SIGINT, before)
+        leave.set()
+        handle.remove()
     while driven_threads():  # they end by themselves
         time.sleep(0.01)
     assert predict(teacher, started(teacher)).x.isfinite().all()
+
+
+def test_an_interrupt_while_the_thread_starts_does_not_wait_for_the_body(monkeypatch):
+    leave, ended = threading.Event(), threading.Event()
+
+    def body(suspend):
+        leave.wait()
+        try:
+            suspend(1)
+        finally:
+            ended.set()
+
+    call = SuspendedCall(body)
+    start = call._thread.start
+
+    def starts():
+        start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(call._thread, "start", starts)
+    with pytest.raises(KeyboardInterrupt):
+        call.resume()
+    call.close()  # waits for nobody
+    assert call.finished and not ended.is_set()
+    leave.set()
+    assert ended.wait(timeout=60)
 
 
 def alternately(*runs):

@@ -39,13 +39,13 @@ class SuspendedCall:
         """
         if self.finished:
             raise RuntimeError("the suspended call is over: open another")
-        if self._thread.ident is None:
-            self._thread.start()
-        else:
-            self._inbox.put(value)
         try:
+            if self._thread.ident is None:
+                self._thread.start()
+            else:
+                self._inbox.put(value)
             kind, content = self._next()
-        except BaseException:  # an interrupt: the body ends at its next suspension
+        except BaseException:  # an interrupt, which may come while the thread starts: the body ends when it suspends
             self.finished = True
             self._inbox.put(Cancelled())
             raise
