@@ -6,20 +6,13 @@ python -m agents.gauss_newton --teacher mnist --num-steps 4 --solver ipndm2 --gr
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm import tqdm
-
 from redif_env.envs.task import Task
 from redif_env.mdp.policies import Policy
-from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.settings import MDPSettings, build_mdp
-from redif_env.rewards.feature import embed_samples, frozen_features
 from redif_env.storage.checkpoints import add_state, newest_state
 from redif_env.students.student import Student
 from redif_env.teachers.references import reference_set
@@ -41,8 +34,6 @@ class Args(Rates, RunOptions, TaskOptions):
     """Folder for config.json, checkpoints/, student/, result.json and samples.png."""
     network_calls: int = 10_000
     """Training budget in network calls. The last step may exceed it."""
-    noises: int = 16
-    """Noises of each step. One takes 38 network calls with 4 steps, and 77 with 6."""
     checkpoint_every: int = 4
     """Steps between two checkpoints."""
 
@@ -57,8 +48,9 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
     seconds = 0.0
     if stored is not None:
         found, seconds = GaussNewton(**stored["method"]), stored["seconds"]
+    reference = reference_set(mdp.teacher, args.reference_size, num_steps=args.teacher_steps)
     start = time.monotonic()
-    for _ in steps(args, mdp, found):
+    for _ in found.until(args.network_calls, mdp, reference, Rates(**arguments_of(args, Rates)), args.seed):
         if found.steps % args.checkpoint_every == 0 or found.network_calls >= args.network_calls:
             spent = seconds + time.monotonic() - start
             add_state(folder, found.steps, {"method": vars(found), "seconds": spent}, keep=2)
@@ -67,24 +59,6 @@ def train(args: Args) -> tuple[Student, dict[str, Any]]:
         "environment_steps": found.network_calls // mdp.calls,
     }
     return Student(mdp, Policy.from_table(found.table.float(), mdp.observation_size)), facts
-
-
-def steps(args: Args, mdp: DenoisingMDP, found: GaussNewton) -> Iterator[float]:
-    """Steps of the method until the budget is spent: the mean error before each.
-
-    Each takes the next ``args.noises`` pairs of the reference set, in an order of chance.
-    """
-    reference = reference_set(mdp.teacher, args.reference_size, num_steps=args.teacher_steps)
-    order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(args.seed))
-    features = partial(embed_samples, frozen_features(None, mdp.teacher))
-    rates = Rates(**arguments_of(args, Rates))
-    with tqdm(total=args.network_calls, initial=found.network_calls, desc="network calls") as bar:
-        while found.network_calls < args.network_calls:
-            place = torch.arange(args.noises) + found.steps * args.noises
-            error = found.step(mdp, features, reference.rows(order[place % len(order)]), rates)
-            bar.set_postfix(error=f"{error:.4f}")
-            bar.update(found.network_calls - bar.n)
-            yield error
 
 
 def main(args: Args) -> None:
