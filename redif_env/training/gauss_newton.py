@@ -107,13 +107,14 @@ class GaussNewton:
         squares: each square is divided by the error (iteratively reweighted least squares).
         """
         samples, changed = self._run(mdp, pairs, rates.difference)
+        runs = torch.cat([samples, *(x for _, x in changed.values()), pairs.endpoints.to(samples)])
         with full_precision(samples.device):
-            reached = features(samples)
-            missing = (features(pairs.endpoints.to(samples)) - reached).to(HOST, torch.float64)
-            errors = missing.square().mean(dim=1).sqrt()
-            jacobian = missing.new_zeros(len(errors), len(self.moments), missing.shape[1])
-            for index, (change, x) in changed.items():
-                jacobian[:, index] = (features(x) - reached).to(HOST, torch.float64) / change
+            reached, *others, endpoints = features(runs).to(HOST, torch.float64).split(len(samples))
+        missing = endpoints - reached
+        errors = missing.square().mean(dim=1).sqrt()
+        jacobian = missing.new_zeros(len(errors), len(self.moments), missing.shape[1])
+        for (index, (change, _)), other in zip(changed.items(), others, strict=True):
+            jacobian[:, index] = (other - reached) / change
         self.gram *= rates.memory
         self.moments *= rates.memory
         for row, error, slopes in zip(missing, errors.clamp(min=1e-6), jacobian, strict=True):
