@@ -55,7 +55,7 @@ class ActionMap(ABC):
     def size(self, sample_shape: tuple[int, ...]) -> int:
         """The size of an action for samples of this shape."""
 
-    def check(self, sample_shape: tuple[int, ...], num_steps: int) -> None:
+    def check(self, sample_shape: tuple[int, ...], num_steps: int) -> None:  # noqa: B027  # most maps are for all
         """Raise a ``ValueError`` if the map is not for such samples, or not for so many steps."""
 
     def band_gains(self, action: Tensor, state: State, base: BaseSolver) -> Tensor:
@@ -132,7 +132,7 @@ class SolverMap(ActionMap):
     max_band: float = 1.0
     bands: int = 2
     center: tuple[tuple[float, ...], ...] = ()
-    """An action ``(A,)`` for each step of the episode, which is added to the policy's. The sum is clipped to [-1, 1]."""
+    """An action ``(A,)`` for each step of the episode, which is added to the policy's; the sum is clipped."""
     history = 3
     level_numbers = (0, 4)
 

@@ -88,9 +88,8 @@ class ReferenceSet:
 
     def rows(self, index: Tensor) -> ReferenceSet:
         """The pairs that ``index`` ``(M,)`` (int64, on the host) picks."""
-        placed = index.to(self.noise.device)
-        parts = {"noise": self.noise[placed], "endpoints": self.endpoints[placed], "condition": self.condition[index]}
-        return replace(self, **parts)
+        placed, condition = index.to(self.noise.device), self.condition[index]
+        return replace(self, noise=self.noise[placed], endpoints=self.endpoints[placed], condition=condition)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ReferenceSet:
         """The same with its samples on a device, in a floating point type."""

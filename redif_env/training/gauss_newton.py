@@ -54,8 +54,8 @@ class Rates:
 class GaussNewton:
     """Where the method stands.
 
-    ``table`` ``(n, A)`` has the actions; ``gram`` ``(n * A, n * A)`` and ``moments`` ``(n * A,)`` are the averaged normal
-    equations. All are float64, on the host.
+    ``table`` ``(n, A)`` has the actions; ``gram`` ``(n * A, n * A)`` and ``moments`` ``(n * A,)`` are the averaged
+    normal equations. All are float64, on the host.
     """
 
     table: Tensor
@@ -72,34 +72,43 @@ class GaussNewton:
             ValueError: if actions decide the number of steps, or contain the prediction.
         """
         if mdp.adaptive:
-            raise ValueError(f"min_steps={mdp.min_steps} makes episodes of several lengths, a table has one: leave it out")
+            raise ValueError(
+                f"min_steps={mdp.min_steps} makes episodes of several lengths, a table has one: leave it out"
+            )
         if mdp.action_map.predicts:
             raise ValueError("action='noise' depends on the sample, a table does not: choose action='solver'")
         table = torch.zeros(mdp.num_steps, mdp.action_size, dtype=torch.float64, device=HOST)
         return cls(table, table.new_zeros(table.numel(), table.numel()), table.new_zeros(table.numel()))
 
-    def until(
-        self, network_calls: int, mdp: DenoisingMDP, reference: ReferenceSet, rates: Rates, seed: int = 0
+    def within(
+        self, spent: Callable[[], float], mdp: DenoisingMDP, reference: ReferenceSet, rates: Rates, seed: int = 0
     ) -> Iterator[float]:
-        """Steps until so many network calls are made, the last of which may exceed them: the mean error before each.
+        """Steps until ``spent()``, the share of the budget that is spent, is 1: the mean error before each.
 
-        Each takes the next pairs of ``reference``, in a random order.
+        Each takes the next pairs of ``reference``, in a random order. The last may exceed the budget.
         """
         order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(seed))
         features = partial(embed_samples, frozen_features(None, mdp.teacher))
+        while (share := spent()) < 1:
+            place = torch.arange(rates.noises) + self.steps * rates.noises
+            pairs = reference.rows(order[place % len(order)])
+            yield self.step(mdp, features, pairs, replace(rates, largest=rates.largest * (1 - share)))
+
+    def until(
+        self, network_calls: int, mdp: DenoisingMDP, reference: ReferenceSet, rates: Rates, seed: int = 0
+    ) -> Iterator[float]:
+        """:meth:`within` a budget of network calls, with a progress bar."""
+
+        def spent() -> float:
+            return self.network_calls / network_calls
+
         with tqdm(total=network_calls, initial=self.network_calls, desc="Gauss-Newton, network calls") as bar:
-            while self.network_calls < network_calls:
-                place = torch.arange(rates.noises) + self.steps * rates.noises
-                largest = rates.largest * (1 - self.network_calls / network_calls)
-                pairs = reference.rows(order[place % len(order)])
-                error = self.step(mdp, features, pairs, replace(rates, largest=largest))
+            for error in self.within(spent, mdp, reference, rates, seed):
                 bar.set_postfix(error=f"{error:.4f}", refresh=False)
                 bar.update(self.network_calls - bar.n)
                 yield error
 
-    def step(
-        self, mdp: DenoisingMDP, features: Callable[[Tensor], Tensor], pairs: ReferenceSet, rates: Rates
-    ) -> float:
+    def step(self, mdp: DenoisingMDP, features: Callable[[Tensor], Tensor], pairs: ReferenceSet, rates: Rates) -> float:
         """Move the table by the episodes of ``pairs``; returns their mean error before.
 
         An episode's error is the root mean square of the difference between the ``features`` ``(B, D)`` of its last

@@ -72,7 +72,7 @@ def test_numbers_without_effect_cost_nothing():
 
 
 def test_it_finds_the_optimal_step():
-    """For a Gaussian and two DDIM steps, the only choice is the level between them; its error is known by brute force."""
+    """For a Gaussian and two DDIM steps, the only choice is the level between them."""
     teacher = GaussianMixtureTeacher(torch.zeros(1, 1), 0.2)
     settings = {"num_steps": 2, "action": StepMap(max_shift=3.0), "solver": DDIM(), "grid": TimeGrid()}
     mdp = process(teacher=teacher, **settings)
@@ -145,4 +145,3 @@ def test_the_zero_action_is_the_center(tmp_path):
     torch.testing.assert_close(again(noise=pairs.noise), expected.clamp(-1, 1), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="center has actions of sizes"):
         process(action=SolverMap(center=center[:2]))
-

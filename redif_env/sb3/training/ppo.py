@@ -19,6 +19,7 @@ from redif_env.judging.baselines import baselines_of
 from redif_env.judging.bases import AUTO, Base, bases_of, evaluated_samples, nearest_base
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.actions import ActionMap, SolverMap
+from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, MDPSettings, build_mdp, look_up
 from redif_env.measures.features import load_features
 from redif_env.rewards.names import REWARDS
@@ -83,8 +84,8 @@ class Args(RecipeOptions, SizeOptions, RunOptions, TaskOptions):
     antithetic: bool = False
     """Explore in pairs of opposite sign within a group; better in very short runs. Not for action "noise"."""
     table_calls: int = 0
-    """Network calls of the Gauss-Newton method, before training and in addition to `network_calls`: it finds the table of
-    actions that the policy begins with, and explores around. 0 begins with the base solver. Only for action
+    """Network calls of the Gauss-Newton method, before training and in addition to `network_calls`. It finds the table
+    of actions that the policy begins with and explores around; 0 begins with the base solver. Only for action
     "solver"."""
     network: NoiseSettings = field(default_factory=NoiseSettings)
     """Only for action "noise"."""
@@ -226,12 +227,18 @@ def centered(args: Args, process: MDPSettings) -> SolverMap:
         ValueError: if the task has no such table.
     """
     mdp = build_mdp(process)
-    if not isinstance(mdp.action_map, SolverMap) or mdp.learn_guidance:
-        given = "learn_guidance=True" if mdp.learn_guidance else f"action={args.action!r}"
-        raise ValueError(f"table_calls={args.table_calls} cannot be had with {given}: leave one of them out")
+    check_table(args, mdp)
+    assert isinstance(mdp.action_map, SolverMap)
     reference = reference_set(mdp.teacher, args.reference_size, num_steps=args.teacher_steps)
     table = fitted_table(mdp, reference, args.table_calls, Rates(), args.seed)
     return replace(mdp.action_map, center=tuple(map(tuple, table.tolist())))
+
+
+def check_table(args: Args, mdp: DenoisingMDP) -> None:
+    """Refuse a table for actions that cannot be around one."""
+    if args.table_calls and (mdp.learn_guidance or not isinstance(mdp.action_map, SolverMap)):
+        given = "learn_guidance=True" if mdp.learn_guidance else f"action={args.action!r}"
+        raise ValueError(f"table_calls={args.table_calls} cannot be had with {given}: leave one of them out")
 
 
 def check_pairs(args: Args) -> None:
@@ -289,7 +296,9 @@ def print_cost(args: Args) -> None:
         arguments["solver"] = DEFAULT_SOLVER
     if args.initial_map == LINEAR:
         arguments["initial_map"] = None
-    teacher = build_mdp(MDPSettings(**arguments)).teacher
+    mdp = build_mdp(MDPSettings(**arguments))
+    check_table(args, mdp)
+    teacher = mdp.teacher
     calls = 1 if args.action == "noise" else teacher.calls
     rollouts = math.ceil(args.network_calls / (args.num_envs * args.num_steps * calls))
     evaluations = math.ceil(rollouts / args.held_out_every) + 1
