@@ -34,6 +34,8 @@ SHORTER = {
     "make_vec_env(256": "make_vec_env(64",
     "batch_size=256": "batch_size=64",
     "(512, action": "(64, action",
+    "num_steps=4, group_size=8)\nmodel": "num_steps=2, group_size=8)\nmodel",
+    "num_inference_steps=4": "num_inference_steps=2",
     "batch_size=512": "batch_size=64",
     '"path": 4.0, ': "",
 }
