@@ -431,7 +431,7 @@ def test_other_spaces_are_refused(pipeline_folder):
 
 def test_adapters_start_at_zero_and_merge_into_a_plain_network():
     torch.manual_seed(0)
-    network, x = unet(), torch.randn(2, 3, 8, 8)
+    network, x = unet(channels=(8, 8)), torch.randn(2, 3, 8, 8)
     plain = network(x, 3).sample
     add_adapters(network, 2)
     torch.testing.assert_close(network(x, 3).sample, plain)
@@ -442,14 +442,14 @@ def test_adapters_start_at_zero_and_merge_into_a_plain_network():
         for name, parameter in network.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1)
-    merged = unet()
+    merged = unet(channels=(8, 8))
     merged.load_state_dict(merged_weights(network))
     assert not torch.allclose(network(x, 3).sample, plain, atol=1e-3)
     torch.testing.assert_close(merged(x, 3).sample, network(x, 3).sample, rtol=1e-4, atol=1e-5)
 
 
 def test_narrower_networks_have_whole_groups():
-    config = {**unet().config, "_class_name": "UNet2DModel", "block_out_channels": (32, 64), "norm_num_groups": 8}
+    config = {**unet(channels=(32, 64)).config, "_class_name": "UNet2DModel", "norm_num_groups": 8}
     assert narrowed(config, 0.5)["block_out_channels"] == [16, 32]
     assert narrowed(config, 0.1)["block_out_channels"] == [8, 8]
     assert narrowed({**config, "attention_head_dim": 16}, 0.1)["block_out_channels"] == [8, 16]
@@ -634,7 +634,6 @@ def test_network_learns_a_known_optimum():
         GroupRelativeReward(ReDiFVectorEnv(64, teacher=teacher, reward=EndpointAlignment(1.0), **options))
     )
     config = {**unet().config, "_class_name": "UNet2DModel", "sample_size": 4, "in_channels": 1, "out_channels": 1}
-    config |= {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
     kwargs = {**student_kwargs(env.unwrapped.mdp, config), "exploration": (0.15, 0.01)}
     agent = PPO(
         StudentPolicy, env, n_steps=2, batch_size=64, n_epochs=4, learning_rate=4e-3, gamma=0.0, seed=0,
