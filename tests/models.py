@@ -30,12 +30,12 @@ class CountedGaussian(GaussianMixtureTeacher):
         return super().predict(x, *rest)
 
 
-def unet(classes: int | None = None, channels: tuple[int, ...] = (8,)) -> diffusers.UNet2DModel:
+def unet(classes: int | None = None, channels: tuple[int, ...] = (8,), samples: int = 3) -> diffusers.UNet2DModel:
     """Of one block, if no more ``channels`` are given: hundreds of tests run it."""
     return diffusers.UNet2DModel(
         sample_size=SIDE,
-        in_channels=3,
-        out_channels=3,
+        in_channels=samples,
+        out_channels=samples,
         block_out_channels=channels,
         layers_per_block=1,
         norm_num_groups=4,

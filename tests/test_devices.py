@@ -25,7 +25,7 @@ from redif_env.teachers.references import reference_paths, reference_set
 from redif_env.teachers.teacher import load_teacher
 from tests.teachers.zoo import ZOO
 
-SMALL = {"reference_size": 16, "teacher_steps": 10, "num_steps": 3}
+SMALL = {"reference_size": 16, "teacher_steps": 4, "num_steps": 3}
 NEAR = {"rtol": 0, "atol": 1e-5}
 ON_GPU = pytest.mark.filterwarnings("ignore:You are trying to run PPO on the GPU")
 
