@@ -96,6 +96,13 @@ def gaussian():
 
 
 @pytest.fixture
+def small_fits(monkeypatch):
+    """Linear maps and steps are fitted on few noises, where it does not matter how good they are."""
+    monkeypatch.setattr("redif_env.fitted.linear_solver.SIZE", 256)
+    monkeypatch.setattr("redif_env.fitted.initial_maps.SIZE", 256)
+
+
+@pytest.fixture
 def quick_distance(monkeypatch):
     """Between means alone, for programs on random networks: no eigenvalues of 192 x 192 matrices for every row."""
     monkeypatch.setattr(

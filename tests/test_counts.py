@@ -88,10 +88,9 @@ def test_solvers(solver):
     assert found == STEPS["solver"], lines
 
 
-def test_linear_steps(monkeypatch):
+@pytest.mark.usefixtures("small_fits")
+def test_linear_steps():
     """Matrices of what is fitted to two dimensions; nothing that is fitted is sent again."""
-    monkeypatch.setattr("redif_env.fitted.linear_solver.SIZE", 256)
-    monkeypatch.setattr("redif_env.fitted.initial_maps.SIZE", 256)
     found, lines = counts({"solver": "linear", "grid": "time@4", "initial_map": "linear", "teacher": "gaussian-ring"})
     assert found == ((19, 6, 1), (32, 10, 2)), lines
 

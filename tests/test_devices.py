@@ -136,6 +136,7 @@ def test_vector_environments(device, pipeline_folder, mode, action):
     assert {value.device.type for value in (transition.pair, transition.live, transition.terminated)} == {"cpu"}
 
 
+@pytest.mark.usefixtures("small_fits")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -145,9 +146,7 @@ def test_vector_environments(device, pipeline_folder, mode, action):
     ],
     ids=["dpm", "linear", "adaptive"],
 )
-def test_solvers_and_budgets(device, settings, monkeypatch):
-    monkeypatch.setattr("redif_env.fitted.linear_solver.SIZE", 256)
-    monkeypatch.setattr("redif_env.fitted.initial_maps.SIZE", 256)
+def test_solvers_and_budgets(device, settings):
     common = SMALL | settings | {"num_envs": 3}
     same_as_here("gaussian-ring", common)
 

@@ -275,8 +275,10 @@ def test_an_adaptive_student_is_trained_exported_and_judged(tmp_path):
 
 
 @QUIET
+@pytest.mark.usefixtures("small_fits")
 def test_the_base_of_a_run_may_be_chosen_by_validation_noises(tmp_path, monkeypatch):
     """It is the nearest of all candidates, printed, stored, counted in a dry run, and not chosen again on resuming."""
+    monkeypatch.setattr("redif_env.training.plan.TIMED_SECONDS", 0.0)
     given = [*TRAIN, *SMALL, "--teacher-steps", "20", "--baselines", "none", "--out", str(tmp_path / "run")]
     planned = run("agents.ppo", *given, "--solver", "auto", "--dry-run").stdout
     assert "choice among 3 base solvers" in planned
