@@ -518,8 +518,8 @@ def gaussian_student(scale=1.0, offset=0.0):
 
 
 def finer(mdp):
-    """The same decision process with thirty steps."""
-    return replace(mdp, num_steps=30)
+    """The same decision process with fifteen steps."""
+    return replace(mdp, num_steps=15)
 
 
 def test_refinement_matches_the_moments_of_the_endpoints():
@@ -540,7 +540,7 @@ def test_refinement_matches_the_moments_of_the_endpoints():
         )
 
     (mean, std), losses = errors(), []
-    plan = RefinementPlan(100, learning_rate=0.03, decay=0.93, paired=0.0, cloned=0.0)
+    plan = RefinementPlan(60, learning_rate=0.03, decay=0.9, paired=0.0, cloned=0.0)
     refine(mdp, network, plan, finer(mdp), losses.append)
     assert losses[-1] < losses[0] / 20
     assert mean > 0.2
@@ -633,7 +633,7 @@ def test_network_learns_a_known_optimum():
     env = ReDiFVecEnv(
         GroupRelativeReward(ReDiFVectorEnv(64, teacher=teacher, reward=EndpointAlignment(1.0), **options))
     )
-    config = {**unet().config, "_class_name": "UNet2DModel", "sample_size": 4, "in_channels": 1, "out_channels": 1}
+    config = {**unet(samples=1).config, "_class_name": "UNet2DModel", "sample_size": 4, "add_attention": False}
     kwargs = {**student_kwargs(env.unwrapped.mdp, config), "exploration": (0.15, 0.01)}
     agent = PPO(
         StudentPolicy, env, n_steps=2, batch_size=64, n_epochs=4, learning_rate=4e-3, gamma=0.0, seed=0,
@@ -645,6 +645,6 @@ def test_network_learns_a_known_optimum():
         return (Student.from_agent(agent).trajectory(noise)[-1].x - image).square().mean().sqrt().item()
 
     before = error()
-    agent.learn(128 * 25)  # to 0.068, 0.067 and 0.062 from the seeds 0, 1 and 2
+    agent.learn(128 * 20)  # to 0.098, 0.103 and 0.083 from the seeds 0, 1 and 2
     assert before > 0.3
-    assert error() < 0.12
+    assert error() < 0.13
