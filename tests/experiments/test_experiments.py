@@ -139,5 +139,7 @@ def test_a_spread_is_the_median_and_the_range():
     assert spread([0.5]) == "0.500"
 
 
-def test_work_in_processes_keeps_its_order():
+def test_work_in_processes_keeps_its_order(monkeypatch):
+    assert in_parallel(abs, [-3], 2) == [3]
+    monkeypatch.setattr("torch.set_num_threads", abs)  # with which each process would import PyTorch, for seconds
     assert in_parallel(abs, [-3, 2, -1], 2) == in_parallel(abs, [-3, 2, -1], 1) == [3, 2, 1]
