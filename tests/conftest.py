@@ -99,9 +99,10 @@ def gaussian():
 
 @pytest.fixture
 def small_fits(monkeypatch):
-    """Linear maps and steps are fitted on few noises, where it does not matter how good they are."""
-    monkeypatch.setattr("redif_env.fitted.linear_solver.SIZE", 256)
-    monkeypatch.setattr("redif_env.fitted.initial_maps.SIZE", 256)
+    """Linear maps and steps are fitted to short trajectories of few noises; for where it does not matter how well."""
+    for module, steps in (("linear_solver", 10), ("initial_maps", 5)):
+        monkeypatch.setattr(f"redif_env.fitted.{module}.SIZE", 256)
+        monkeypatch.setattr(f"redif_env.fitted.{module}.STEPS", steps)
 
 
 @pytest.fixture

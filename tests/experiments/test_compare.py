@@ -128,10 +128,10 @@ def test_the_base_is_the_one_that_validation_noises_prefer(tmp_path, ring, monke
     apart = {base: judge.distance(base.sampler(ring, 2)) for base in bases_of(ring)}
     assert found == min(apart, key=apart.__getitem__)
     assert found.fixed
-    monkeypatch.setattr(compare, "bases_of", None)  # chosen once
-    assert compare.base_of(args, "gaussian-ring", 2) == found
-    assert compare.base_of(replace(args, solver="ddim"), "gaussian-ring", 2) == Base("ddim")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "bases_of", None)  # chosen once
+        assert compare.base_of(args, "gaussian-ring", 2) == found
+        assert compare.base_of(replace(args, solver="ddim"), "gaussian-ring", 2) == Base("ddim")
     assert compare.base_of(replace(args, quick=True), "gaussian-ring", 4) == bases_of(ring)[0]
     task = replace(task_of(2), base=found)
     assert FIELD["linear steps"].rival(task).described == f"linear {found.grid}"
