@@ -24,6 +24,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -256,12 +257,19 @@ class PretendedDevice(TorchDispatchMode):
             return
         frame = sys._getframe(1)
         while frame is not None:
-            path = Path(frame.f_code.co_filename)
-            if path.is_relative_to(ROOT) and path.name != Path(__file__).name and "redif_env" in path.parts:
-                counter[f"{path.relative_to(ROOT)}:{frame.f_lineno}"] += 1
+            if (place := _place(frame.f_code.co_filename)) is not None:
+                counter[f"{place}:{frame.f_lineno}"] += 1
                 return
             frame = frame.f_back  # type: ignore[assignment]
         counter["elsewhere"] += 1
+
+
+@cache
+def _place(file: str) -> Path | None:
+    """Where in the checkout a file of the library lies; None for others."""
+    path = Path(file)
+    ours = path.is_relative_to(ROOT) and path.name != Path(__file__).name and "redif_env" in path.parts
+    return path.relative_to(ROOT) if ours else None
 
 
 def _current() -> PretendedDevice:

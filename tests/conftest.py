@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from redif_env.teachers.references import SHIPPED_SIZES, SetSizes
 from redif_env.teachers.teacher import GaussianMixtureTeacher, Teacher
 from tests.models import unet, with_matrix
 from tests.pictures import LABELS, PIXELS
@@ -57,9 +58,10 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def few_noises():
-    """Whatever saves a student takes the mean of its policy's actions over few noises, which costs teacher calls."""
+    """Over few noises is the mean of a student's actions taken, and the scale of the digits' rewards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("redif_env.students.student.MEAN_OVER", 8)
+        patch.setitem(SHIPPED_SIZES, "digits", SetSizes(base_size=64))
         yield
 
 
@@ -93,6 +95,14 @@ def gaussian():
     """One Gaussian in three dimensions, in double precision: its probability flow has a closed form."""
     means, stds = torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[0.5, 0.2, 1.0]])
     return GaussianMixtureTeacher(means.double(), stds.double())
+
+
+@pytest.fixture
+def small_fits(monkeypatch):
+    """Linear maps and steps are fitted to short trajectories of few noises; for where it does not matter how well."""
+    for module, steps in (("linear_solver", 10), ("initial_maps", 5)):
+        monkeypatch.setattr(f"redif_env.fitted.{module}.SIZE", 256)
+        monkeypatch.setattr(f"redif_env.fitted.{module}.STEPS", steps)
 
 
 @pytest.fixture

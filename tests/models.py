@@ -30,17 +30,18 @@ class CountedGaussian(GaussianMixtureTeacher):
         return super().predict(x, *rest)
 
 
-def unet(classes: int | None = None) -> diffusers.UNet2DModel:
+def unet(classes: int | None = None, channels: tuple[int, ...] = (8,), samples: int = 3) -> diffusers.UNet2DModel:
+    """Of one block, if no more ``channels`` are given: hundreds of tests run it."""
     return diffusers.UNet2DModel(
         sample_size=SIDE,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(8, 8),
+        in_channels=samples,
+        out_channels=samples,
+        block_out_channels=channels,
         layers_per_block=1,
         norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
+        down_block_types=("DownBlock2D",) * len(channels),
+        up_block_types=("UpBlock2D",) * len(channels),
+        attention_head_dim=4,
         num_class_embeds=classes,
     )
 

@@ -3,8 +3,11 @@
 The counts are exact. A change that raises one has to be meant, and its line is in the message.
 """
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 
 from experiments.bench_env import Args, counted, print_counts
 from experiments.pretended_device import NAME, PretendedDevice
@@ -13,8 +16,9 @@ from redif_env.diffusion.solvers import SOLVERS
 from redif_env.mdp.actions import ACTION_MAPS
 from redif_env.rewards.names import REWARDS
 from redif_env.teachers.teacher import load_teacher
+from tests.models import unet
 
-SMALL = {"reference_size": 16, "teacher_steps": 10, "num_steps": 3}
+SMALL = {"reference_size": 16, "teacher_steps": 4, "num_steps": 3}
 NOISE = {"action": "noise", "observation": "sample"}
 
 STEPS = {
@@ -40,10 +44,18 @@ PAID = {
 """By reward, with ``action="step"``; what a reward's own networks do is counted, but for the teacher's."""
 
 
+def digits():
+    """The digits' teacher with a smaller network, at which no count looks."""
+    teacher = copy.copy(load_teacher("digits"))
+    torch.manual_seed(0)
+    teacher.network = unet(samples=1).eval().requires_grad_(False)
+    return teacher
+
+
 def counts(settings, num_envs=8):
     """Of a step that ends no episode, and of one that ends all, with the lines that cause them."""
     with PretendedDevice(float64=False) as device:
-        teacher = load_teacher(settings.pop("teacher", "digits"))
+        teacher = load_teacher(settings.pop("teacher")) if "teacher" in settings else digits()
         placed = {"teacher": teacher, "device": NAME, "autoreset_mode": "SameStep"}
         env = ReDiFVectorEnv(num_envs, **placed, **SMALL | settings)
         actions = np.full(env.action_space.shape, 0.1, np.float32)
@@ -76,6 +88,7 @@ def test_solvers(solver):
     assert found == STEPS["solver"], lines
 
 
+@pytest.mark.usefixtures("small_fits")
 def test_linear_steps():
     """Matrices of what is fitted to two dimensions; nothing that is fitted is sent again."""
     found, lines = counts({"solver": "linear", "grid": "time@4", "initial_map": "linear", "teacher": "gaussian-ring"})
@@ -94,8 +107,8 @@ def test_blind_policies_make_nobody_wait():
     assert [waits for _, _, waits in found] == [0, 1]
 
 
-def test_the_program_prints_what_causes_them(capsys):
-    legs = counted(Args(num_steps=2, counted_envs=2))
+def test_the_program_prints_what_causes_them(pipeline_folder, capsys):
+    legs = counted(Args(str(pipeline_folder), num_steps=2, counted_envs=2))
     print_counts(legs)
     printed = capsys.readouterr().out
     for name, (device, _) in legs.items():

@@ -1,6 +1,7 @@
 """What a caller has set for PyTorch changes nothing here: default type, default device, autocast."""
 
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import pytest
@@ -66,16 +67,32 @@ def everything(source, tmp_path, reward):
     return [*found, samples.numpy(), np.array([row.fd_teacher, row.mse_teacher])]
 
 
+@cache
+def plainly(source, folder):
+    """Everything as it is without a setting, once for all of them."""
+    with default_type(torch.float32):
+        return everything_alone(source, folder)
+
+
+def everything_alone(source, folder):
+    """Everything, with a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REDIF_CACHE", str(folder / "cache"))
+        return everything(source, folder / "student", {"endpoint": 1.0, "energy": 0.5, "trajectory": 0.5})
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("plain")
+
+
 @pytest.mark.parametrize("setting", list(SETTINGS))
 @pytest.mark.parametrize("source", ["gaussian-ring", "network"])
-def test_a_seed_means_the_same(setting, source, pipeline_folder, tmp_path, monkeypatch):
-    reward = {"endpoint": 1.0, "energy": 0.5, "trajectory": 0.5}
-    source = pipeline_folder if source == "network" else source
-    found = []
-    for name, context in (("plain", lambda: default_type(torch.float32)), ("set", SETTINGS[setting])):
-        monkeypatch.setenv("REDIF_CACHE", str(tmp_path / name))
-        with context():
-            found.append(everything(source, tmp_path / f"{name}-student", reward))
-    for value, expected in zip(found[1], found[0], strict=True):
+def test_a_seed_means_the_same(setting, source, pipeline_folder, plain_folder, tmp_path):
+    named = pipeline_folder if source == "network" else source
+    plain = plainly(named, plain_folder / source)
+    with SETTINGS[setting]():
+        found = everything_alone(named, tmp_path)
+    for value, expected in zip(found, plain, strict=True):
         assert value.dtype == expected.dtype
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)

@@ -1,6 +1,8 @@
 """Every leg on an accelerator, pretended: with double precision like CUDA, and without like Apple's MPS."""
 
 import copy
+import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from redif_env.teachers.references import reference_paths, reference_set
 from redif_env.teachers.teacher import load_teacher
 from tests.teachers.zoo import ZOO
 
-SMALL = {"reference_size": 16, "teacher_steps": 10, "num_steps": 3}
+SMALL = {"reference_size": 16, "teacher_steps": 4, "num_steps": 3}
 NEAR = {"rtol": 0, "atol": 1e-5}
 ON_GPU = pytest.mark.filterwarnings("ignore:You are trying to run PPO on the GPU")
 
@@ -45,6 +47,19 @@ def played(env, steps=7):
         if terminated.any() and env.metadata["autoreset_mode"].value == "Disabled":
             found.append(env.reset(options={"reset_mask": terminated.copy()})[0])
     return found
+
+
+@cache
+def played_here(teacher, steps, settings):
+    """What the host gives, once for all devices; ``settings`` as JSON."""
+    return played(ReDiFVectorEnv(teacher=load_teacher(teacher), **json.loads(settings)), steps)
+
+
+def same_as_here(teacher, settings, steps=7):
+    """Hold an environment on the device against the one on the host."""
+    env = ReDiFVectorEnv(teacher=load_teacher(teacher), device=NAME, **settings)
+    same(played(env, steps), played_here(teacher, steps, json.dumps(settings)))
+    return env
 
 
 def same(found, expected):
@@ -109,13 +124,11 @@ def test_networks_can_be_left_out_of_the_count():
 # The legs
 
 
-@pytest.mark.parametrize("mode", ["SameStep", "NextStep", "Disabled"])
-@pytest.mark.parametrize("action", ["solver", "step"])
+@pytest.mark.parametrize(
+    ("mode", "action"), [("SameStep", "solver"), ("NextStep", "step"), ("Disabled", "solver"), ("SameStep", "step")]
+)
 def test_vector_environments(device, pipeline_folder, mode, action):
-    settings = SMALL | {"action": action, "autoreset_mode": mode, "num_envs": 4}
-    expected = played(ReDiFVectorEnv(teacher=load_teacher(pipeline_folder), **settings))
-    env = ReDiFVectorEnv(teacher=load_teacher(pipeline_folder), device=NAME, **settings)
-    same(played(env), expected)
+    env = same_as_here(pipeline_folder, SMALL | {"action": action, "autoreset_mode": mode, "num_envs": 4})
     transition = env.last_transition
     assert transition.next_state.x.device.type == transition.endpoint.device.type == NAME
     for name, value in transition.next_state.items():
@@ -123,6 +136,7 @@ def test_vector_environments(device, pipeline_folder, mode, action):
     assert {value.device.type for value in (transition.pair, transition.live, transition.terminated)} == {"cpu"}
 
 
+@pytest.mark.usefixtures("small_fits")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -132,12 +146,9 @@ def test_vector_environments(device, pipeline_folder, mode, action):
     ],
     ids=["dpm", "linear", "adaptive"],
 )
-def test_solvers_and_budgets(device, settings, monkeypatch):
-    monkeypatch.setattr("redif_env.fitted.linear_solver.SIZE", 256)
-    monkeypatch.setattr("redif_env.fitted.initial_maps.SIZE", 256)
+def test_solvers_and_budgets(device, settings):
     common = SMALL | settings | {"num_envs": 3}
-    expected = played(ReDiFVectorEnv(teacher=load_teacher("gaussian-ring"), **common))
-    same(played(ReDiFVectorEnv(teacher=load_teacher("gaussian-ring"), device=NAME, **common)), expected)
+    same_as_here("gaussian-ring", common)
 
 
 def test_conditions_and_guidance(device, labelled):
@@ -156,10 +167,9 @@ def test_single_environments(device):
 def test_network_students(device, pipeline_folder):
     """``action="noise"``: rollouts of a network student and an update."""
     settings = SMALL | {"action": "noise", "observation": "sample", "reward": "trajectory"}
-    near = ReDiFVectorEnv(2, teacher=load_teacher(pipeline_folder), autoreset_mode="SameStep", **settings)
-    expected = played(near)
     env = make_vec_env(2, teacher=load_teacher(pipeline_folder), device=NAME, **settings)
-    same(played(env.unwrapped), expected)
+    here = json.dumps(settings | {"num_envs": 2, "autoreset_mode": "SameStep"})
+    same(played(env.unwrapped), played_here(pipeline_folder, 7, here))
     kwargs = student_kwargs(env.unwrapped.mdp)
     agent = PPO(StudentPolicy, env, n_steps=3, batch_size=6, n_epochs=1, policy_kwargs=kwargs, device=NAME, seed=0)
     before = {name: value.cpu().clone() for name, value in agent.policy.unet.state_dict().items()}
@@ -198,8 +208,7 @@ def test_references(device, pipeline_folder):
 def test_rewards(device, pipeline_folder, name):
     prices = {"prices": (0.01, 0.1)} if name == "price" else {}
     settings = SMALL | prices | {"reward": name, "num_envs": 3}
-    expected = played(ReDiFVectorEnv(teacher=load_teacher(pipeline_folder), **settings), 4)
-    same(played(ReDiFVectorEnv(teacher=load_teacher(pipeline_folder), device=NAME, **settings), 4), expected)
+    same_as_here(pipeline_folder, settings, 4)
 
 
 def small_student(teacher):

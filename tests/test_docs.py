@@ -34,10 +34,13 @@ SHORTER = {
     "make_vec_env(256": "make_vec_env(64",
     "batch_size=256": "batch_size=64",
     "(512, action": "(64, action",
+    "(64, num_steps=4, group": '(64, teacher="path/or/hub-id", reference_size=16, teacher_steps=8, num_steps=2, group',
+    "num_inference_steps=4": "num_inference_steps=2",
+    "torch.randn(4, 1, 8, 8)": "torch.randn(4, 3, 8, 8)",
     "batch_size=512": "batch_size=64",
     '"path": 4.0, ': "",
 }
-"""Numbers of examples that would take long, and what the tests put in their place."""
+"""Numbers and teachers of examples that would take long, and what the tests put in their place."""
 
 
 FENCE = re.compile(r"^ *```(\S*)[^\n]*\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)

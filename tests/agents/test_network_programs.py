@@ -161,7 +161,7 @@ def test_other_networks_train_too(settings, network):
 
 
 def test_a_config_file_names_the_network(settings, tmp_path):
-    config = {**unet().config, "_class_name": "UNet2DModel", "block_out_channels": [4, 8]}
+    config = {**unet(channels=(4, 8)).config, "_class_name": "UNet2DModel"}
     (tmp_path / "network.json").write_text(json.dumps(config))
     agent = ppo.build(replace(settings, network=NoiseSettings(config=str(tmp_path / "network.json"))))
     assert agent.policy.settings["network"]["block_out_channels"] == [4, 8]

@@ -3,9 +3,9 @@
 import errno
 import io
 import json
+import os
 import runpy
 import signal
-import subprocess
 import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
@@ -24,6 +24,7 @@ from redif_env.judging.baselines import QUICK
 from redif_env.judging.bases import Base, bases_of
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.settings import MDPSettings, TeacherSettings, build_mdp, shared_teacher
+from redif_env.sb3.checkpoints import Checkpointer
 from redif_env.sb3.training import ppo as ppo_program
 from redif_env.sb3.training.recipes import settled
 from redif_env.storage.checkpoints import checkpoints, remove_checkpoint
@@ -121,21 +122,6 @@ def test_bad_arguments_are_said_in_one_line(arguments, message, tmp_path, monkey
 
 SLOWER = ["--network-calls", "480", "--checkpoint-every", "96", *SMALL]
 """Of several rollouts, to be stopped on the way."""
-STOPPED = """
-import os, runpy, signal
-from redif_env.sb3.checkpoints import Checkpointer
-
-save = Checkpointer.save
-
-def stopping(self):
-    save(self)
-    Checkpointer.save = save
-    os.kill(os.getpid(), signal.SIGTERM)
-
-Checkpointer.save = stopping
-runpy.run_module("agents.ppo", run_name="__main__", alter_sys=True)
-"""
-"""The program in a process that is sent SIGTERM after its first checkpoint, however fast or slow the machine is."""
 
 
 def outcome(out):
@@ -145,13 +131,23 @@ def outcome(out):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be sent SIGTERM on Windows")
-def test_a_stopped_run_goes_on_to_the_same_end(tmp_path):
-    """SIGTERM leaves a checkpoint and says how to go on; going on needs no settings, and ends as an unbroken run."""
+def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    """SIGTERM leaves a checkpoint and says how to go on; going on needs no settings, and ends as an unbroken run.
+
+    It is sent after the first checkpoint, however fast or slow the machine is.
+    """
     unbroken = run("agents.ppo", *TRAIN, *SLOWER, "--out", str(tmp_path / "unbroken"))
     assert unbroken.returncode == 0, unbroken.stderr
     out = tmp_path / "stopped"
-    command = [sys.executable, "-c", STOPPED, *TRAIN, *SLOWER, "--out", str(out)]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    save = Checkpointer.save
+
+    def stopping(checkpointer):
+        save(checkpointer)
+        monkeypatch.undo()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpointer, "save", stopping)
+    process = run("agents.ppo", *TRAIN, *SLOWER, "--out", str(out))
     assert process.returncode == 128 + signal.SIGTERM, process.stderr
     assert "SIGTERM: stopping with a checkpoint after this rollout" in process.stdout
     assert f"go on with --resume --out {out}" in process.stderr
@@ -307,8 +303,10 @@ def test_an_adaptive_student_is_trained_exported_and_judged(tmp_path):
 
 
 @QUIET
+@pytest.mark.usefixtures("small_fits")
 def test_the_base_of_a_run_may_be_chosen_by_validation_noises(tmp_path, monkeypatch):
     """It is the nearest of all candidates, printed, stored, counted in a dry run, and not chosen again on resuming."""
+    monkeypatch.setattr("redif_env.training.plan.TIMED_SECONDS", 0.0)
     given = [*TRAIN, *SMALL, "--teacher-steps", "20", "--baselines", "none", "--out", str(tmp_path / "run")]
     planned = run("agents.ppo", *given, "--solver", "auto", "--dry-run").stdout
     assert "choice among 3 base solvers" in planned

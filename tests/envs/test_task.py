@@ -2,12 +2,10 @@
 
 import inspect
 import json
-import os
 import pickle
-import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
+from importlib import import_module
 
 import gymnasium as gym
 import pytest
@@ -16,12 +14,11 @@ from redif_env import ReDiFEnv, ReDiFVectorEnv
 from redif_env.envs.task import Task
 from redif_env.mdp.arguments import docs_of
 from redif_env.sb3 import make_vec_env
+from tests.fresh import ours_forgotten
 
-ROOT = Path(__file__).parent.parent.parent
 TINY = {"teacher": "gaussian-ring", "reference_size": 16, "teacher_steps": 8}
 NAMES = [item.name for item in fields(Task)]
 PLANTED = """
-import sys
 from dataclasses import dataclass
 
 import redif_env.envs.task as task
@@ -50,20 +47,23 @@ except TypeError as error:
     assert "did you mean 'shade'?" in str(error), error
 
 from redif_env import cli
-sys.argv = ["redif", "train", "--help"]
 cli.main()
 """
 
 
-def test_an_argument_is_added_in_one_place(tmp_path):
+def test_an_argument_is_added_in_one_place(tmp_path, monkeypatch, capsys):
     """A field of a wider task: in both environments, in the adapter, in the page, at the command line."""
+    monkeypatch.setattr(sys, "argv", ["redif", "train", "--help"])
+    monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "planted.py").write_text(PLANTED)
-    places = {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    command = [sys.executable, str(tmp_path / "planted.py")]
-    found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **places}, check=False)
-    assert found.returncode == 0, found.stderr
-    assert "--shade FLOAT" in found.stdout
-    assert "Lightness of the noise. (default: 0.25)" in found.stdout
+    monkeypatch.syspath_prepend(tmp_path)
+    with ours_forgotten(), pytest.raises(SystemExit) as left:
+        import_module("planted")
+    assert left.value.code == 0
+    printed = capsys.readouterr().out
+    assert "--shade FLOAT" in printed
+    assert "Lightness of the noise. (default: 0.25)" in printed
+    assert "shade" not in inspect.signature(ReDiFEnv).parameters
 
 
 @pytest.mark.parametrize("made", [ReDiFEnv, ReDiFVectorEnv, make_vec_env])

@@ -107,6 +107,7 @@ def test_training_free_rivals_know_their_best_grid(method):
 
 
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
+@pytest.mark.usefixtures("small_fits")
 @pytest.mark.parametrize("method", ["gradient, table", "redif-ppo, no state", "cross-entropy"])
 def test_a_linear_start_is_given_to_all_who_learn_from_it(method, monkeypatch):
     for name in ("affordable", "in_time"):
@@ -119,6 +120,7 @@ def test_a_linear_start_is_given_to_all_who_learn_from_it(method, monkeypatch):
     assert student.mdp.initial_map.key == expected.initial_map.key
 
 
+@pytest.mark.usefixtures("small_fits")
 def test_the_base_is_the_one_that_validation_noises_prefer(tmp_path, ring, monkeypatch):
     args = small(tmp_path, nfe=(2,))
     found = compare.base_of(args, "gaussian-ring", 2)
@@ -126,10 +128,10 @@ def test_the_base_is_the_one_that_validation_noises_prefer(tmp_path, ring, monke
     apart = {base: judge.distance(base.sampler(ring, 2)) for base in bases_of(ring)}
     assert found == min(apart, key=apart.__getitem__)
     assert found.fixed
-    monkeypatch.setattr(compare, "bases_of", None)  # chosen once
-    assert compare.base_of(args, "gaussian-ring", 2) == found
-    assert compare.base_of(replace(args, solver="ddim"), "gaussian-ring", 2) == Base("ddim")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "bases_of", None)  # chosen once
+        assert compare.base_of(args, "gaussian-ring", 2) == found
+        assert compare.base_of(replace(args, solver="ddim"), "gaussian-ring", 2) == Base("ddim")
     assert compare.base_of(replace(args, quick=True), "gaussian-ring", 4) == bases_of(ring)[0]
     task = replace(task_of(2), base=found)
     assert FIELD["linear steps"].rival(task).described == f"linear {found.grid}"
@@ -352,7 +354,7 @@ def warm(monkeypatch):
 @pytest.mark.usefixtures("quick_distance")
 def test_regression_moves_the_network_and_leaves_the_teacher(warm):
     """On a small UNet: nearer to the endpoints than what it starts from; the teacher's weights stay."""
-    task = tiny_task(updates=60)
+    task = tiny_task(updates=20)
     before, chooser = task.teacher.fingerprint, task.chooser
     base = StudentSampler(task.warm_student())(chooser.noise, chooser.condition)
     made = regression(task).sampler(chooser.noise, chooser.condition)
@@ -402,16 +404,17 @@ def test_the_target_of_the_network_itself_costs_nothing():
 
 
 def test_the_teacher_s_fine_step_is_heun_s():
-    """Half the step, an eighth of the error: against two thousand steps of Euler's; and on to clean data as DDIM."""
-    teacher = GaussianMixtureTeacher(torch.tensor([[0.3, -0.2]], dtype=torch.float64), 0.4)
+    """Half the step, an eighth of the error, against the closed form; and on to clean data as DDIM."""
+    mean, std = torch.tensor([[0.3, -0.2]], dtype=torch.float64), 0.4
+    teacher = GaussianMixtureTeacher(mean, std)
     x = torch.randn(32, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rows, ones = torch.zeros(32, dtype=torch.int64), torch.ones(32, dtype=torch.float64)
     start, errors = Noised(x, 0.5 * ones, rows), []
     for size in (0.1, 0.05):
-        euler = start
-        for step in range(1, 2001):
-            euler = euler.moved(euler.predict(teacher), (0.5 + size * step / 2000) * ones, teacher.schedule)
-        errors.append((heun_step(teacher, start, (0.5 + size) * ones).x - euler.x).abs().max().item())
+        here, there = (teacher.schedule.level(level * ones[:1]) for level in (0.5, 0.5 + size))
+        spread_here, spread_there = ((level.alpha**2 * std**2 + level.sigma**2).sqrt() for level in (here, there))
+        exact = there.alpha * mean + spread_there / spread_here * (x - here.alpha * mean)
+        errors.append((heun_step(teacher, start, (0.5 + size) * ones).x - exact).abs().max().item())
     assert errors[0] / errors[1] == pytest.approx(8, rel=0.2)
     last = heun_step(teacher, start, torch.inf * ones).x
     torch.testing.assert_close(last, start.predict(teacher).x0)
@@ -504,6 +507,7 @@ def test_who_takes_part_where(tmp_path):
     assert len({cell.name for cell in cells}) == len(cells)
 
 
+@pytest.mark.usefixtures("small_fits")
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
 def test_the_program_stores_and_prints(tmp_path, capsys, monkeypatch):
     """Some of every kind, for a second each: rows, table and figure; what is stored is not computed again."""

@@ -25,8 +25,9 @@ RING = {"teacher": "gaussian-ring", "seeds": 1, "jobs": 1, "network_calls": 512}
 
 @pytest.fixture(autouse=True)
 def small_sets(monkeypatch):
-    """Few noises of the ring to train on, to choose by and to report."""
+    """Few noises of the ring and the digits to train on, to choose by and to report."""
     monkeypatch.setitem(SHIPPED_SIZES, "gaussian-ring", SetSizes(256, 64, 128, 20, 64))
+    monkeypatch.setitem(SHIPPED_SIZES, "digits", SetSizes(64, 64, 64, 8, 32))
 
 
 def test_the_ablation_of_rewards(tmp_path, capsys):
@@ -138,5 +139,7 @@ def test_a_spread_is_the_median_and_the_range():
     assert spread([0.5]) == "0.500"
 
 
-def test_work_in_processes_keeps_its_order():
+def test_work_in_processes_keeps_its_order(monkeypatch):
+    assert in_parallel(abs, [-3], 2) == [3]
+    monkeypatch.setattr("torch.set_num_threads", abs)  # with which each process would import PyTorch, for seconds
     assert in_parallel(abs, [-3, 2, -1], 2) == in_parallel(abs, [-3, 2, -1], 1) == [3, 2, 1]

@@ -44,7 +44,7 @@ def test_training_learns():
     images = torch.tensor([-0.6, 0.6]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8)
     data = train_teacher.ImageSet(images, torch.tensor([0, 1]))
     args = train_teacher.Args(
-        kind=train_teacher.Kind.FLOW, conditional=True, channels=(16, 16), batch_size=32, steps=120
+        kind=train_teacher.Kind.FLOW, conditional=True, channels=(16,), batch_size=16, steps=110
     )
     torch.manual_seed(0)
     network = train_teacher.build_network(args, data)

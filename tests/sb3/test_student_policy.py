@@ -431,7 +431,7 @@ def test_other_spaces_are_refused(pipeline_folder):
 
 def test_adapters_start_at_zero_and_merge_into_a_plain_network():
     torch.manual_seed(0)
-    network, x = unet(), torch.randn(2, 3, 8, 8)
+    network, x = unet(channels=(8, 8)), torch.randn(2, 3, 8, 8)
     plain = network(x, 3).sample
     add_adapters(network, 2)
     torch.testing.assert_close(network(x, 3).sample, plain)
@@ -442,14 +442,14 @@ def test_adapters_start_at_zero_and_merge_into_a_plain_network():
         for name, parameter in network.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1)
-    merged = unet()
+    merged = unet(channels=(8, 8))
     merged.load_state_dict(merged_weights(network))
     assert not torch.allclose(network(x, 3).sample, plain, atol=1e-3)
     torch.testing.assert_close(merged(x, 3).sample, network(x, 3).sample, rtol=1e-4, atol=1e-5)
 
 
 def test_narrower_networks_have_whole_groups():
-    config = {**unet().config, "_class_name": "UNet2DModel", "block_out_channels": (32, 64), "norm_num_groups": 8}
+    config = {**unet(channels=(32, 64)).config, "_class_name": "UNet2DModel", "norm_num_groups": 8}
     assert narrowed(config, 0.5)["block_out_channels"] == [16, 32]
     assert narrowed(config, 0.1)["block_out_channels"] == [8, 8]
     assert narrowed({**config, "attention_head_dim": 16}, 0.1)["block_out_channels"] == [8, 16]
@@ -518,8 +518,8 @@ def gaussian_student(scale=1.0, offset=0.0):
 
 
 def finer(mdp):
-    """The same decision process with thirty steps."""
-    return replace(mdp, num_steps=30)
+    """The same decision process with fifteen steps."""
+    return replace(mdp, num_steps=15)
 
 
 def test_refinement_matches_the_moments_of_the_endpoints():
@@ -540,7 +540,7 @@ def test_refinement_matches_the_moments_of_the_endpoints():
         )
 
     (mean, std), losses = errors(), []
-    plan = RefinementPlan(100, learning_rate=0.03, decay=0.93, paired=0.0, cloned=0.0)
+    plan = RefinementPlan(60, learning_rate=0.03, decay=0.9, paired=0.0, cloned=0.0)
     refine(mdp, network, plan, finer(mdp), losses.append)
     assert losses[-1] < losses[0] / 20
     assert mean > 0.2
@@ -633,8 +633,7 @@ def test_network_learns_a_known_optimum():
     env = ReDiFVecEnv(
         GroupRelativeReward(ReDiFVectorEnv(64, teacher=teacher, reward=EndpointAlignment(1.0), **options))
     )
-    config = {**unet().config, "_class_name": "UNet2DModel", "sample_size": 4, "in_channels": 1, "out_channels": 1}
-    config |= {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    config = {**unet(samples=1).config, "_class_name": "UNet2DModel", "sample_size": 4, "add_attention": False}
     kwargs = {**student_kwargs(env.unwrapped.mdp, config), "exploration": (0.15, 0.01)}
     agent = PPO(
         StudentPolicy, env, n_steps=2, batch_size=64, n_epochs=4, learning_rate=4e-3, gamma=0.0, seed=0,
@@ -646,6 +645,6 @@ def test_network_learns_a_known_optimum():
         return (Student.from_agent(agent).trajectory(noise)[-1].x - image).square().mean().sqrt().item()
 
     before = error()
-    agent.learn(128 * 25)  # to 0.068, 0.067 and 0.062 from the seeds 0, 1 and 2
+    agent.learn(128 * 20)  # to 0.098, 0.103 and 0.083 from the seeds 0, 1 and 2
     assert before > 0.3
-    assert error() < 0.12
+    assert error() < 0.13

@@ -149,6 +149,7 @@ def check(root, what, outcome, old):
 
 
 def main(stride=1, *names):
+    """How many operations each had, and how many faults were tried; an AssertionError if one did harm."""
     counts = {}
     home = Path(tempfile.mkdtemp())
     for what in (what for what in (Cache(), Folder(), Checkpoint()) if what.name in (names or what.name)):
@@ -177,8 +178,8 @@ def main(stride=1, *names):
                 run(limit=limit, mode=mode)
         counts[what.name] = {"operations": outcome[0], "tried": 2 * len(points), "writes": 2 * len(limits)}
     shutil.rmtree(home)
-    print(json.dumps(counts))
+    return counts
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if sys.argv[1:] else 1, *sys.argv[2:])
+    print(json.dumps(main(int(sys.argv[1]) if sys.argv[1:] else 1, *sys.argv[2:])))

@@ -2,10 +2,9 @@
 
 import copy
 import functools
+import importlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 
 import diffusers
@@ -19,6 +18,7 @@ from redif_env.students.export import home
 from redif_env.students.export.saved_process import scheduler_of
 from redif_env.students.export.stock import stock_scheduler
 from redif_env.teachers.driven.arguments import batched
+from tests.fresh import ours_forgotten
 from tests.teachers.driving import teacher_of
 from tests.teachers.zoo import ZOO
 
@@ -236,19 +236,8 @@ def test_a_student_of_no_pipeline_is_refused(tmp_path, ring):
 
 # Without this library.
 
-LOAD = """
-import sys
-sys.modules["redif_env"] = None
-import diffusers, torch
-pipe = diffusers.DiffusionPipeline.from_pretrained({folder!r}, trust_remote_code=True)
-pipe.set_progress_bar_config(disable=True)
-assert type(pipe.scheduler).__name__ == "ReDiFScheduler", type(pipe.scheduler)
-torch.save(torch.as_tensor(pipe(num_inference_steps=3, output_type="pt", generator=torch.Generator().manual_seed(0),
-                                **{arguments!r}).images), {out!r})
-"""
 
-
-def test_a_pipeline_folder_opens_the_scheduler_without_this_library(tmp_path):
+def test_a_pipeline_folder_opens_the_scheduler_without_this_library(tmp_path, monkeypatch):
     teacher = teacher_of(ZOO["ddpm"]())
     student_of(teacher).save_pretrained(tmp_path / "student")
     expected = shown(call(stock(teacher, ReDiFScheduler.from_pretrained(tmp_path / "student")), teacher,
@@ -262,10 +251,15 @@ def test_a_pipeline_folder_opens_the_scheduler_without_this_library(tmp_path):
     (pipe / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="trust_remote_code"):
         diffusers.DiffusionPipeline.from_pretrained(pipe)
-    script = LOAD.format(folder=str(pipe), arguments={"batch_size": 1}, out=str(tmp_path / "out.pt"))
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, env=environment)
-    torch.testing.assert_close(torch.load(tmp_path / "out.pt", weights_only=True), expected, rtol=0, atol=1e-5)
+    with ours_forgotten():
+        monkeypatch.setitem(sys.modules, "redif_env", None)
+        with pytest.raises(ImportError):
+            importlib.import_module("redif_env.diffusion.types")
+        opened = diffusers.DiffusionPipeline.from_pretrained(pipe, trust_remote_code=True)
+        assert type(opened.scheduler).__name__ == "ReDiFScheduler"
+        found = shown(call(opened, teacher, num_inference_steps=3))
+        monkeypatch.undo()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     teacher.close()
 
 

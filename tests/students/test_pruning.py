@@ -135,6 +135,6 @@ def test_pruned_weights_are_a_better_initialisation_than_random_ones():
         network, losses = build_network(config), []
         if pruned:
             network.load_state_dict(pruned_weights(mdp.teacher.network, config))
-        clone(mdp, network, CloningPlan(updates=30, batch_size=64, rollouts=64, learning_rate=2e-3), losses.append)
+        clone(mdp, network, CloningPlan(updates=30, batch_size=16, rollouts=32, learning_rate=2e-3), losses.append)
         last[pruned] = sum(losses[-10:]) / 10
     assert last[True] < 0.5 * last[False], last

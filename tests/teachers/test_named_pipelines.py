@@ -230,7 +230,8 @@ def args(folder, settings, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
-def test_the_program_trains_judges_and_draws(args, capsys):
+def test_the_program_trains_judges_and_draws(args, capsys, monkeypatch):
+    monkeypatch.setattr("redif_env.training.plan.TIMED_SECONDS", 0.0)
     ppo.main(replace(args, dry_run=True))
     printed = " ".join(capsys.readouterr().out.split())  # titles wrap
     assert "network calls a second" in printed

@@ -54,7 +54,7 @@ def started(teacher, num_steps=3, seed=0, count=2):
 
 
 def test_abandoned_waves_leave_no_thread_and_no_memory(teacher):
-    for seed in range(200):
+    for seed in range(40):
         predict(teacher, started(teacher, seed=seed))
     gc.collect()
     assert len(driven_threads()) <= 4
