@@ -144,7 +144,8 @@ def test_an_interrupt_while_the_thread_starts_does_not_wait_for_the_body(monkeyp
     with pytest.raises(KeyboardInterrupt):
         call.resume()
     call.close()  # waits for nobody
-    assert call.finished and not ended.is_set()
+    assert call.finished
+    assert not ended.is_set()
     leave.set()
     assert ended.wait(timeout=60)
 
