@@ -43,6 +43,8 @@ class Args:
     """Or "linear", as in agents.ppo."""
     network_calls: int | None = None
     """Training budget of each run; this and the next two are by default those of agents.ppo."""
+    table_calls: int = 0
+    """Network calls before it, for the table that the policy begins with, as in agents.ppo."""
     learning_rate: float | None = None
     num_envs: int | None = None
     held_out_every: int = ppo.Args.held_out_every
@@ -74,6 +76,7 @@ def task_of(args: Args, nfe: int, seed: int) -> Task:
         num_steps=nfe,
         seed=seed,
         network_calls=args.network_calls,
+        table_calls=args.table_calls,
         learning_rate=args.learning_rate,
         num_envs=args.num_envs,
         held_out_every=args.held_out_every,

@@ -17,7 +17,7 @@ from experiments.rivals.gits import gits
 from experiments.rivals.gradient import gradient_policy, gradient_table
 from experiments.rivals.matching import matching
 from experiments.rivals.optimal_steps import optimal_steps
-from experiments.rivals.ours import cross_entropy, redif_blind, redif_network, redif_ppo
+from experiments.rivals.ours import cross_entropy, gauss_newton_table, redif_blind, redif_network, redif_ppo
 from experiments.rivals.pas import pas
 from experiments.rivals.progressive import progressive
 from experiments.rivals.regression import regression
@@ -58,6 +58,7 @@ FIELD: dict[str, Entry] = {
     "optimal steps": Entry(optimal_steps, trained=False),
     "pas": Entry(pas, trained=False, paths=True),
     "cross-entropy": Entry(cross_entropy),
+    "gauss-newton": Entry(gauss_newton_table),
     "gradient, table": Entry(gradient_table),
     "gradient, policy": Entry(gradient_policy),
     "dyweight": Entry(dyweight),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,9 +13,12 @@ from typing import Any
 from agents import cem, ppo
 from experiments.rivals.pace import environment_seconds, in_time
 from experiments.rivals.rival import BACKWARD_CALLS, Clock, Fitted, StudentSampler, Task, seen
+from redif_env.mdp.policies import Policy
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.sb3.training.networks import NoiseSettings
 from redif_env.sb3.training.recipes import SOLVER, settled
 from redif_env.students.student import Student
+from redif_env.training.gauss_newton import GaussNewton, Rates
 from redif_env.training.plan import calls_per_second
 
 MINIBATCH_SECONDS, ROLLOUT_SECONDS, SEARCH_SECONDS = 2.5e-3, 2.5e-3, 1e-5
@@ -73,6 +76,19 @@ def cross_entropy(task: Task) -> Fitted:
     batch_size = settings.population * settings.noises
     a_step = task.teacher.calls / calls_per_second(task.teacher, batch_size) + SEARCH_SECONDS
     return _train(task, replace(settings, network_calls=in_time(task, a_step, batch_size)), cem.train)
+
+
+def gauss_newton_table(task: Task) -> Fitted:
+    """``python -m agents.gauss_newton``; its steps end with the budget."""
+    clock = Clock(task.seconds, task.calls)
+    mdp = build_mdp(MDPSettings(
+        teacher=task.teacher, num_steps=task.num_steps, observation="steps", **asdict(task.base)
+    ))  # fmt: skip
+    found = GaussNewton.at_base(mdp)
+    for _ in found.within(lambda: clock.share, mdp, task.reference, Rates(), task.seed):
+        clock.network_calls = found.network_calls
+    student = Student(mdp, Policy.from_table(found.table.float(), mdp.observation_size))
+    return Fitted(StudentSampler(student), clock.spent, found.network_calls)
 
 
 def affordable(task: Task, settings: ppo.Args) -> int:

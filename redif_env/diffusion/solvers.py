@@ -299,6 +299,12 @@ def predict(model: Predictor, state: State) -> State:
     return record(state, model.predict_at(state), model.calls)
 
 
+def predict_in_parts(model: Predictor, state: State, size: int) -> State:
+    """:func:`predict`, with at most ``size`` rows in one call of the network."""
+    rows = torch.arange(len(state.x), device=HOST)
+    return State.joined([predict(model, state.rows(part)) for part in rows.split(size)])
+
+
 def record(state: State, prediction: Prediction, calls: int = 1) -> State:
     """``state`` with one prediction more, which cost so many network calls and heads the history."""
     newest = (prediction.x0[:, None], prediction.eps[:, None], state.history[:, :-2])

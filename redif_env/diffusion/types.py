@@ -18,7 +18,7 @@ Histories have the newest entry first along dimension 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
@@ -119,9 +119,10 @@ class State:
         placed = index.to(self.x.device)
         return State(**{name: own[placed if name in _SAMPLES else index] for name, own in self.items()})
 
-    def joined(self, other: State) -> State:
-        """The rows of both, one below the other."""
-        return State(**{name: torch.cat([own, getattr(other, name)]) for name, own in self.items()})
+    @classmethod
+    def joined(cls, parts: Sequence[State]) -> State:
+        """The rows of all ``parts``, one below the other."""
+        return cls(**{item.name: torch.cat([getattr(part, item.name) for part in parts]) for item in fields(cls)})
 
     def to(self, device: torch.device) -> State:
         """The same with its samples on a device."""

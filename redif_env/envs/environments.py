@@ -227,7 +227,7 @@ class ReDiFVectorEnv(VectorEnv[Seen, NDArray[np.float32], NDArray[Any]]):
             self._record_initial(torch.from_numpy(resetting), self.state)
         if ended:
             # Both are observed at once, so that the host waits for the device once.
-            both = self._observe(finished.joined(self.state))
+            both = self._observe(State.joined([finished, self.state]))
             final, seen = rows_of(both, slice(None, self.num_envs)), rows_of(both, slice(self.num_envs, None))
             infos |= self._final(terminated, final, ended)
         else:

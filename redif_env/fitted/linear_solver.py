@@ -19,7 +19,15 @@ from tqdm import tqdm
 
 from redif_env.diffusion.grids import Grid, next_position
 from redif_env.diffusion.placement import HOST, place, widest
-from redif_env.diffusion.solvers import Estimate, Solver, clean_target, ddim_step, initial_state, predict, step_to
+from redif_env.diffusion.solvers import (
+    Estimate,
+    Solver,
+    clean_target,
+    ddim_step,
+    initial_state,
+    predict_in_parts,
+    step_to,
+)
 from redif_env.diffusion.types import Decision, Level, State
 from redif_env.fitted.initial_maps import LinearInitialMap, check_fittable
 from redif_env.fitted.regression import least_squares, moment_map
@@ -189,7 +197,7 @@ def _fit(
     count = math.prod(teacher.sample_shape)
     bar = tqdm(range(num_steps), desc="least-squares solver", disable=len(noise) * num_steps < QUIET_BELOW)
     for index in bar:
-        state = _predict(teacher, state)
+        state = predict_in_parts(teacher, state, teacher.run_size)
         position = next_position(state.position, state.steps_left, torch.zeros_like(state.position))
         there, level = grid.half_logsnr(position, schedule), schedule.level(state.half_logsnr)
         next_level, last = schedule.level(there), index == num_steps - 1
@@ -206,13 +214,6 @@ def _fit(
         x = ddim_step(state.x, x0, level, next_level)
         state = step_to(state, Decision(position, there, x0, x, schedule.timestep(there), state.steps_left))
     return torch.stack(maps)
-
-
-def _predict(teacher: Teacher, state: State) -> State:
-    """Add the teacher's predictions to all states, batch by batch."""
-    rows = torch.arange(len(state.x), device=HOST).split(teacher.run_size)
-    parts = [predict(teacher, state.rows(part)) for part in rows]
-    return State(**{name: torch.cat([getattr(part, name) for part in parts]) for name, _ in state.items()})
 
 
 def _inputs(state: State, level: Level, order: int, clipped: bool) -> Tensor:

@@ -55,6 +55,9 @@ class ActionMap(ABC):
     def size(self, sample_shape: tuple[int, ...]) -> int:
         """The size of an action for samples of this shape."""
 
+    def check(self, sample_shape: tuple[int, ...], num_steps: int) -> None:  # noqa: B027  # most maps are for all
+        """Raise a ``ValueError`` if the map is not for such samples, or not for so many steps."""
+
     def band_gains(self, action: Tensor, state: State, base: BaseSolver) -> Tensor:
         """The factor of each frequency band of the clean estimate, minus 1: ``(B, bands)``, or ``(B, 0)``."""
         return action[:, :0]
@@ -128,14 +131,24 @@ class SolverMap(ActionMap):
     max_timestep_shift: float = 1.0
     max_band: float = 1.0
     bands: int = 2
+    center: tuple[tuple[float, ...], ...] = ()
+    """An action ``(A,)`` for each step of the episode, which is added to the policy's; the sum is clipped."""
     history = 3
     level_numbers = (0, 4)
 
     def size(self, sample_shape: tuple[int, ...]) -> int:
         return 5 + (self.bands if len(sample_shape) == 3 else 0)
 
+    def check(self, sample_shape: tuple[int, ...], num_steps: int) -> None:
+        shape, size = [len(row) for row in self.center], self.size(sample_shape)
+        if self.center and shape != [size] * num_steps:
+            raise ValueError(
+                f"center has actions of sizes {shape}, but the {num_steps} steps have actions of size {size}: "
+                "choose the center for this task"
+            )
+
     def decode(self, action: Tensor, state: State, base: BaseSolver) -> Decision:
-        numbers = self._scaled(action)
+        numbers = self._scaled(action, state)
         step = _Step.of(state, numbers[:, 0], base)
         share, next_share = noise_share(step.ends).chunk(2)
         estimate = base.solver.estimate(state, step.half_logsnr, step.level)
@@ -145,11 +158,21 @@ class SolverMap(ActionMap):
         return step.decision(state, estimate, timestep, gains)
 
     def band_gains(self, action: Tensor, state: State, base: BaseSolver) -> Tensor:
-        return noise_share(base.schedule.level(state.half_logsnr))[:, None] * self._scaled(action)[:, 5:]
+        return noise_share(base.schedule.level(state.half_logsnr))[:, None] * self._scaled(action, state)[:, 5:]
 
-    def _scaled(self, action: Tensor) -> Tensor:
+    def _scaled(self, action: Tensor, state: State) -> Tensor:
         """All numbers in their units."""
-        return _numbers(action) * self._units[: action.shape[1]]
+        numbers = _numbers(action)
+        if self.center:
+            numbers = (numbers + self._centers[len(self.center) - state.steps_left]).clamp(-1, 1)
+        return numbers * self._units[: action.shape[1]]
+
+    @cached_property
+    @torch.inference_mode(False)
+    def _centers(self) -> Tensor:
+        """``center``, and zeros for what has no steps left."""
+        centers = torch.tensor(self.center, dtype=torch.float64, device=HOST)
+        return torch.cat([centers, torch.zeros_like(centers[:1])])
 
     @cached_property
     @torch.inference_mode(False)  # stored for later calls, which may need a gradient

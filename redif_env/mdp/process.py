@@ -85,6 +85,7 @@ class DenoisingMDP:
 
         self._check_initial_map()
         self._check_solver()
+        self.action_map.check(self.teacher.sample_shape, self.num_steps)
 
     def _check_solver(self) -> None:
         """Refuse linear steps that were fitted for others."""

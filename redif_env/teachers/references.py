@@ -86,6 +86,11 @@ class ReferenceSet:
     def __len__(self) -> int:
         return len(self.noise)
 
+    def rows(self, index: Tensor) -> ReferenceSet:
+        """The pairs that ``index`` ``(M,)`` (int64, on the host) picks."""
+        placed, condition = index.to(self.noise.device), self.condition[index]
+        return replace(self, noise=self.noise[placed], endpoints=self.endpoints[placed], condition=condition)
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ReferenceSet:
         """The same with its samples on a device, in a floating point type."""
         return replace(self, noise=self.noise.to(device, dtype), endpoints=self.endpoints.to(device, dtype))

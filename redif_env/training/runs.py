@@ -23,7 +23,7 @@ COUNTS = (
     *("teacher_steps", "held_out_every", "checkpoint_every", "population", "noises", "elite"),
 )
 """Settings that must be at least 1."""
-RANGES = {"gamma": (0, 1), "average": (0, 1), "smoothing": (0, 1), "seed": (0, 2**32 - 1)}
+RANGES = {"gamma": (0, 1), "average": (0, 1), "smoothing": (0, 1), "memory": (0, 1), "seed": (0, 2**32 - 1)}
 """Smallest and largest value of other settings."""
 
 Settings = TypeVar("Settings")
@@ -63,7 +63,7 @@ def check_settings(settings: Any) -> None:
         value = given.get(name)
         if value is not None and not low <= value <= high:
             raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value}")
-    for name in ("learning_rate", "clip_range", "std_init"):
+    for name in ("learning_rate", "clip_range", "std_init", "difference", "damping", "largest"):
         value = given.get(name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be above 0 and finite, got {value}")

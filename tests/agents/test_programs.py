@@ -18,18 +18,20 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents import cem, ppo
+from agents import cem, gauss_newton, ppo
 from redif_env import GaussianMixtureTeacher, Student
 from redif_env.judging.baselines import QUICK
 from redif_env.judging.bases import Base, bases_of
 from redif_env.judging.evaluation import Evaluator
-from redif_env.mdp.settings import TeacherSettings, shared_teacher
+from redif_env.mdp.settings import MDPSettings, TeacherSettings, build_mdp, shared_teacher
 from redif_env.sb3.checkpoints import Checkpointer
 from redif_env.sb3.training import ppo as ppo_program
 from redif_env.sb3.training.recipes import settled
 from redif_env.storage.checkpoints import checkpoints, remove_checkpoint
-from redif_env.teachers.references import VALIDATION_SEED
+from redif_env.teachers.references import VALIDATION_SEED, reference_set
 from redif_env.training import command
+from redif_env.training.command import with_sizes
+from redif_env.training.gauss_newton import Rates, fitted_table
 from redif_env.training.runs import check, read_settings
 
 TRAIN = [
@@ -65,7 +67,7 @@ def run(module, *arguments):
     return SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
-@pytest.mark.parametrize("module", ["agents.ppo", "agents.cem"])
+@pytest.mark.parametrize("module", ["agents.ppo", "agents.cem", "agents.gauss_newton"])
 def test_train_export_judge(module, tmp_path):
     """One command leaves a student that loads, a table of every solver, a picture and a TensorBoard log."""
     budget = (
@@ -89,7 +91,7 @@ def test_train_export_judge(module, tmp_path):
     student = Student.from_pretrained(tmp_path / "run" / "student")
     evaluator = Evaluator(GaussianMixtureTeacher.ring())
     ours = evaluator.row("", "", 3, student(noise=evaluator.noise))
-    (name,) = [method for method, _ in rows if method.startswith("redif") or method == "cem"]
+    (name,) = [method for method, _ in rows if method.startswith("redif") or method in ("cem", "gauss-newton")]
     assert ours.mse_teacher == pytest.approx(rows[name, "learned"]["mse_teacher"])
     with Image.open(tmp_path / "run" / "samples.png") as picture:
         assert picture.size[0] > 100
@@ -211,15 +213,41 @@ def test_a_refused_run_takes_no_folder(tmp_path):
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_a_search_goes_on_to_the_same_end(tmp_path):
-    """The cross-entropy search too: from a checkpoint of half its generations, the same student."""
-    settings = cem.Args(teacher="gaussian-ring", num_steps=3, network_calls=6 * 3072, checkpoint_every=3)
-    whole, _ = cem.train(replace(settings, out=tmp_path / "whole"))
-    cem.train(replace(settings, out=tmp_path / "half"))
+@pytest.mark.parametrize(
+    ("program", "budget"),
+    [
+        (cem, {"network_calls": 6 * 3072, "checkpoint_every": 3}),
+        (gauss_newton, {"network_calls": 6 * 208, "checkpoint_every": 3}),
+    ],
+)
+def test_a_search_goes_on_to_the_same_end(program, budget, tmp_path):
+    """Programs that train without Stable-Baselines3 too: from a checkpoint of half its steps, the same student."""
+    settings = with_sizes(program.Args(teacher="gaussian-ring", num_steps=3, reference_size=64, **budget))
+    whole, _ = program.train(replace(settings, out=tmp_path / "whole"))
+    program.train(replace(settings, out=tmp_path / "half"))
     remove_checkpoint(checkpoints(tmp_path / "half" / "checkpoints")[-1])
-    resumed, facts = cem.train(replace(settings, out=tmp_path / "half", resume=True))
+    resumed, facts = program.train(replace(settings, out=tmp_path / "half", resume=True))
     assert torch.equal(resumed.mean_actions, whole.mean_actions)
-    assert facts["environment_steps"] == 6 * 3072
+    assert resumed.mean_actions.abs().max() > 0.05
+    assert facts["environment_steps"] == budget["network_calls"]
+
+
+def test_a_policy_may_begin_with_a_table(tmp_path):
+    """Without exploration worth the name, the student is the table's; a table that the task has not is refused."""
+    table = ["--table-calls", "416", "--network-calls", "48", "--reference-size", "64", "--test-size", "64"]
+    process = run("agents.ppo", *TRAIN, *table, "--out", str(tmp_path / "run"))
+    assert process.returncode == 0, process.stderr
+    student = Student.from_pretrained(tmp_path / "run" / "student")
+    given = MDPSettings(teacher="gaussian-ring", num_steps=3)
+    mdp = build_mdp(given)
+    found = fitted_table(mdp, reference_set(mdp.teacher, 64), 416, Rates())
+    assert student.mdp.action_map.center == tuple(map(tuple, found.tolist()))
+    planned = run("agents.ppo", *TRAIN, *table, "--dry-run", "--out", str(tmp_path / "other"))
+    assert "table of actions" in planned.stdout
+    for dry in ([], ["--dry-run"]):
+        refused = run("agents.ppo", *TRAIN, *table, "--action", "step", *dry, "--out", str(tmp_path / "refused"))
+        assert refused.returncode == 2
+        assert "table_calls=416 cannot be had with action='step'" in refused.stderr
 
 
 def test_a_dry_run_says_what_a_run_costs(tmp_path, monkeypatch):

@@ -18,7 +18,8 @@ from redif_env.envs.task import Task
 from redif_env.judging.baselines import baselines_of
 from redif_env.judging.bases import AUTO, Base, bases_of, evaluated_samples, nearest_base
 from redif_env.judging.evaluation import Evaluator
-from redif_env.mdp.actions import ActionMap
+from redif_env.mdp.actions import ActionMap, SolverMap
+from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, LINEAR, MDPSettings, build_mdp, look_up
 from redif_env.measures.features import load_features
 from redif_env.rewards.names import REWARDS
@@ -41,9 +42,10 @@ from redif_env.sb3.training.recipes import Recipe, settled
 from redif_env.sb3.vec_env import make_vec_env
 from redif_env.storage.checks import check_argument
 from redif_env.students.student import Student
-from redif_env.teachers.references import VALIDATION_SEED, SetSizes
+from redif_env.teachers.references import VALIDATION_SEED, SetSizes, reference_set
 from redif_env.teachers.teacher import Teacher
 from redif_env.training.command import teacher_of
+from redif_env.training.gauss_newton import Rates, fitted_table
 from redif_env.training.options import RunOptions, arguments_of, options_of
 from redif_env.training.plan import Item, Sizes, plan, print_plan
 from redif_env.training.report import judge
@@ -81,6 +83,10 @@ class Args(RecipeOptions, SizeOptions, RunOptions, TaskOptions):
     """Sub-environments that share their initial noise; 1 turns the group-relative reward off."""
     antithetic: bool = False
     """Explore in pairs of opposite sign within a group; better in very short runs. Not for action "noise"."""
+    table_calls: int = 0
+    """Network calls of the Gauss-Newton method, before training and in addition to `network_calls`. It finds the table
+    of actions that the policy begins with and explores around; 0 begins with the base solver. Only for action
+    "solver"."""
     network: NoiseSettings = field(default_factory=NoiseSettings)
     """Only for action "noise"."""
     held_out_every: int = 50
@@ -189,8 +195,10 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
     network = args.action == "noise"
     check_pairs(args)
     arguments = arguments_of(args, Task)
-    if action is not None:
-        arguments["action"] = action
+    given = {} if action is None else {"action": action}
+    arguments |= given
+    if args.table_calls:
+        arguments["action"] = centered(args, MDPSettings(**arguments_of(args, MDPSettings) | given))
     env = make_vec_env(args.num_envs, group_size=args.group_size, **arguments)
     mdp = env.unwrapped.mdp
     clip_range = clip_range_of(args.clip_range, mdp.action_size) if network else args.clip_range
@@ -210,6 +218,27 @@ def build(args: Args, action: ActionMap | None = None) -> PPO:
         seed=args.seed,
         device=mdp.teacher.device if network else "cpu",
     )
+
+
+def centered(args: Args, process: MDPSettings) -> SolverMap:
+    """The action map of ``process``, around the table that the Gauss-Newton method finds.
+
+    Raises:
+        ValueError: if the task has no such table.
+    """
+    mdp = build_mdp(process)
+    check_table(args, mdp)
+    assert isinstance(mdp.action_map, SolverMap)
+    reference = reference_set(mdp.teacher, args.reference_size, num_steps=args.teacher_steps)
+    table = fitted_table(mdp, reference, args.table_calls, Rates(), args.seed)
+    return replace(mdp.action_map, center=tuple(map(tuple, table.tolist())))
+
+
+def check_table(args: Args, mdp: DenoisingMDP) -> None:
+    """Refuse a table for actions that cannot be around one."""
+    if args.table_calls and (mdp.learn_guidance or not isinstance(mdp.action_map, SolverMap)):
+        given = "learn_guidance=True" if mdp.learn_guidance else f"action={args.action!r}"
+        raise ValueError(f"table_calls={args.table_calls} cannot be had with {given}: leave one of them out")
 
 
 def check_pairs(args: Args) -> None:
@@ -267,7 +296,9 @@ def print_cost(args: Args) -> None:
         arguments["solver"] = DEFAULT_SOLVER
     if args.initial_map == LINEAR:
         arguments["initial_map"] = None
-    teacher = build_mdp(MDPSettings(**arguments)).teacher
+    mdp = build_mdp(MDPSettings(**arguments))
+    check_table(args, mdp)
+    teacher = mdp.teacher
     calls = 1 if args.action == "noise" else teacher.calls
     rollouts = math.ceil(args.network_calls / (args.num_envs * args.num_steps * calls))
     evaluations = math.ceil(rollouts / args.held_out_every) + 1
@@ -279,6 +310,8 @@ def print_cost(args: Args) -> None:
         items.insert(0, choice_item(args, teacher))
     if args.action == "noise":
         items += network_items(args)
+    if args.table_calls:
+        items.insert(2, Item("table of actions", args.table_calls))
     print_plan(items, teacher, args.num_envs, sizes)
 
 
