@@ -144,6 +144,7 @@ def test_linear_steps_are_no_base_of_large_samples():
     assert {base.grid for base in bases} == set(SOLVER_GRIDS)
 
 
+@pytest.mark.usefixtures("small_fits")
 def test_a_base_makes_what_a_student_makes_that_decides_nothing(ring):
     task, base = task_of(), linear_base("time^1.5@4")
     mdp = build_mdp(

@@ -43,9 +43,7 @@ def test_training_learns():
     """Two shades of flat 8x8 images: loss falls, and samples of each label have its shade."""
     images = torch.tensor([-0.6, 0.6]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8)
     data = train_teacher.ImageSet(images, torch.tensor([0, 1]))
-    args = train_teacher.Args(
-        kind=train_teacher.Kind.FLOW, conditional=True, channels=(16,), batch_size=16, steps=110
-    )
+    args = train_teacher.Args(kind=train_teacher.Kind.FLOW, conditional=True, channels=(16,), batch_size=16, steps=110)
     torch.manual_seed(0)
     network = train_teacher.build_network(args, data)
     objective, _ = train_teacher.objective_of(args.kind)

@@ -142,6 +142,7 @@ def test_traced_program_contains_the_map():
     torch.testing.assert_close(student.trace(4).module()(noise), student(noise=noise))
 
 
+@pytest.mark.usefixtures("small_fits")
 def test_each_label_has_its_own_offset(labelled, tmp_path, monkeypatch):
     monkeypatch.setattr(initial_maps, "SIZE", 48)
     student = make_student(labelled)
