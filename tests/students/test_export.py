@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from redif_env import Student
 from redif_env.diffusion.noise_schedulers import read_scheduler
 from redif_env.diffusion.solvers import SOLVERS, sample
+from redif_env.mdp.actions import SolverMap
 from redif_env.mdp.policies import Policy, PolicyConfig
 from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.students.export import PolicyModel, ReDiFPipeline, ReDiFScheduler
@@ -38,6 +39,11 @@ def make_student(teacher="gaussian-ring", seed=0, num_steps=3, solver="dpm++3m",
     )
     torch.manual_seed(seed)
     return Student(mdp, Policy(PolicyConfig((mdp.observation_size, 16, mdp.action_size))))
+
+
+def centered(num_steps):
+    """Actions of images around a table."""
+    return SolverMap(center=((0.3, -0.2, 0.4, 0.2, -0.3, 0.5, -0.4),) * num_steps)
 
 
 def noise_of(student, rows=4, seed=0):
@@ -271,8 +277,10 @@ def test_names_that_are_neither_folder_nor_hub_id_are_refused(name, monkeypatch)
 # The scheduler
 
 
-def test_scheduler_in_a_stock_pipeline_gives_the_samples_of_the_frozen_student(image_student, tmp_path):
+@pytest.mark.parametrize("action", ["solver", centered(3)])
+def test_scheduler_in_a_stock_pipeline_gives_the_samples_of_the_frozen_student(action, pipeline_folder, tmp_path):
     """A diffusers pipeline with the scheduler takes the student's mean actions."""
+    image_student = make_student(pipeline_folder, action=action)
     image_student.save_pretrained(tmp_path / "student")
     scheduler = ReDiFScheduler.from_pretrained(tmp_path / "student", subfolder="scheduler")
     stock = DDPMPipeline(image_student.network, scheduler)
@@ -437,9 +445,10 @@ def test_steps_json_gives_the_samples_of_the_frozen_student(solver, tmp_path):
     torch.testing.assert_close(x.float(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_steps_include_band_gains(tmp_path):
+@pytest.mark.parametrize("action", ["solver", centered(3)])
+def test_steps_include_band_gains(action, tmp_path):
     """The samples of image students match with band gains and differ without."""
-    student = make_student("digits", num_steps=3)
+    student = make_student("digits", num_steps=3, action=action)
     noise = noise_of(student)
     expected = student.frozen().trajectory(noise)[-1].x
     torch.testing.assert_close(run_steps(student.steps(), student.network, noise), expected, rtol=1e-3, atol=1e-4)
@@ -472,7 +481,7 @@ def traced_student(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     network = UNet2DModel.from_config({**unet().config, "add_attention": False})
     DDPMPipeline(network, DDPMScheduler(prediction_type="v_prediction")).save_pretrained(folder)
-    return make_student(folder, num_steps=2)
+    return make_student(folder, num_steps=2, action=centered(2))
 
 
 def test_traced_program_gives_the_samples_of_the_student(traced_student, tmp_path):
