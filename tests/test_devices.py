@@ -15,6 +15,7 @@ from experiments.pretended_device import NAME, PretendedDevice
 from redif_env import ReDiFEnv, ReDiFVectorEnv, Student, Teacher
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.policies import Policy, PolicyConfig
+from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.rewards.names import REWARDS
 from redif_env.sb3 import StudentPolicy, make_vec_env, student_kwargs
 from redif_env.sb3.checkpoints import agent_state, load_agent_state
@@ -23,6 +24,7 @@ from redif_env.students.export.home import scheduler_at_home
 from redif_env.students.export.steps import run_steps
 from redif_env.teachers.references import reference_paths, reference_set
 from redif_env.teachers.teacher import load_teacher
+from redif_env.training.gauss_newton import GaussNewton, Rates
 from tests.teachers.zoo import ZOO
 
 SMALL = {"reference_size": 16, "teacher_steps": 4, "num_steps": 3}
@@ -156,6 +158,19 @@ def test_conditions_and_guidance(device, labelled):
     teachers = [load_teacher(labelled, conditions=[0, 1], null_label=2, guidance_scale=2.0) for _ in range(2)]
     expected = played(ReDiFVectorEnv(teacher=teachers[0], **settings))
     same(played(ReDiFVectorEnv(teacher=teachers[1], device=NAME, **settings)), expected)
+
+
+def test_tables(device):
+    """A step of the Gauss-Newton method."""
+    tables = []
+    for place in ("cpu", NAME):
+        mdp = build_mdp(MDPSettings(teacher=load_teacher("gaussian-ring"), num_steps=3, device=place))
+        found = GaussNewton.at_base(mdp)
+        for _ in found.until(100, mdp, reference_set(mdp.teacher, 16, num_steps=4), Rates(noises=4)):
+            pass
+        tables.append(found.table)
+    torch.testing.assert_close(*tables, rtol=0, atol=1e-3)
+    assert tables[0].abs().max() > 0.1
 
 
 def test_single_environments(device):
