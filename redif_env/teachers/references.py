@@ -89,7 +89,8 @@ class ReferenceSet:
     def rows(self, index: Tensor) -> ReferenceSet:
         """The pairs that ``index`` ``(M,)`` (int64, on the host) picks."""
         placed, condition = index.to(self.noise.device), self.condition[index]
-        return replace(self, noise=self.noise[placed], endpoints=self.endpoints[placed], condition=condition)
+        key = hashlib.sha256(f"{self.key} {index.tolist()}".encode()).hexdigest()
+        return replace(self, noise=self.noise[placed], endpoints=self.endpoints[placed], condition=condition, key=key)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ReferenceSet:
         """The same with its samples on a device, in a floating point type."""

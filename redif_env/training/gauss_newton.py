@@ -39,7 +39,6 @@ class Rates:
 
     noises: int = 16
     """Episodes of each step. One takes 38 network calls with 4 steps, and 97 with 6."""
-
     difference: float = 0.05
     """Change of a number by which its derivative is taken."""
     damping: float = 0.1

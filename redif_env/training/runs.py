@@ -55,6 +55,7 @@ def check_settings(settings: Any) -> None:
     """
     given = {item.name: getattr(settings, item.name) for item in fields(settings)}
     check_at_least(1, **{name: given.get(name) for name in COUNTS})
+    check_at_least(0, table_calls=given.get("table_calls"))
     for name, value in given.items():
         if isinstance(value, int | float) and not abs(value) < 2**63:
             raise ValueError(f"{name} must be a finite number of 64 bits, got {value}")

@@ -245,9 +245,12 @@ def test_a_policy_may_begin_with_a_table(tmp_path):
     planned = run("agents.ppo", *TRAIN, *table, "--dry-run", "--out", str(tmp_path / "other"))
     assert "table of actions" in planned.stdout
     for dry in ([], ["--dry-run"]):
-        refused = run("agents.ppo", *TRAIN, *table, "--action", "step", *dry, "--out", str(tmp_path / "refused"))
-        assert refused.returncode == 2
-        assert "table_calls=416 cannot be had with action='step'" in refused.stderr
+        for given, said in ((["--action", "step"], "action='step'"), (["--min-steps", "2"], "min_steps=2")):
+            refused = run("agents.ppo", *TRAIN, *table, *given, *dry, "--out", str(tmp_path / "refused"))
+            assert refused.returncode == 2
+            assert f"table_calls=416 cannot be had with {said}" in refused.stderr
+    negative = run("agents.ppo", *TRAIN, "--table-calls", "-5", "--out", str(tmp_path / "refused"))
+    assert "table_calls must be at least 0, got -5" in negative.stderr
 
 
 def test_a_dry_run_says_what_a_run_costs(tmp_path, monkeypatch):

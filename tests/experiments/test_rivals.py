@@ -206,6 +206,15 @@ def test_rivals_that_are_fitted_once_are_ahead_of_ddim(method):
     assert found.network_calls > 0
 
 
+def test_the_gauss_newton_method_is_ahead_of_its_base_within_the_budget():
+    task = task_of(3, calls=3000)
+    found = FIELD["gauss-newton"].rival(task)
+    base = task.chooser.distance(task.base.sampler(task.teacher, 3))
+    assert task.chooser.distance(found.sampler) < 0.5 * base
+    # The last step may exceed it.
+    assert task.calls <= found.network_calls < task.calls + 16 * 19
+
+
 def test_a_budget_in_network_calls_stands_alone_or_beside_seconds(tmp_path):
     args = small(tmp_path, seconds=None)
     assert compare.seconds_of(args) == compare.SECONDS

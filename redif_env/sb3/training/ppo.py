@@ -236,9 +236,14 @@ def centered(args: Args, process: MDPSettings) -> SolverMap:
 
 def check_table(args: Args, mdp: DenoisingMDP) -> None:
     """Refuse a table for actions that cannot be around one."""
-    if args.table_calls and (mdp.learn_guidance or not isinstance(mdp.action_map, SolverMap)):
-        given = "learn_guidance=True" if mdp.learn_guidance else f"action={args.action!r}"
-        raise ValueError(f"table_calls={args.table_calls} cannot be had with {given}: leave one of them out")
+    refused = {
+        "learn_guidance=True": mdp.learn_guidance,
+        f"min_steps={mdp.min_steps}": mdp.adaptive,
+        f"action={args.action!r}": not isinstance(mdp.action_map, SolverMap),
+    }
+    given = [name for name, present in refused.items() if present]
+    if args.table_calls and given:
+        raise ValueError(f"table_calls={args.table_calls} cannot be had with {given[0]}: leave one of them out")
 
 
 def check_pairs(args: Args) -> None:
