@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any, Literal
 
 from agents import ppo
+from experiments.placement import Placement
 from experiments.stored import file_name
 from experiments.tables import print_table, spread
 from experiments.tasks import Task, finish_all
@@ -29,7 +30,7 @@ DIGITS = {"fd_teacher": 3, "fd_pixels": 3, "mse_teacher": 4, "precision": 3, "re
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Placement):
     what: Literal["parts", "rewards"] = "parts"
     teacher: str = "digits"
     num_steps: int = 4
@@ -114,7 +115,8 @@ def names_of(args: Args) -> tuple[str, ...]:
 def tasks_of(args: Args) -> list[Task]:
     """One run a seed and change; all changes of a seed before the next seed."""
     recipe, changes = STUDIES[args.what]
-    base = replace(recipe, teacher=args.teacher, num_steps=args.num_steps)
+    given = {name: getattr(args, name) for name in ("teacher", "num_steps", "device", "dtype")}
+    base = replace(recipe, **given)
     if args.network_calls is not None:
         base = replace(base, network_calls=args.network_calls)
     return [
@@ -130,7 +132,7 @@ def tasks_of(args: Args) -> list[Task]:
 def main(args: Args) -> None:
     prepare_folder(args.out)
     tasks = tasks_of(args)
-    rows = [row for found in finish_all(tasks, args.teacher, args.jobs) for row in found]
+    rows = [row for found in finish_all(tasks, args.jobs) for row in found]
     write_json(args.out / f"{args.what}.json", rows)
     groups = [[row for row in rows if row["method"] == name] for name in dict.fromkeys(row["method"] for row in rows)]
     lines = [

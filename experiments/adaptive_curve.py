@@ -87,7 +87,7 @@ def cells(name: str, row: dict[str, float], fixed: dict[float, dict[str, float]]
 
 def main(args: Args) -> None:
     prepare_folder(args.out)
-    rows = [row for found in finish_all(tasks_of(args), args.teacher, args.jobs) for row in found]
+    rows = [row for found in finish_all(tasks_of(args), args.jobs) for row in found]
     adaptive, fixed = ([row for row in rows if (row["price"] is None) is fixed] for fixed in (False, True))
     write_json(args.out / "adaptive.json", {"adaptive": adaptive, "fixed": fixed})
     middle = medians(fixed, "budget")

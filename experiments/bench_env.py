@@ -2,6 +2,7 @@
 
 python -m experiments.bench_env
 python -m experiments.bench_env --counts
+python -m experiments.bench_env --teacher cifar10 --num-envs 1024 --device cuda --dtype bfloat16
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from experiments.placement import Placement, wait_for
 from experiments.pretended_device import NAME, PretendedDevice
 from experiments.tables import print_table, spread
 from redif_env import Student
 from redif_env.envs.environments import ReDiFEnv, ReDiFVectorEnv
 from redif_env.envs.wrappers import EndpointAlignment, TrajectoryAlignment
 from redif_env.sb3 import make_vec_env
-from redif_env.teachers.teacher import load_teacher
+from redif_env.teachers.teacher import Teacher, load_teacher
 from redif_env.training.command import run
 
 BARE, VECTOR, SINGLE = "bare forward passes", "vector environment", "single environments in DummyVecEnv"
@@ -33,7 +35,7 @@ AIMS = ((VECTOR, BARE, 0.85), (VECTOR, SINGLE, 8.0), (WRAPPED, VECTOR, 0.95), (R
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Placement):
     """Settings; the contenders take turns, so that a machine whose speed drifts is fair to all."""
 
     teacher: str = "digits"
@@ -48,11 +50,12 @@ class Args:
     counted_envs: int = 8
 
 
-def per_second(action: Callable[[], object], count: int, steps: int) -> float:
-    """Environment steps a second when each call of ``action`` makes ``count``."""
+def per_second(action: Callable[[], object], count: int, steps: int, device: torch.device) -> float:
+    """Environment steps a second when each call of ``action`` makes ``count``, until ``device`` has done them."""
     start = time.perf_counter()
     for _ in range(steps):
         action()
+    wait_for(device)
     return count * steps / (time.perf_counter() - start)
 
 
@@ -105,11 +108,21 @@ def print_counts(legs: dict[str, tuple[PretendedDevice, int]]) -> None:
                 print(f"  {count / steps:6.2f} {kind:<10} {place}")
 
 
+def bare(teacher: Teacher, size: int) -> Callable[[], object]:
+    """A forward pass of the network alone, of ``size`` samples."""
+    x = torch.randn(size, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
+    x = x.to(teacher.device, teacher.dtype)
+    timesteps = torch.full((size,), 0.5, device=x.device, dtype=x.dtype)
+    inputs = teacher.conditions.select(torch.zeros(size, dtype=torch.int64))
+    return torch.inference_mode()(lambda: teacher.call(teacher.network, x, timesteps, inputs))
+
+
 def main(args: Args) -> None:
     if args.counts:
         print_counts(counted(args))
         return
-    task = {"teacher": args.teacher, "num_steps": args.num_steps}
+    names = ("teacher", "num_steps", "device", "dtype")
+    task = {name: getattr(args, name) for name in names}
     mode = {"autoreset_mode": "SameStep"}  # so that every step of every row is one
     vector, rounded = (ReDiFVectorEnv(args.num_envs, **task, **mode, autocast=autocast) for autocast in (False, True))
     wrapped = TrajectoryAlignment(EndpointAlignment(ReDiFVectorEnv(args.num_envs, **task, **mode)))
@@ -119,10 +132,8 @@ def main(args: Args) -> None:
     singles.reset()
     size = vector.single_action_space.shape[0]
     actions = np.random.default_rng(0).uniform(-0.1, 0.1, (args.num_envs, size)).astype(np.float32)
-    network, x = vector.mdp.teacher.network, vector.reference.noise[: args.num_envs]
-    timesteps = torch.full((args.num_envs,), 500.0)
     contenders: dict[str, tuple[Callable[[], object], int, int]] = {
-        BARE: (torch.inference_mode()(lambda: network(x, timesteps)), args.num_envs, args.steps),
+        BARE: (bare(vector.mdp.teacher, args.num_envs), args.num_envs, args.steps),
         VECTOR: (lambda: vector.step(actions), args.num_envs, args.steps),
         ROUNDED: (lambda: rounded.step(actions), args.num_envs, args.steps),
         WRAPPED: (lambda: wrapped.step(actions), args.num_envs, args.steps),
@@ -131,10 +142,11 @@ def main(args: Args) -> None:
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(args.rounds + 1):
         for name, contender in contenders.items():
-            speed = per_second(*contender)
+            speed = per_second(*contender, vector.mdp.teacher.device)
             if number:  # the first round warms up
                 speeds[name].append(speed)
-    title = f"{args.teacher}, {args.num_steps} steps, {torch.get_num_threads()} threads, {args.rounds} rounds"
+    place = f"{torch.get_num_threads()} threads" if args.device == "cpu" else f"{args.device}, {args.dtype}"
+    title = f"{args.teacher}, {args.num_steps} steps, {place}, {args.rounds} rounds"
     lines = [[name, str(contenders[name][1]), f"{median(found):.0f}"] for name, found in speeds.items()]
     print_table(title, ("", "environments", "steps a second"), lines)
     lines = []

@@ -21,6 +21,7 @@ import torch
 import tyro
 
 from experiments.bench_training import SIZES, TOKENS, Peak, network_of
+from experiments.placement import wait_for
 from redif_env import Teacher
 from redif_env.diffusion.grids import TimeGrid
 from redif_env.diffusion.solvers import DDIM, sample
@@ -101,17 +102,17 @@ def measured(run: Callable[[int], None], args: Args, device: torch.device) -> tu
     run(args.few)
     peak = Peak(device)
     run(args.few)
-    peak.wait()
+    wait_for(device)
     mib = peak.mib()
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     least = []
     for steps in (args.few, args.many):
         spent = []
         for _ in range(args.rounds):
-            peak.wait()
+            wait_for(device)
             began = clock()
             run(steps)
-            peak.wait()
+            wait_for(device)
             spent.append(clock() - began)
         least.append(min(spent))
     return 1000 * (least[1] - least[0]) / (args.many - args.few), mib

@@ -27,6 +27,7 @@ import tyro
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from experiments.placement import wait_for
 from experiments.tables import print_table
 from redif_env.diffusion.grids import GRIDS
 from redif_env.diffusion.schedules import VariancePreservingSchedule
@@ -99,10 +100,11 @@ def measured(args: Args, name: str, batch_size: int, program: str) -> dict[str, 
             step = PROGRAMS[program](args, teacher, batch_size)
             peak = Peak(teacher.device)
             step()
+            wait_for(teacher.device)
             start = time.perf_counter()
             for _ in range(args.rounds):
                 step()
-            peak.wait()
+            wait_for(teacher.device)
             seconds = time.perf_counter() - start
         except RuntimeError as error:  # a device without memory left
             return {**row, "error": str(error).splitlines()[0]}
@@ -198,11 +200,6 @@ class Peak:
         elif Path("/proc/self/clear_refs").exists():
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: the peak starts anew
         self.before = self._now()
-
-    def wait(self) -> None:
-        """Until the device has done all that was asked of it."""
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
 
     def mib(self) -> float:
         """MiB."""

@@ -22,6 +22,7 @@ import torch
 from agents import clone
 from experiments.figures import draw_curves
 from experiments.parallel import in_parallel
+from experiments.placement import Placement
 from experiments.rivals.field import FIELD, Entry, takes_part
 from experiments.rivals.rival import Sampler, StudentSampler, Task
 from experiments.rivals.sigma_space import pool_of
@@ -29,7 +30,7 @@ from experiments.stored import file_name, once, same_settings
 from experiments.tables import print_table
 from redif_env.judging.bases import Base, bases_of, nearest_base
 from redif_env.judging.evaluation import Evaluator
-from redif_env.mdp.settings import DEFAULT_GRID, TeacherSettings, shared_teacher
+from redif_env.mdp.settings import DEFAULT_GRID
 from redif_env.sb3.training.networks import NoiseSettings
 from redif_env.storage.files import write_json
 from redif_env.teachers.references import TEST_SEED, VALIDATION_SEED, ReferenceSet, reference_paths, reference_set
@@ -46,7 +47,7 @@ OF_ROWS = ("teacher", "nfe", "trained_nfe", "seeds", "methods", "out", "jobs", "
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Placement):
     teacher: tuple[str, ...] = ("digits",)
     nfe: tuple[int, ...] = (4, 5, 6, 8, 10)
     trained_nfe: tuple[int, ...] = (4, 6, 8)
@@ -79,6 +80,8 @@ class Args:
     features: str | None = None
     """Of evaluation: "inception:PATH" with torch-fidelity's weights, or a vision model; small classifiers of digits, or
     pixels, if not given. What is chosen during a fit is always chosen by the latter."""
+    data: str | None = None
+    """Images to compare samples with besides the teacher's, as agents.ppo takes them."""
     out: Path = Path("results")
     jobs: int = 2
     """Fits at the same time, each with its share of the cores."""
@@ -114,21 +117,17 @@ def cells_of(args: Args, field: Mapping[str, Entry]) -> list[Cell]:
     found = []
     for teacher, nfe, method in product(args.teacher, args.nfe, args.methods):
         trained = field[method].trained
-        if takes_part(method, nfe // placed(teacher).calls) and (nfe in args.trained_nfe or not trained):
+        if takes_part(method, nfe // args.teacher_named(teacher).calls) and (nfe in args.trained_nfe or not trained):
             found += [Cell(teacher, method, nfe, seed) for seed in range(args.seeds if trained else 1)]
     return sorted(found, key=lambda cell: not field[cell.method].trained)
 
 
 @cache
-def placed(name: str) -> Teacher:
-    """The teacher, on the CPU."""
-    return shared_teacher(TeacherSettings(teacher=name))
-
-
-@cache
-def evaluator(teacher: str, size: int, seed: int, train_size: int, features: str | None = None) -> Evaluator:
+def evaluator(
+    teacher: Teacher, size: int, seed: int, train_size: int, features: str | None = None, data: str | None = None
+) -> Evaluator:
     """One for all fits of a process."""
-    return Evaluator(placed(teacher), size, seed, train_size=train_size, features=features)
+    return Evaluator(teacher, size, seed, train_size=train_size, features=features, data=data)
 
 
 def base_of(args: Args, teacher: str, nfe: int) -> Base:
@@ -136,19 +135,21 @@ def base_of(args: Args, teacher: str, nfe: int) -> Base:
     if args.solver is not None:
         return Base(args.solver, args.grid, args.initial_map)
     if args.quick:
-        return bases_of(placed(teacher))[0]
+        return bases_of(args.teacher_named(teacher))[0]
 
     def choose() -> dict[str, str]:
-        judge, steps = given(args, teacher, args.choosing_size)[2], nfe // placed(teacher).calls
-        return asdict(nearest_base(judge, bases_of(placed(teacher), steps), steps))
+        model, _, judge = given(args, teacher, args.choosing_size)
+        steps = nfe // model.calls
+        return asdict(nearest_base(judge, bases_of(model, steps), steps))
 
     return Base(**once(args.out / "bases" / f"{file_name(f'{teacher}-{nfe}')}.json", choose))
 
 
 def given(args: Args, teacher: str, size: int) -> tuple[Teacher, ReferenceSet, Evaluator]:
     """The teacher, what may be trained on, and an evaluator of so many validation noises."""
-    reference = reference_set(placed(teacher), args.reference_size, num_steps=args.teacher_steps)
-    return placed(teacher), reference, evaluator(teacher, size, VALIDATION_SEED, args.reference_size)
+    model = args.teacher_named(teacher)
+    reference = reference_set(model, args.reference_size, num_steps=args.teacher_steps)
+    return model, reference, evaluator(model, size, VALIDATION_SEED, args.reference_size)
 
 
 def warm_folder(args: Args, teacher: str, nfe: int) -> Path:
@@ -163,7 +164,9 @@ def warm_up(key: tuple[str, int], args: Args) -> dict[str, Any]:
 
     def make() -> dict[str, Any]:
         network, base = NoiseSettings(clone_updates=args.clone_updates), asdict(base_of(args, teacher, nfe))
-        settings = clone.Args(teacher=teacher, num_steps=nfe, **base, network=network, out=folder / "run", resume=True)
+        settings = clone.Args(
+            teacher=teacher, num_steps=nfe, **base, network=network, device=args.device, out=folder / "run", resume=True
+        )
         student, facts = clone.make(settings)
         student.save_pretrained(folder / "student")
         cell, costs = Cell(teacher, WARM, nfe, 0), {"train_seconds": facts["train_seconds"]}
@@ -191,10 +194,16 @@ def fit(args: Args, cell: Cell, entry: Entry) -> dict[str, Any]:
 
 def evaluated(args: Args, cell: Cell, sampler: Sampler, facts: dict[str, Any]) -> dict[str, Any]:
     """The row of one sampler."""
-    judge = evaluator(cell.teacher, args.test_size, TEST_SEED, args.reference_size, args.features)
+    judge = test_evaluator(args, cell.teacher)
     samples = sampler(judge.noise, judge.condition)
     row = asdict(judge.row(cell.method, facts.get("described", ""), cell.nfe, samples))
     return {**row, **measures(judge, samples), "teacher": cell.teacher, "seed": cell.seed, **facts}
+
+
+def test_evaluator(args: Args, teacher: str) -> Evaluator:
+    """With the test noises."""
+    sizes = args.test_size, TEST_SEED, args.reference_size
+    return evaluator(args.teacher_named(teacher), *sizes, args.features, args.data)
 
 
 def measures(judge: Evaluator, samples: torch.Tensor) -> dict[str, Any]:
@@ -204,10 +213,11 @@ def measures(judge: Evaluator, samples: torch.Tensor) -> dict[str, Any]:
 
 def floor(args: Args, name: str) -> dict[str, Any]:
     """The row of the teacher on noises of the training set: the sampling floor."""
-    reference = reference_set(placed(name), args.reference_size, num_steps=args.teacher_steps)
+    teacher = args.teacher_named(name)
+    reference = reference_set(teacher, args.reference_size, num_steps=args.teacher_steps)
     size = min(args.test_size, args.reference_size)
-    judge = evaluator(name, size, TEST_SEED, args.reference_size, args.features)
-    samples = reference.endpoints[:size].to(placed(name).device)
+    judge = evaluator(teacher, size, TEST_SEED, args.reference_size, args.features, args.data)
+    samples = reference.endpoints[:size].to(teacher.device)
     row = asdict(judge.row(FLOOR, "", args.teacher_steps, samples)) | measures(judge, samples)
     return row | {"teacher": name, "seed": 0, "train_seconds": 0.0}
 
@@ -216,15 +226,15 @@ def prepare(args: Args, cells: Sequence[Cell], field: Mapping[str, Entry]) -> No
     """Compute once what all processes need."""
     for name in args.teacher:
         given(args, name, args.choosing_size)
-        _, reference, _ = given(args, name, args.held_out_size)
-        evaluator(name, args.test_size, TEST_SEED, args.reference_size, args.features)
+        teacher, reference, _ = given(args, name, args.held_out_size)
+        test_evaluator(args, name)
         own = [cell for cell in cells if cell.teacher == name]
         if any(cell.method == "redif-ppo, network" for cell in own):
-            reference_paths(placed(name), reference)
+            reference_paths(teacher, reference)
         if any(field[cell.method].paths for cell in own):
-            pool_of(placed(name), reference)
+            pool_of(teacher, reference)
         for nfe in sorted({cell.nfe for cell in own if field[cell.method].needs_base}):
-            base_of(args, name, nfe).sampler(placed(name), nfe // placed(name).calls)
+            base_of(args, name, nfe).sampler(teacher, nfe // teacher.calls)
 
 
 def finish_all(args: Args, cells: Sequence[Cell], field: Mapping[str, Entry]) -> list[dict[str, Any]]:
@@ -283,7 +293,7 @@ def check(args: Args, field: Mapping[str, Entry]) -> None:
         )
     networks = [method for method in args.methods if field[method].network]
     for name in args.teacher:
-        if networks and not list(placed(name).network.parameters()):
+        if networks and not list(args.teacher_named(name).network.parameters()):
             raise ValueError(f"teacher={name!r} has no weights: leave {', '.join(networks)} out of --methods")
     found = {(cell.teacher, cell.nfe) for cell in cells_of(args, field)}
     for teacher, nfe in product(args.teacher, args.nfe):

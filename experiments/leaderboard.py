@@ -28,7 +28,6 @@ from redif_env.envs.task import Task
 from redif_env.judging.baselines import QUICK
 from redif_env.judging.evaluation import Evaluator
 from redif_env.mdp.policies import Policy
-from redif_env.mdp.process import DenoisingMDP
 from redif_env.mdp.settings import build_mdp
 from redif_env.training.command import run
 from redif_env.training.runs import prepare_folder
@@ -79,19 +78,20 @@ class Args:
     test_size: int | None = None
     """Noises of the report; the teacher's default if not given."""
     out: Path = Path("results/leaderboard")
+    device: str = "cpu"
+    """Of the teacher, in training and evaluation; "auto" is the machine's accelerator (cuda, xpu, mps)."""
+
+    def task(self, name: str) -> dict[str, Any]:
+        """The arguments of a task."""
+        return {**gym.spec(name).kwargs, "device": self.device}
 
 
 @cache
-def evaluator(name: str, size: int | None) -> Evaluator:
+def evaluator(args: Args, name: str) -> Evaluator:
     """The judge of a task's students."""
-    kwargs = gym.spec(name).kwargs
+    kwargs = args.task(name)
     sizes = {"teacher_steps": kwargs.get("teacher_steps"), "train_size": kwargs.get("reference_size")}
-    return Evaluator(mdp_of(name).teacher, size, **sizes)
-
-
-def mdp_of(name: str) -> DenoisingMDP:
-    """The decision process of a task."""
-    return build_mdp(Task(**gym.spec(name).kwargs))
+    return Evaluator(build_mdp(Task(**kwargs)).teacher, args.test_size, **sizes)
 
 
 def trained(args: Args, name: str, agent: str, seed: int) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def trained(args: Args, name: str, agent: str, seed: int) -> dict[str, Any]:
     def make() -> dict[str, Any]:
         entry = FIELD[agent]
         program = import_module(entry.program)
-        task, budget = gym.spec(name).kwargs, {"network_calls": args.network_calls, "seed": seed}
+        task, budget = args.task(name), {"network_calls": args.network_calls, "seed": seed}
         start = time.process_time()
         student, facts = program.train(program.Args(**task, **entry.settings, **budget, out=folder, resume=True))
         facts["processor_seconds"] = time.process_time() - start
@@ -113,7 +113,7 @@ def trained(args: Args, name: str, agent: str, seed: int) -> dict[str, Any]:
 
 def judged(args: Args, name: str, agent: str, student: Student) -> dict[str, Any]:
     """The row of a student on the test noises."""
-    judge = evaluator(name, args.test_size)
+    judge = evaluator(args, name)
     with torch.inference_mode():
         samples = student.trajectory(judge.noise, condition=judge.condition)[-1].x
     row = asdict(judge.row(agent, "learned", student.num_steps, samples))
@@ -124,7 +124,7 @@ def untrained(args: Args, name: str) -> list[dict[str, Any]]:
     """Rows of the base solver, which is the zero action, and of the best of the quick training-free solvers."""
 
     def make() -> list[dict[str, Any]]:
-        mdp, judge = mdp_of(name), evaluator(name, args.test_size)
+        mdp, judge = build_mdp(Task(**args.task(name))), evaluator(args, name)
         zero = Policy.from_table(torch.zeros(mdp.num_steps, mdp.action_size), mdp.observation_size)
         best = asdict(judge.baselines(mdp.num_steps * mdp.teacher.calls, QUICK)[0])
         described = {"method": f"{SOLVER}: {best['method']} {best['grid']}", "task": name}
@@ -161,7 +161,7 @@ def main(args: Args) -> None:
         rows = [trained(args, name, agent, seed) for seed, agent in product(args.seeds, args.agents)]
         rows += untrained(args, name)
         columns = ("agent", "library", "FD to teacher", "of agents.ppo's", "MSE", "processor s", "seeds")
-        noises = f"{len(evaluator(name, args.test_size).noise):,} held-out noises"
+        noises = f"{len(evaluator(args, name).noise):,} held-out noises"
         print_table(f"{name}, {args.network_calls:,} network calls, {noises}", columns, lines(rows))
 
 

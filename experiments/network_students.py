@@ -68,15 +68,17 @@ class Args:
     out: Path = Path("results/networks")
     jobs: int = 2
     """Students at the same time, each with its share of the cores."""
+    device: str = "cpu"
+    """Of networks, in training and evaluation; "auto" is the machine's accelerator (cuda, xpu, mps)."""
 
 
 def placed(args: Args) -> Teacher:
-    return shared_teacher(TeacherSettings(teacher=args.teacher))
+    return shared_teacher(TeacherSettings(teacher=args.teacher, device=args.device))
 
 
 def settings(kind: type[Any], args: Args, **others: Any) -> Any:
     """Settings of a program, with what the experiment says of all of them."""
-    names = ("teacher", "num_steps", "solver", "grid", "initial_map")
+    names = ("teacher", "num_steps", "solver", "grid", "initial_map", "device")
     return kind(**{name: getattr(args, name) for name in names}, resume=True, **others)
 
 

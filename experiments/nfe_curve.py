@@ -17,12 +17,13 @@ from statistics import median
 from typing import Any
 
 from agents import ppo
+from experiments.placement import Placement
 from experiments.stored import once
 from experiments.tables import print_table, spread
 from experiments.tasks import Task, finish_all
 from redif_env.judging.baselines import Baseline, Which, baselines_of
 from redif_env.judging.evaluation import SCREEN_SIZE, SHORTLIST, Evaluator, Row
-from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER, TeacherSettings, shared_teacher
+from redif_env.mdp.settings import DEFAULT_GRID, DEFAULT_SOLVER
 from redif_env.students.student import Student
 from redif_env.teachers.references import sizes_named
 from redif_env.training.command import run
@@ -30,11 +31,11 @@ from redif_env.training.report import save_samples
 from redif_env.training.runs import prepare_folder
 
 SOURCES = ("mode_switches", "fd_switched", "fd_others", "fd_pixels", "recall", "coverage")
-"""What the second table shows: where the distance comes from."""
+"""What the second table shows: where the distance comes from; with :attr:`Args.data`, that to the data too."""
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Placement):
     teacher: str = "digits"
     solver: str = DEFAULT_SOLVER
     """Base solver of the students."""
@@ -53,11 +54,13 @@ class Args:
     solvers_only: tuple[int, ...] = (10,)
     """Step counts at which only the solvers are evaluated, to compare with students of fewer."""
     seeds: int = 3
+    test_size: int | None = None
+    """Number of noises of the report, as in agents.ppo."""
+    data: str | None = None
+    """Images to compare samples with besides the teacher's, as agents.ppo takes them."""
     out: Path = Path("runs/nfe-curve")
     jobs: int = 2
     """Runs at the same time, each with its share of the cores."""
-    device: str = "cpu"
-    """Of the teacher, in training and evaluation."""
     baselines: Which = "all"
     """Training-free solvers: none, the few that are best at such call counts, or all on all grids."""
     screen_size: int = SCREEN_SIZE
@@ -81,6 +84,9 @@ def task_of(args: Args, nfe: int, seed: int) -> Task:
         num_envs=args.num_envs,
         held_out_every=args.held_out_every,
         device=args.device,
+        dtype=args.dtype,
+        test_size=args.test_size,
+        data=args.data,
         baselines="none",
         out=args.out / f"redif-ppo-{nfe}-{seed}",
     )
@@ -89,7 +95,7 @@ def task_of(args: Args, nfe: int, seed: int) -> Task:
 
 def evaluator_of(args: Args) -> Evaluator:
     """With the test noises."""
-    return Evaluator(shared_teacher(TeacherSettings(teacher=args.teacher, device=args.device)))
+    return Evaluator(args.teacher_named(args.teacher), args.test_size, data=args.data)
 
 
 def solvers_at(args: Args, nfe: int) -> list[dict[str, Any]]:
@@ -149,14 +155,14 @@ def print_summary(args: Args, rows: Sequence[dict[str, Any]]) -> None:
         solvers = (best_solver(args, count, middle) for count in (nfe, nfe + 2, 2 * nfe))
         lines.append([*cells, *(cell for pair in solvers for cell in pair)])
     columns = [cell for count in ("same NFE", "NFE + 2", "NFE x 2") for cell in (f"best solver, {count}", "ratio")]
-    size = sizes_named(args.teacher).test_size
+    size = args.test_size or sizes_named(args.teacher).test_size
     title = f"{args.teacher}: median of {args.seeds} seeds (min to max), {size:,} held-out noises"
     print_table(title, ("NFE", "fd_teacher", "mean steps", "mse_teacher", *columns), lines)
 
 
 def print_sources(args: Args, rows: Sequence[dict[str, Any]]) -> None:
     """Where the distance comes from: samples in another mode than their endpoint, and the others."""
-    columns = ("sampler", "NFE", *SOURCES)
+    columns = ("sampler", "NFE", *shown(args))
     print_table(
         "mode switches (samples nearer to another noise's endpoint), and the rest", columns, sources(args, rows)
     )
@@ -166,17 +172,22 @@ def sources(args: Args, rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
     """The lines of that table: the best solver and the students at each number of calls."""
     for nfe in (*args.nfe, *args.solvers_only):
         best = solvers_at(args, nfe)[0]
-        yield [f"{best['method']} {best['grid']}", str(nfe), *(f"{best[name]:.4f}" for name in SOURCES)]
+        yield [f"{best['method']} {best['grid']}", str(nfe), *(f"{best[name]:.4f}" for name in shown(args))]
         if nfe in args.nfe:
             ours = [row for row in rows if row["nfe"] == nfe]
-            yield ["redif-ppo", str(nfe), *(f"{median(row[name] for row in ours):.4f}" for name in SOURCES)]
+            yield ["redif-ppo", str(nfe), *(f"{median(row[name] for row in ours):.4f}" for name in shown(args))]
+
+
+def shown(args: Args) -> tuple[str, ...]:
+    """The measures of that table."""
+    return SOURCES if args.data is None else (*SOURCES, "fd_data")
 
 
 def draw_samples(args: Args, nfe: int) -> None:
     """``samples-N.png``: the same noises down the rows, best solver, student of the first seed, teacher."""
     first = solvers_at(args, nfe)[0]
     best = Row(**{item.name: first.get(item.name) for item in fields(Row)})
-    student = Student.from_pretrained(args.out / f"redif-ppo-{nfe}-0" / "student")
+    student = Student.from_pretrained(args.out / f"redif-ppo-{nfe}-0" / "student", args.device)
     path = args.out / f"samples-{nfe}.png"
     save_samples(path, student, [best], evaluator_of(args), [Baseline(best.method, best.grid)])
     print(f"Picture: {path}")
@@ -185,7 +196,7 @@ def draw_samples(args: Args, nfe: int) -> None:
 def main(args: Args) -> None:
     prepare_folder(args.out)
     tasks = [task_of(args, *key) for key in product(args.nfe, range(args.seeds))]
-    rows = [row for found in finish_all(tasks, args.teacher, args.jobs, args.device) for row in found]
+    rows = [row for found in finish_all(tasks, args.jobs) for row in found]
     print_summary(args, rows)
     print_sources(args, rows)
     for nfe in args.nfe:

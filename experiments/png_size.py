@@ -45,6 +45,8 @@ class Args:
     held_out_size: int = 512
     """Noises of the table; they take no part in training, and nothing is chosen by them."""
     out: Path = Path("runs/png-size")
+    device: str = "cpu"
+    """Of the teacher; "auto" is the machine's accelerator (cuda, xpu, mps)."""
 
 
 def png_bytes(samples: Tensor) -> Tensor:
@@ -65,13 +67,19 @@ def small_files(transition: Transition) -> Tensor:
     return rewards
 
 
-def train(weight: float, seed: int, network_calls: int) -> Student:
+def train(weight: float, seed: int, network_calls: int, device: str) -> Student:
     """A student at this price of a byte; without network calls, the base solver (no late start, as in the docs)."""
     env = ReDiFVectorEnv(
-        ENVS, num_steps=STEPS, solver="dpm++3m", grid="time^1.5", group_size=8, autoreset_mode="SameStep"
+        ENVS,
+        num_steps=STEPS,
+        solver="dpm++3m",
+        grid="time^1.5",
+        group_size=8,
+        device=device,
+        autoreset_mode="SameStep",
     )
     wrapped = ReDiFVecEnv(GroupRelativeReward(CallableReward(env, small_files, name="png_bytes", weight=weight)))
-    settings = {"n_steps": STEPS, "batch_size": ENVS, "n_epochs": 4, "gamma": 1.0, "gae_lambda": 1.0}
+    settings = {"n_steps": STEPS, "batch_size": ENVS, "n_epochs": 4, "gamma": 1.0, "gae_lambda": 1.0, "device": "cpu"}
     agent = PPO("MlpPolicy", wrapped, learning_rate=linear_to_zero(3e-3), seed=seed, **settings)
     agent.set_logger(configure(None, []))
     agent.learn(network_calls, callback=AnnealedExploration(0.8 / STEPS, 0.25 / STEPS), progress_bar=True)
@@ -88,14 +96,15 @@ def row(evaluator: Evaluator, name: str, students: list[Student]) -> list[str]:
 
 def main(args: Args) -> None:
     prepare_folder(args.out)
-    teacher = shared_teacher(TeacherSettings(teacher="digits"))
+    teacher = shared_teacher(TeacherSettings(teacher="digits", device=args.device))
     evaluator = Evaluator(teacher, args.held_out_size, VALIDATION_SEED)
     plain, small = (
-        [train(weight, seed, args.network_calls) for seed in range(args.seeds)] for weight in (0.0, args.weight)
+        [train(weight, seed, args.network_calls, args.device) for seed in range(args.seeds)]
+        for weight in (0.0, args.weight)
     )
     lines = [
         ["the teacher's samples", f"{png_bytes(evaluator.endpoints).mean():.1f}", "0", "0"],
-        row(evaluator, "before training", [train(0.0, 0, 0)]),
+        row(evaluator, "before training", [train(0.0, 0, 0, args.device)]),
         row(evaluator, "endpoint reward alone", plain),
         row(evaluator, f"endpoint reward and {args.weight} a byte", small),
     ]

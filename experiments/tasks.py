@@ -12,7 +12,7 @@ from experiments.parallel import in_parallel
 from experiments.stored import once
 from redif_env.judging.evaluation import Evaluator, prices_of
 from redif_env.mdp.actions import ActionMap
-from redif_env.mdp.settings import TeacherSettings, shared_teacher
+from redif_env.teachers.teacher import Teacher
 from redif_env.training.command import teacher_of
 
 
@@ -34,10 +34,10 @@ def finish(task: Task) -> list[dict[str, Any]]:
     return found
 
 
-def finish_all(tasks: Sequence[Task], teacher: str, jobs: int, device: str = "cpu") -> list[list[dict[str, Any]]]:
-    """The rows of every task, in order; ``jobs`` runs at a time."""
+def finish_all(tasks: Sequence[Task], jobs: int) -> list[list[dict[str, Any]]]:
+    """The rows of every task, in order, all of one teacher; ``jobs`` runs at a time."""
     # The reference set of the evaluator is computed once here, not by every process.
-    Evaluator(shared_teacher(TeacherSettings(teacher=teacher, device=device)))
+    evaluator_of(tasks[0].settings, teacher_of(tasks[0].settings))
     return in_parallel(finish, tasks, jobs)
 
 
@@ -47,7 +47,7 @@ def _rows_of(task: Task) -> list[dict[str, Any]]:
         student.save_pretrained(task.settings.out / "student")
     # A student with a network of its own is no teacher.
     own = student.mdp.teacher.own_network
-    evaluator = Evaluator(teacher_of(task.settings) if own else student.mdp.teacher)
+    evaluator = evaluator_of(task.settings, teacher_of(task.settings) if own else student.mdp.teacher)
     rows = []
     for price in prices_of(student):
         last = student.trajectory(evaluator.noise, price, evaluator.condition)[-1]
@@ -55,3 +55,8 @@ def _rows_of(task: Task) -> list[dict[str, Any]]:
         facts_of_row = {"price": price, "seed": task.settings.seed, "budget": student.num_steps, **facts}
         rows.append({**asdict(row), **evaluator.set_measures(last.x), **facts_of_row})
     return rows
+
+
+def evaluator_of(settings: ppo.Args, teacher: Teacher) -> Evaluator:
+    """With the test noises of a run."""
+    return Evaluator(teacher, settings.test_size, data=settings.data)

@@ -82,7 +82,11 @@ def gauss_newton_table(task: Task) -> Fitted:
     """``python -m agents.gauss_newton``; its steps end with the budget."""
     clock = Clock(task.seconds, task.calls)
     mdp = build_mdp(MDPSettings(
-        teacher=task.teacher, num_steps=task.num_steps, observation="steps", **asdict(task.base)
+        teacher=task.teacher,
+        num_steps=task.num_steps,
+        observation="steps",
+        device=str(task.teacher.device),
+        **asdict(task.base),
     ))  # fmt: skip
     found = GaussNewton.at_base(mdp)
     for _ in found.within(lambda: clock.share, mdp, task.reference, Rates(), task.seed):
@@ -146,6 +150,8 @@ def _given(task: Task, settings: Any) -> Any:
     return replace(
         settings,
         teacher=task.teacher.name,
+        device=str(task.teacher.device),
+        dtype=str(task.teacher.dtype).removeprefix("torch."),
         solver=task.base.solver,
         grid=task.base.grid,
         initial_map=task.base.initial_map,

@@ -64,7 +64,7 @@ class Task:
         """
         if self.warm is None:
             raise ValueError(f"teacher={self.teacher.name!r} has no weights: choose --methods that train no network")
-        return Student.from_pretrained(self.warm)
+        return Student.from_pretrained(self.warm, str(self.teacher.device))
 
 
 @dataclass(frozen=True)

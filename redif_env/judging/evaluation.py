@@ -30,7 +30,7 @@ from redif_env.measures.metrics import (
     precision,
     recall,
 )
-from redif_env.storage.data import load_digits
+from redif_env.storage.data import load_images
 from redif_env.students.student import Student
 from redif_env.teachers.references import TEST_SEED, TRAIN_SEED, reference_set, sizes_of
 from redif_env.teachers.teacher import PipelineTeacher, Teacher
@@ -70,6 +70,11 @@ class Evaluator:
             teacher's defaults (:func:`redif_env.teachers.references.sizes_of`).
         features: name for :func:`redif_env.measures.features.load_features`; defaults to
             :func:`redif_env.measures.features.evaluation_features`.
+        data: images to compare with besides the endpoints, as
+            :func:`redif_env.storage.data.load_images` takes them; the digits for the teachers of digits.
+
+    Raises:
+        ValueError: if the images of ``data`` have another shape than the teacher's.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class Evaluator:
         teacher_steps: int | None = None,
         train_size: int | None = None,
         features: str | None = None,
+        data: str | None = None,
     ) -> None:
         sizes = sizes_of(teacher)
         self.teacher = teacher
@@ -98,8 +104,10 @@ class Evaluator:
             self.diversity = diversity(self.endpoint_features, self.condition)
         self.data_features: Tensor | None = None
         # The digits data come with scikit-learn, which is optional.
-        if teacher.name in ("digits", "digits-classes") and find_spec("sklearn"):
-            self.data_features = embed(self.features, load_digits()[0].to(teacher.device)).to(HOST)
+        if data is None and teacher.name in ("digits", "digits-classes") and find_spec("sklearn"):
+            data = "digits"
+        if data is not None:
+            self.data_features = embed(self.features, _images_of(data, teacher).to(teacher.device)).to(HOST)
 
     def embed(self, samples: Tensor) -> Tensor:
         """Features ``(N, D)`` of samples ``(N, *S)``, on the host; latents are decoded first."""
@@ -202,6 +210,17 @@ class Evaluator:
         others = reference_set(self.teacher, size, TRAIN_SEED, self.teacher_steps)
         samples = others.endpoints[: len(self.noise)].to(self.teacher.device)
         return self.row("teacher, other noises", "time", self.teacher_steps * self.teacher.calls, samples)
+
+
+def _images_of(data: str, teacher: Teacher) -> Tensor:
+    """Images ``(N, *S)`` of the teacher's shape."""
+    images = load_images(data).images
+    if images.shape[1:] != teacher.image_shape:
+        raise ValueError(
+            f"data={data!r} has images of shape {tuple(images.shape[1:])}, teacher={teacher.name!r} makes "
+            f"{tuple(teacher.image_shape)}: choose the data that it was trained on"
+        )
+    return images
 
 
 def evaluate(evaluator: Evaluator, student: Student, method: str, baselines: Sequence[AnyBaseline]) -> list[Row]:

@@ -24,6 +24,9 @@ class RunOptions:
     """Seed of the agent and of everything that is drawn."""
     test_size: int | None = None
     """Number of noises of the report; 2,000 if not given, 512 of "cifar10", 256 of a driven pipeline."""
+    data: str | None = None
+    """Images that the report compares with besides the teacher's samples: a file, a folder or a hub id, as
+    experiments.train_teacher takes them."""
     baselines: Which = "quick"
     """Training-free solvers in the report: none, the few that are best at 4 to 8 network calls, or all on all grids."""
     license: str | None = None

@@ -43,6 +43,7 @@ def judge(method: str, student: Student, settings: Any, facts: dict[str, Any]) -
     sizes = {
         "teacher_steps": settings.teacher_steps,
         "train_size": getattr(settings, "reference_size", settings.test_size),
+        "data": getattr(settings, "data", None),
     }
     teacher, features = teacher_of(settings), getattr(settings, "features", None) or (None,)
     evaluator, *others = [Evaluator(teacher, settings.test_size, features=name, **sizes) for name in features]

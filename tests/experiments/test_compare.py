@@ -124,7 +124,7 @@ def test_a_linear_start_is_given_to_all_who_learn_from_it(method, monkeypatch):
 def test_the_base_is_the_one_that_validation_noises_prefer(tmp_path, ring, monkeypatch):
     args = small(tmp_path, nfe=(2,))
     found = compare.base_of(args, "gaussian-ring", 2)
-    judge = compare.evaluator("gaussian-ring", args.choosing_size, VALIDATION_SEED, args.reference_size)
+    _, _, judge = compare.given(args, "gaussian-ring", args.choosing_size)
     apart = {base: judge.distance(base.sampler(ring, 2)) for base in bases_of(ring)}
     assert found == min(apart, key=apart.__getitem__)
     assert found.fixed
@@ -304,7 +304,7 @@ def test_no_rival_is_given_what_is_reported(tmp_path):
     (cell,) = compare.cells_of(args, {"spy": Entry(spy)})
     row = compare.finish((cell, Entry(spy)), args)
     (task,) = given_to
-    judge = compare.evaluator("gaussian-ring", args.test_size, TEST_SEED, args.reference_size)
+    judge = compare.test_evaluator(args, "gaussian-ring")
 
     def digests(*sets):
         return {hashlib.sha256(row.numpy().tobytes()).hexdigest() for rows in sets for row in rows}

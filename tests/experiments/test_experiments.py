@@ -65,7 +65,7 @@ def test_the_student_has_the_action_that_is_named(change, expected, tmp_path, mo
     student = ablate.ppo.train
     monkeypatch.setattr("agents.ppo.train", lambda *given: made.append(student(*given)) or made[-1])
     (task,) = ablate.tasks_of(ablate.Args("parts", **RING, num_steps=2, changes=(change,), out=tmp_path))
-    ablate.finish_all([task], "gaussian-ring", 1)
+    ablate.finish_all([task], 1)
     assert made[0][0].mdp.action_map == expected
 
 
