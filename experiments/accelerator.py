@@ -10,10 +10,11 @@ rehearsal.
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.placement import Placement
@@ -21,7 +22,35 @@ from experiments.tables import print_table
 from redif_env.training.command import run
 from redif_env.training.runs import prepare_folder
 
-RIVALS = ("gauss-newton", "redif-ppo, no state", "gradient, table", "dyweight", "amed", "gits", "optimal steps", "pas")
+AGREEMENT = "pytest -m '' -n 0 -q tests/test_accelerator.py"
+"""Whether the accelerator gives what the CPU gives."""
+RIVALS = """--methods gauss-newton 'redif-ppo, no state' 'gradient, table' dyweight amed gits 'optimal steps' pas
+    --solver ipndm3 --grid time@20 --out {out}/rivals"""
+FULL = {
+    "curve": """experiments.nfe_curve --teacher cifar10 --nfe 4 6 8 --solvers-only 10 12 16 --seeds 3 --jobs 3
+        --solver ipndm3 --grid time@20 --num-envs 256 --table-calls 20000 --network-calls 20000 --learning-rate 5e-4
+        --exploration 0.2 0.1 --held-out-every 10 --test-size 2000 --baselines all --screen-size 64 --shortlist 6 --out {out}/curve""",
+    "training": "experiments.bench_training --network sd15 sdxl --batch-sizes 2 8 16 --out {out}/training.json",
+    "environment": "experiments.bench_env --teacher cifar10 --num-envs 1024 --single-envs 16 --rounds 5",
+    "rivals": """experiments.compare --teacher cifar10 --nfe 4 6 8 --trained-nfe 4 6 8 --seeds 3 --seconds 30 --jobs 6
+        --choosing-size 256 --held-out-size 256 """
+    + RIVALS,
+}
+"""The programs, those first whose results are waited for most: students of 4, 6 and 8 calls beside all solvers with up
+to twice the calls; memory and speed of training for large networks; speed of the environment; rivals in equal
+seconds, six at a time."""
+SMALL = {
+    "curve": """experiments.nfe_curve --teacher digits --nfe 4 --solvers-only 8 --seeds 1 --jobs 1 --table-calls 500
+        --network-calls 2000 --test-size 64 --baselines quick --screen-size 32 --shortlist 2 --out {out}/curve""",
+    "training": "experiments.bench_training --network small --batch-sizes 1 --out {out}/training.json",
+    "environment": "experiments.bench_env --num-envs 16 --single-envs 4 --rounds 1 --steps 2",
+    "rivals": """experiments.compare --teacher digits --nfe 4 --trained-nfe 4 --seeds 1 --seconds 2 --jobs 1
+        --reference-size 64 --teacher-steps 10 --test-size 64 --choosing-size 16 --held-out-size 16 """
+    + RIVALS,
+}
+"""The same for a rehearsal on a CPU."""
+REPORTING = ("curve", "rivals")
+"""Programs that compare samples with data."""
 
 
 @dataclass(frozen=True)
@@ -59,60 +88,20 @@ class Part:
 
 
 def parts_of(args: Args) -> list[Part]:
-    """The parts, those first whose results are waited for most."""
+    """All parts, in order."""
     data = () if args.data is None else ("--data", args.data)
-    sizes = ("--reference-size", "64", "--teacher-steps", "10", "--test-size", "64") if args.small else ()
-    return [
-        Part("agreement", "pytest", ("-m", "", "-n", "0", "-q", "tests/test_accelerator.py")),
-        Part("curve", "experiments.nfe_curve", (*curve(args), *args.options, *data, "--out", f"{args.out / 'curve'}")),
-        Part("training", "experiments.bench_training", (*training(args), *args.options)),
-        Part("environment", "experiments.bench_env", (*environment(args), *args.options)),
-        Part(
-            "rivals",
-            "experiments.compare",
-            (*rivals(args), *sizes, *args.options, *data, "--out", f"{args.out / 'rivals'}"),
-        ),
-    ]
+    parts = [part_of("agreement", AGREEMENT, args.out)]
+    for name, command in (SMALL if args.small else FULL).items():
+        part = part_of(name, command, args.out)
+        given = (*args.options, *(data if name in REPORTING else ()))
+        parts.append(replace(part, arguments=(*part.arguments, *given)))
+    return parts
 
 
-def curve(args: Args) -> tuple[str, ...]:
-    """Students of 4, 6 and 8 calls beside all solvers, with up to twice the calls."""
-    if args.small:
-        return tuple(
-            "--teacher digits --nfe 4 --solvers-only 8 --seeds 1 --jobs 1 --table-calls 500 --network-calls 2000 "
-            "--test-size 64 --baselines quick --screen-size 32 --shortlist 2".split()
-        )
-    return tuple(
-        "--teacher cifar10 --nfe 4 6 8 --solvers-only 10 12 16 --seeds 3 --jobs 3 --solver ipndm3 --grid time@20 "
-        "--num-envs 256 --table-calls 20000 --network-calls 40000 --learning-rate 5e-4 --test-size 2000 "
-        "--baselines all --screen-size 64 --shortlist 6".split()
-    )
-
-
-def training(args: Args) -> tuple[str, ...]:
-    """Memory and speed for large networks."""
-    networks = "small" if args.small else "sd15 sdxl"
-    batches = "1" if args.small else "2 8 16"
-    return ("--network", *networks.split(), "--batch-sizes", *batches.split(), "--out", f"{args.out / 'training.json'}")
-
-
-def environment(args: Args) -> tuple[str, ...]:
-    """Speed of the environment, beside bare forward passes."""
-    if args.small:
-        return tuple("--num-envs 16 --single-envs 4 --rounds 1 --steps 2".split())
-    return tuple("--teacher cifar10 --num-envs 1024 --single-envs 16 --rounds 5".split())
-
-
-def rivals(args: Args) -> tuple[str, ...]:
-    """Trained rivals in equal seconds, six at a time."""
-    if args.small:
-        common = "--teacher digits --nfe 4 --trained-nfe 4 --seeds 1 --seconds 2 --jobs 1 --choosing-size 16"
-    else:
-        common = "--teacher cifar10 --nfe 4 6 8 --trained-nfe 4 6 8 --seeds 3 --seconds 30 --jobs 6 --choosing-size 256"
-    names = RIVALS[:3] if args.small else RIVALS
-    held_out = "16" if args.small else "256"
-    base = "--solver ipndm3 --grid time@20 --held-out-size"
-    return (*common.split(), *base.split(), held_out, "--methods", *names)
+def part_of(name: str, command: str, out: Path) -> Part:
+    """What a command says."""
+    module, *arguments = (word.format(out=out) for word in shlex.split(command))
+    return Part(name, module, tuple(arguments))
 
 
 def main(args: Args) -> None:

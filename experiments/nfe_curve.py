@@ -43,11 +43,13 @@ class Args(Placement):
     initial_map: str | None = None
     """Or "linear", as in agents.ppo."""
     network_calls: int | None = None
-    """Training budget of each run; this and the next two are by default those of agents.ppo."""
+    """Training budget of each run; this and the next settings are by default those of agents.ppo."""
     table_calls: int = 0
     """Network calls before it, for the table that the policy begins with, as in agents.ppo."""
     learning_rate: float | None = None
     num_envs: int | None = None
+    exploration: tuple[float, float] | None = None
+    """At the start and the end, as in agents.ppo."""
     held_out_every: int = ppo.Args.held_out_every
     """Rollouts between two evaluations on validation noises."""
     nfe: tuple[int, ...] = (4, 6, 8)
@@ -82,6 +84,7 @@ def task_of(args: Args, nfe: int, seed: int) -> Task:
         table_calls=args.table_calls,
         learning_rate=args.learning_rate,
         num_envs=args.num_envs,
+        exploration=args.exploration,
         held_out_every=args.held_out_every,
         device=args.device,
         dtype=args.dtype,

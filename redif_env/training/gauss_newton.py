@@ -29,6 +29,9 @@ from redif_env.teachers.references import ReferenceSet
 
 SMALLEST = 1e-4
 """Damping of all numbers alike, in units of the mean diagonal: for numbers that hardly change the samples."""
+STEP_CALLS, NOISES = 740, (4, 16)
+"""Network calls that a step takes at most, about, and the fewest and most episodes: many steps of few are better than
+few of many."""
 ARRIVAL = ("x", "half_logsnr", "timestep", "guidance")
 """What the rest of an episode depends on."""
 
@@ -37,8 +40,9 @@ ARRIVAL = ("x", "half_logsnr", "timestep", "guidance")
 class Rates:
     """How many episodes a step takes, and how far it goes."""
 
-    noises: int = 16
-    """Episodes of each step. One takes 38 network calls with 4 steps, and 97 with 6."""
+    noises: int | None = None
+    """Episodes of each step; if not given 16 with 4 steps of an image, 7 with 6, and 4 with more. One takes 38 network
+    calls with 4 steps, and 97 with 6."""
     difference: float = 0.05
     """Change of a number by which its derivative is taken."""
     damping: float = 0.1
@@ -86,10 +90,11 @@ class GaussNewton:
 
         Each takes the next pairs of ``reference``, in a random order. The last may exceed the budget.
         """
+        noises = rates.noises or noises_of(mdp)
         order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(seed))
         features = partial(embed_samples, frozen_features(None, mdp.teacher))
         while (share := spent()) < 1:
-            place = torch.arange(rates.noises) + self.steps * rates.noises
+            place = torch.arange(noises) + self.steps * noises
             pairs = reference.rows(order[place % len(order)])
             yield self.step(mdp, features, pairs, replace(rates, largest=rates.largest * (1 - share)))
 
@@ -173,6 +178,12 @@ class GaussNewton:
         self.network_calls += len(joined.x) * mdp.calls
         rows = torch.arange(len(joined.x), device=HOST)
         return [joined.rows(part) for part in rows.split(len(runs[0].x))]
+
+
+def noises_of(mdp: DenoisingMDP) -> int:
+    """Episodes of a step, as their numbers of network calls suggest."""
+    calls = mdp.num_steps + mdp.action_size * mdp.num_steps * (mdp.num_steps - 1) // 2
+    return min(max(round(STEP_CALLS / calls), NOISES[0]), NOISES[1])
 
 
 def fitted_table(mdp: DenoisingMDP, reference: ReferenceSet, network_calls: int, rates: Rates, seed: int = 0) -> Tensor:

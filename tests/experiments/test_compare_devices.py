@@ -8,7 +8,7 @@ import torch
 
 from agents import clone
 from experiments.pretended_device import NAME, PretendedDevice
-from experiments.rivals import ours
+from experiments.rivals import amed, convolution, gits, ours, pas, training_free
 from experiments.rivals.field import FIELD
 from experiments.rivals.rival import Task
 from redif_env.judging.bases import Base
@@ -20,6 +20,17 @@ from redif_env.teachers.teacher import load_teacher
 STEPS = 4
 GIVEN = {"solver": "ipndm2", "grid": "time@20"}
 WITHOUT_CHANCE = [name for name, entry in FIELD.items() if not entry.trained and name not in ("linear steps", "heun")]
+
+
+@pytest.fixture(autouse=True)
+def few_grids(monkeypatch):
+    """One or two grids in the place of ten."""
+    monkeypatch.setattr(gits, "TRIED_GRIDS", ("time",))
+    monkeypatch.setattr(gits, "TRIED_SOLVERS", ("ipndm2",))
+    monkeypatch.setattr(convolution, "TRIED_GRIDS", ("time@20",))
+    for module in (amed, pas):
+        monkeypatch.setattr(module, "SOLVER_GRIDS", ("time", "time@8"))
+    monkeypatch.setattr(training_free._on_best_grid, "__defaults__", (("time", "time@8"),))
 
 
 def task_on(device, warm=None):

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
+import tyro
 from PIL import Image
 
-from experiments import ablate, adaptive_curve, network_students, nfe_curve, png_size
+from experiments import ablate, accelerator, adaptive_curve, network_students, nfe_curve, png_size, ship_references
 from experiments.parallel import in_parallel
 from experiments.tables import spread
 from redif_env import Student
@@ -16,7 +18,9 @@ from redif_env.mdp.actions import SolverMap, StepMap
 from redif_env.measures.rendering import GAP, to_pixels
 from redif_env.sb3.training import recipes
 from redif_env.sb3.training.networks import NoiseSettings
-from redif_env.teachers.references import SHIPPED_SIZES, SetSizes
+from redif_env.storage.cache import cached_file
+from redif_env.teachers.references import SHIPPED_SIZES, TEST_SEED, SetSizes, reference_set
+from redif_env.teachers.teacher import load_teacher
 
 # Stable-Baselines3's progress bar is tqdm's, drawn by rich.
 pytestmark = pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental")
@@ -143,3 +147,46 @@ def test_work_in_processes_keeps_its_order(monkeypatch):
     assert in_parallel(abs, [-3], 2) == [3]
     monkeypatch.setattr("torch.set_num_threads", abs)  # with which each process would import PyTorch, for seconds
     assert in_parallel(abs, [-3, 2, -1], 2) == in_parallel(abs, [-3, 2, -1], 1) == [3, 2, 1]
+
+
+def test_shipped_pictures_are_the_endpoints_in_8_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(ship_references, "ASSETS", tmp_path)
+    monkeypatch.setenv("REDIF_CACHE", "restored after the test")
+    monkeypatch.setitem(SHIPPED_SIZES, "cifar10", SetSizes(3, 2, 1, 2))
+    ship_references.main(ship_references.Args("cifar10"))
+    teacher = load_teacher("cifar10")
+    shipped = reference_set(teacher, 1, TEST_SEED, 2)
+    assert cached_file(shipped.key).parent == tmp_path / "cache"
+    assert cached_file(shipped.key).stat().st_size < 4096
+    expected = teacher.endpoint(shipped.noise, 2, shipped.condition).clamp(-1, 1)
+    assert 0 < (shipped.endpoints - expected).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_the_parts_for_an_accelerator(tmp_path, capsys, monkeypatch):
+    """Each is a process of its own: one that fails or takes too long stops no other, and all is stored."""
+    parts = [
+        accelerator.Part("good", "timeit", ("-n", "1", "-r", "1", "pass")),
+        accelerator.Part("bad", "no_such_program", ()),
+        accelerator.Part("slow", "timeit", ("-n", "1", "import time; time.sleep(600)")),
+        accelerator.Part("late", "timeit", ()),
+    ]
+    monkeypatch.setattr(accelerator, "parts_of", lambda args: parts)
+    accelerator.main(accelerator.Args(device="cpu", minutes=0.1, out=tmp_path))
+    printed = capsys.readouterr().out
+    for outcome in ("good: done", "bad: failed", "slow: stopped: the time", "late: not begun"):
+        assert outcome in printed
+    assert "No module named no_such_program" in (tmp_path / "bad.log").read_text()
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_the_parts_for_an_accelerator_can_be_read_by_their_programs(small, tmp_path):
+    for part in accelerator.parts_of(accelerator.Args(device="cpu", small=small, data="digits", out=tmp_path)):
+        if part.module != "pytest":
+            args = tyro.cli(import_module(part.module).Args, args=part.arguments)
+            assert (args.device, args.dtype) == ("cpu", "bfloat16")
+
+
+@pytest.mark.slow
+def test_the_rehearsal_for_an_accelerator(tmp_path, capsys):
+    accelerator.main(accelerator.Args(device="cpu", dtype="float32", small=True, minutes=20, out=tmp_path))
+    assert capsys.readouterr().out.count(": done") == 5

@@ -1,12 +1,17 @@
 """The evaluator and the solvers that students are compared with."""
 
+import numpy as np
 import pytest
 import torch
 
 from redif_env import GaussianMixtureTeacher
 from redif_env.judging.baselines import QUICK, Baseline, all_baselines, baselines_of
 from redif_env.judging.evaluation import SHORTLIST, Evaluator
+from redif_env.measures.metrics import frechet_distance
+from redif_env.measures.rendering import to_pixels
+from redif_env.storage.data import load_images
 from redif_env.teachers.references import TEST_SEED, draw_starts
+from redif_env.teachers.teacher import load_teacher
 
 
 def test_baselines_spend_the_calls_they_claim():
@@ -69,3 +74,21 @@ def test_what_is_compared_can_be_chosen():
     assert evaluator.baselines(5, []) == []
     found = evaluator.baselines(5, QUICK[:3])
     assert {(row.method, row.grid) for row in found} == {(baseline.method, baseline.grid) for baseline in QUICK[:3]}
+
+
+def test_samples_are_compared_with_data_too(tmp_path):
+    """The teacher's own samples as data are at no distance from them, other images are."""
+    teacher = load_teacher("digits")
+    given = {"size": 32, "teacher_steps": 4, "train_size": 32}
+    own = Evaluator(teacher, **given)
+    np.savez(tmp_path / "own.npz", x_train=to_pixels(own.endpoints)[..., 0])
+    judge = Evaluator(teacher, **given, data=str(tmp_path / "own.npz"))
+    assert judge.teacher_row().fd_data == pytest.approx(0, abs=1e-3)
+    noise = own.noise.clamp(-1, 1)
+    images = load_images(str(tmp_path / "own.npz")).images
+    expected = frechet_distance(judge.embed(noise), judge.embed(images))
+    assert judge.row("", "", 0, noise).fd_data == pytest.approx(expected, rel=1e-4)
+    assert expected > 1
+    np.savez(tmp_path / "large.npz", x_train=np.zeros((2, 9, 9), np.uint8))
+    with pytest.raises(ValueError, match=r"large.npz' has images of shape \(1, 9, 9\).*choose the data"):
+        Evaluator(teacher, **given, data=str(tmp_path / "large.npz"))

@@ -10,7 +10,7 @@ from redif_env.mdp.actions import SolverMap, StepMap
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.teachers.references import VALIDATION_SEED, reference_set
-from redif_env.training.gauss_newton import GaussNewton, Rates, fitted_table
+from redif_env.training.gauss_newton import GaussNewton, Rates, fitted_table, noises_of
 from tests.teachers.driving import teacher_of
 from tests.teachers.zoo import ZOO
 
@@ -102,6 +102,11 @@ def test_a_step_without_damping_solves_a_linear_problem():
     expected = torch.linalg.lstsq(a, b[:, None]).solution[:, 0].clamp(-1, 1)
     torch.testing.assert_close(found.table[0, list(changed)], expected, rtol=1e-2, atol=1e-3)
     assert expected.abs().max() > 0.05
+
+
+@pytest.mark.parametrize(("num_steps", "noises"), [(1, 16), (4, 16), (6, 7), (8, 4), (20, 4)])
+def test_the_episodes_of_a_step_are_fewer_where_they_are_dearer(num_steps, noises):
+    assert noises_of(build_mdp(MDPSettings(teacher="digits", num_steps=num_steps))) == noises
 
 
 def test_it_is_nearer_to_the_teacher_on_other_noises():
