@@ -29,7 +29,8 @@ RIVALS = """--methods gauss-newton 'redif-ppo, no state' 'gradient, table' dywei
 FULL = {
     "curve": """experiments.nfe_curve --teacher cifar10 --nfe 4 6 8 --solvers-only 10 12 16 --seeds 3 --jobs 3
         --solver ipndm3 --grid time@20 --num-envs 256 --table-calls 20000 --network-calls 20000 --learning-rate 5e-4
-        --exploration 0.2 0.1 --held-out-every 10 --test-size 2000 --baselines all --screen-size 64 --shortlist 6 --out {out}/curve""",
+        --exploration 0.2 0.1 --held-out-every 10 --test-size 2000 --baselines all --screen-size 64 --shortlist 6
+        --out {out}/curve""",
     "training": "experiments.bench_training --network sd15 sdxl --batch-sizes 2 8 16 --out {out}/training.json",
     "environment": "experiments.bench_env --teacher cifar10 --num-envs 1024 --single-envs 16 --rounds 5",
     "rivals": """experiments.compare --teacher cifar10 --nfe 4 6 8 --trained-nfe 4 6 8 --seeds 3 --seconds 30 --jobs 6

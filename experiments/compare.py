@@ -24,7 +24,7 @@ from experiments.figures import draw_curves
 from experiments.parallel import in_parallel
 from experiments.placement import Placement
 from experiments.rivals.field import FIELD, Entry, takes_part
-from experiments.rivals.rival import Sampler, StudentSampler, Task
+from experiments.rivals.rival import TRAJECTORIES, Sampler, StudentSampler, Task
 from experiments.rivals.sigma_space import pool_of
 from experiments.stored import file_name, once, same_settings
 from experiments.tables import print_table
@@ -70,6 +70,8 @@ class Args(Placement):
     reference_size: int = 4096
     teacher_steps: int = 100
     """Predictions that the teacher spends on an endpoint to train on; evaluation has 100."""
+    trajectories: int = TRAJECTORIES
+    """Of the teacher, to the first noises to train on, for the methods that are fitted to some."""
     clone_updates: int = 400
     """Minibatches of cloning that make the warm start of all networks."""
     test_size: int = 2000
@@ -187,7 +189,8 @@ def fit(args: Args, cell: Cell, entry: Entry) -> dict[str, Any]:
     base = base_of(args, cell.teacher, cell.nfe) if entry.needs_base else Base()
     teacher, *rest = given(args, cell.teacher, size)
     budget = (seconds_of(args), args.network_calls)
-    fitted = entry.rival(Task(teacher, *rest, cell.nfe // teacher.calls, cell.seed, *budget, warm=warm, base=base))
+    given_to_all = {"warm": warm, "base": base, "trajectories": args.trajectories}
+    fitted = entry.rival(Task(teacher, *rest, cell.nfe // teacher.calls, cell.seed, *budget, **given_to_all))
     costs = {"train_seconds": round(fitted.seconds, 1), "network_calls": fitted.network_calls}
     return evaluated(args, cell, fitted.sampler, {**costs, "described": fitted.described})
 
@@ -232,7 +235,7 @@ def prepare(args: Args, cells: Sequence[Cell], field: Mapping[str, Entry]) -> No
         if any(cell.method == "redif-ppo, network" for cell in own):
             reference_paths(teacher, reference)
         if any(field[cell.method].paths for cell in own):
-            pool_of(teacher, reference)
+            pool_of(teacher, reference, args.trajectories)
         for nfe in sorted({cell.nfe for cell in own if field[cell.method].needs_base}):
             base_of(args, name, nfe).sampler(teacher, nfe // teacher.calls)
 

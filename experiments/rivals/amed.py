@@ -124,7 +124,7 @@ def descend_by_intervals(
 
     ``states`` gives the states at the end of each interval.
     """
-    teacher, pool = task.teacher, pool_of(task.teacher, task.reference)
+    teacher, pool = task.teacher, pool_of(task.teacher, task.reference, task.trajectories)
 
     def loss(batch: Batch) -> Tensor:
         total = torch.zeros((), device=teacher.device)

@@ -53,7 +53,7 @@ class ConvolutionSolver(Solver):
 
 def convolution_steps(task: Task) -> Fitted:
     """On the grid that the chooser's noises prefer."""
-    clock, pool = Clock(task.seconds, task.calls), pool_of(task.teacher, task.reference)
+    clock, pool = Clock(task.seconds, task.calls), pool_of(task.teacher, task.reference, task.trajectories)
     found: dict[str, Sampler] = {}
     for name in TRIED_GRIDS:
         solver = fit(task.teacher, GRIDS[name], task.num_steps, pool)

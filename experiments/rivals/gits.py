@@ -70,8 +70,8 @@ def step_costs(task: Task, grid: Grid, clock: Clock) -> dict[str, Tensor]:
 
 def fine_trajectory(task: Task, grid: Grid, space: SigmaSpace) -> tuple[Tensor, Tensor]:
     """The teacher's samples ``(FINE + 1, N, D)`` in sigma space, and noise predictions ``(FINE, N, D)`` there."""
-    schedule, condition = task.teacher.schedule, task.reference.condition[:NOISES]
-    noise = task.reference.noise[:NOISES].to(task.teacher.device)
+    schedule, size = task.teacher.schedule, min(NOISES, task.trajectories)
+    condition, noise = task.reference.condition[:size], task.reference.noise[:size].to(task.teacher.device)
     states = list(trajectory(task.teacher, DPMSolverPP(2), grid, noise, FINE, condition))
     passed = [noise, *(schedule.normalised(state.x, state.half_logsnr) for state in states)]
     x = torch.stack([space.place(sample, index).flatten(1) for index, sample in enumerate(passed)])

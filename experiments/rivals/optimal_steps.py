@@ -22,13 +22,12 @@ NOISES = 32
 def optimal_steps(task: Task) -> Fitted:
     """The best schedule over the fine grids, with the solver that the chooser's noises prefer."""
     clock, paths = Clock(task.seconds), []
-    condition = task.reference.condition[:NOISES]
     for name in gits.TRIED_GRIDS:
         space = sigma_space(task.teacher, GRIDS[name], gits.FINE)
         x, _ = gits.fine_trajectory(task, GRIDS[name], space)
         clock.network_calls += x.shape[1] * gits.FINE * task.teacher.calls
         shaped = x[:, :NOISES].unflatten(2, task.teacher.sample_shape)
-        path, calls = searched_path(space, shaped, condition, task.num_steps)
+        path, calls = searched_path(space, shaped, task.reference.condition[: shaped.shape[1]], task.num_steps)
         clock.network_calls += calls
         paths.append((name, path))
     return gits.best_schedule(task, paths, clock)

@@ -50,7 +50,7 @@ class PAS:
 
 def pas(task: Task) -> Fitted:
     """With the base and grid that the chooser's noises prefer, after the correction."""
-    clock, pool = Clock(task.seconds, task.calls), pool_of(task.teacher, task.reference)
+    clock, pool = Clock(task.seconds, task.calls), pool_of(task.teacher, task.reference, task.trajectories)
     found: dict[str, Sampler] = {}
     for order in ORDERS:
         for grid in SOLVER_GRIDS:

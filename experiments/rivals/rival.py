@@ -21,6 +21,7 @@ from redif_env.teachers.teacher import Teacher
 
 BACKWARD_CALLS = 2
 """Network calls that a gradient through one call costs besides, by the usual count of its arithmetic."""
+TRAJECTORIES = 1024
 BATCH = 512
 """Rows that go through a network together."""
 
@@ -39,6 +40,7 @@ class Task:
         calls: network calls that it may make, if they are bounded too.
         warm: folder of the network student that all who train a network begin as (``python -m agents.clone``).
         base: the base solver of our actions, and of rivals that learn the same.
+        trajectories: the teacher's, to noises of the reference set, that rivals may be fitted to at most.
     """
 
     teacher: Teacher
@@ -50,6 +52,7 @@ class Task:
     calls: int | None = None
     warm: Path | None = None
     base: Base = field(default_factory=Base)
+    trajectories: int = TRAJECTORIES
 
     @property
     def nfe(self) -> int:

@@ -17,9 +17,6 @@ from redif_env.diffusion.solvers import ADAMS_BASHFORTH
 from redif_env.teachers.references import ReferencePaths, ReferenceSet, reference_paths
 from redif_env.teachers.teacher import Teacher
 
-POOL = 1024
-"""Trajectories of the reference set that rivals may be fitted to."""
-
 
 @dataclass(frozen=True)
 class SigmaSpace:
@@ -92,8 +89,8 @@ class Pool:
         return [space.place(self.at(level).to(device), index) for index, level in enumerate(space.half_logsnr)]
 
 
-def pool_of(teacher: Teacher, whole: ReferenceSet, size: int = POOL) -> Pool:
-    """The first trajectories of a reference set; they are given to rivals, as its endpoints are."""
+def pool_of(teacher: Teacher, whole: ReferenceSet, size: int) -> Pool:
+    """The first ``size`` trajectories of a reference set; they are given to rivals, as its endpoints are."""
     noise, condition, endpoints = whole.noise[:size], whole.condition[:size], whole.endpoints[:size]
     part = replace(whole, noise=noise, condition=condition, endpoints=endpoints, key=f"{whole.key} first {len(noise)}")
     return Pool(noise, condition, endpoints, reference_paths(teacher, part))

@@ -84,7 +84,7 @@ def test_amed_trains_an_interval_at_a_time(ring, cut):
 @pytest.mark.parametrize("module", [amed.fit, amed_plugin.fit])
 def test_training_by_intervals_gets_nearer_and_keeps_to_its_budget(module):
     task = task_of(4, calls=60 * BATCH * 8)
-    pool = pool_of(task.teacher, task.reference)
+    pool = pool_of(task.teacher, task.reference, task.trajectories)
     before, after = (module(replace(task, calls=calls), GRIDS["time^1.5@8"]) for calls in (1, task.calls))
     errors = [(found.sampler(pool.noise, pool.condition) - pool.endpoints).square().mean() for found in (before, after)]
     assert errors[1] < 0.9 * errors[0]
@@ -125,7 +125,7 @@ def test_the_basis_is_orthonormal_and_spans_the_past():
 def test_pas_finds_the_best_coordinates(gaussian):
     """No other coordinates of the last step bring the samples nearer; a useless correction is not made."""
     reference = reference_set(gaussian, 256, num_steps=50)
-    pool, space = pool_of(gaussian, reference), sigma_space(gaussian, GRIDS["time^2"], 3)
+    pool, space = pool_of(gaussian, reference, len(reference)), sigma_space(gaussian, GRIDS["time^2"], 3)
     found = pas.fit(space, 1, pool)
 
     def error(coordinates):
@@ -191,7 +191,7 @@ def test_a_kernel_is_found():
 
 def test_convolution_steps_are_exact_for_one_gaussian(gaussian):
     """Whose map from noise to data is affine, and so are all steps; DDIM's are not exact."""
-    pool, grid = pool_of(gaussian, reference_set(gaussian, 256, num_steps=100)), GRIDS["time@20"]
+    pool, grid = pool_of(gaussian, reference_set(gaussian, 256, num_steps=100), 256), GRIDS["time@20"]
     made = sample(gaussian, convolution.fit(gaussian, grid, 2, pool), grid, pool.noise, 2)
     plain = sample(gaussian, SOLVERS["ddim"], grid, pool.noise, 2)
     assert (made - pool.endpoints).abs().max() < 1e-2
