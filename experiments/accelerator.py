@@ -46,7 +46,8 @@ SMALL = {
     "training": "experiments.bench_training --network small --batch-sizes 1 --out {out}/training.json",
     "environment": "experiments.bench_env --num-envs 16 --single-envs 4 --rounds 1 --steps 2",
     "rivals": """experiments.compare --teacher digits --nfe 4 --trained-nfe 4 --seeds 1 --seconds 2 --jobs 1
-        --reference-size 64 --teacher-steps 10 --test-size 64 --choosing-size 16 --held-out-size 16 """
+        --reference-size 64 --teacher-steps 10 --test-size 64 --choosing-size 16 --held-out-size 16
+        --trajectories 16 """
     + RIVALS,
 }
 """The same for a rehearsal on a CPU."""
@@ -110,7 +111,7 @@ def main(args: Args) -> None:
     end, lines = time.monotonic() + 60 * args.minutes, []
     for part in parts_of(args):
         start = time.monotonic()
-        outcome = part.run(args.out, end - start) if start < end else "not begun: the time was over"
+        outcome = part.run(args.out, end - start) if start < end else "not run: the time was over"
         lines.append([part.name, f"{time.monotonic() - start:.0f}", outcome, str(args.out / f"{part.name}.log")])
         print(f"{part.name}: {outcome}", flush=True)
     print_table(f"{args.device}, {args.dtype}", ("part", "seconds", "outcome", "what it printed"), lines)

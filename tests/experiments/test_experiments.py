@@ -173,7 +173,7 @@ def test_the_parts_for_an_accelerator(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(accelerator, "parts_of", lambda args: parts)
     accelerator.main(accelerator.Args(device="cpu", minutes=0.1, out=tmp_path))
     printed = capsys.readouterr().out
-    for outcome in ("good: done", "bad: failed", "slow: stopped: the time", "late: not begun"):
+    for outcome in ("good: done", "bad: failed", "slow: stopped: the time", "late: not run"):
         assert outcome in printed
     assert "No module named no_such_program" in (tmp_path / "bad.log").read_text()
 
