@@ -16,6 +16,7 @@ from torch import Tensor
 from experiments.rivals.rival import Clock, Fitted, Sampler, Task, in_batches, nearest
 from experiments.rivals.sigma_space import Pool, SigmaSpace, adams_bashforth, pool_of, sigma_space, weighted
 from redif_env.diffusion.grids import GRIDS
+from redif_env.diffusion.placement import HOST
 from redif_env.judging.baselines import SOLVER_GRIDS
 
 ORDERS = (1, 3)
@@ -72,8 +73,8 @@ def fit(space: SigmaSpace, order: int, pool: Pool) -> tuple[Tensor | None, ...]:
         # The step is linear in its newest direction.
         without = step(space, order, index, x, [*past, torch.zeros_like(direction)])
         size = step(space, order, index, torch.zeros_like(x), [torch.zeros_like(x)] * len(past) + [torch.ones_like(x)])
-        scaled = vectors * size.flatten(1)[:, None].double()
-        target = (targets[index + 1] - without).flatten(1).double()
+        scaled = vectors * on_host(size.flatten(1))[:, None]
+        target = on_host((targets[index + 1] - without).flatten(1))
         coordinates = torch.linalg.lstsq(
             torch.einsum("nid,njd->ij", scaled, scaled), torch.einsum("nid,nd->i", scaled, target)[:, None]
         ).solution[:, 0]
@@ -94,21 +95,26 @@ def step(space: SigmaSpace, order: int, index: int, x: Tensor, past: list[Tensor
 
 
 def basis(direction: Tensor, past: list[Tensor], x: Tensor) -> Tensor:
-    """Orthonormal vectors ``(N, K, D)`` float64: the direction, and the principal directions of the rest of the past.
+    """Orthonormal vectors ``(N, K, D)``: the direction, and the principal directions of the rest of the past.
 
-    Each principal direction points along the way from the first sample to ``x``.
+    Each principal direction points along the way from the first sample to ``x``. They are float64, on the host: not
+    every device has this type.
     """
-    rows = torch.stack(past, dim=1).flatten(2).double()
-    first = torch.nn.functional.normalize(direction.flatten(1).double(), dim=1)
+    rows = on_host(torch.stack(past, dim=1).flatten(2))
+    first = torch.nn.functional.normalize(on_host(direction.flatten(1)), dim=1)
     rest = rows - (rows @ first[:, :, None]) * first[:, None]
     values, vectors = torch.linalg.eigh(rest @ rest.transpose(1, 2))
     values, vectors = values.flip(1)[:, :PRINCIPAL], vectors.flip(2)[:, :, :PRINCIPAL]
     # What has no size has no direction; such a vector is zero.
     sizes = torch.where(values > 1e-9 * values[:, :1], values, torch.inf).sqrt()
     principal = vectors.transpose(1, 2) @ rest / sizes[:, :, None]
-    travelled = x.flatten(1).double() - (rows[:, 0] if len(past) > 1 else 0)
+    travelled = on_host(x.flatten(1)) - (rows[:, 0] if len(past) > 1 else 0)
     signs = torch.where((principal @ travelled[:, :, None]) < 0, -1.0, 1.0)
     return torch.cat([first[:, None], signs * principal], dim=1)
+
+
+def on_host(values: Tensor) -> Tensor:
+    return values.to(HOST, torch.float64)
 
 
 def corrected(vectors: Tensor, coordinates: Tensor, like: Tensor) -> Tensor:
