@@ -238,7 +238,7 @@ class PretendedDevice(TorchDispatchMode):
 
     def _wrapped(self, func: Any, args: Any, kwargs: Any, found: Any, target: torch.device | None) -> Any:
         if func._schema.is_mutable and func._schema.name.endswith("_"):
-            return args[0]
+            return args[0] if func._schema.returns else None  # a list of tensors is changed without a result
         if "out" in kwargs:
             return kwargs["out"]
         if target is not None and target.type != NAME:

@@ -68,12 +68,15 @@ def test_fits_without_chance_are_those_of_the_host(method):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:You are trying to run PPO on the GPU")
+@pytest.mark.filterwarnings(
+    "ignore:You are trying to run PPO on the GPU", "ignore::tqdm.TqdmExperimentalWarning", "ignore:rich is experimental"
+)
 @pytest.mark.parametrize("method", [name for name, entry in FIELD.items() if entry.trained])
 def test_what_is_trained_is_trained_there(method, warm, monkeypatch):
     """To samples that are as near to the teacher's as those of the host's fit."""
     monkeypatch.setattr(ours, "affordable", lambda *_: 2000)
     monkeypatch.setattr(ours, "in_time", lambda *_: 500)
+    monkeypatch.setattr(ours, "calls_per_second", lambda *_: 200.0)
     expected = task_on("cpu", warm)
     nearest = expected.chooser.distance(FIELD[method].rival(expected).sampler)
     with PretendedDevice():
