@@ -66,8 +66,8 @@ def main(args: Args) -> None:
 def ship_pictures(teacher: Teacher) -> None:
     """The endpoints of the teacher's default sets, as pictures of 8 bits: a quarter of the size of float32."""
     sizes = sizes_of(teacher)
-    sets = {sizes.reference_size: TRAIN_SEED, sizes.held_out_size: VALIDATION_SEED, sizes.test_size: TEST_SEED}
-    for size, seed in sets.items():
+    counts = sizes.reference_size, sizes.held_out_size, sizes.test_size
+    for size, seed in zip(counts, (TRAIN_SEED, VALIDATION_SEED, TEST_SEED), strict=True):
         noise, condition = draw_starts(teacher, size, seed)
         key = reference_key(teacher, noise, condition, sizes.teacher_steps)
         cached(key, partial(pictures, teacher, noise, condition, sizes.teacher_steps))

@@ -30,8 +30,8 @@ from redif_env.teachers.references import ReferenceSet
 SMALLEST = 1e-4
 """Damping of all numbers alike, in units of the mean diagonal: for numbers that hardly change the samples."""
 STEP_CALLS, NOISES = 740, (4, 16)
-"""Network calls that a step takes at most, about, and the fewest and most episodes: many steps of few are better than
-few of many."""
+"""About how many network calls a step takes, and its fewest and most episodes: many steps of few episodes are better
+than few of many."""
 ARRIVAL = ("x", "half_logsnr", "timestep", "guidance")
 """What the rest of an episode depends on."""
 

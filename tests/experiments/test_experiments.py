@@ -19,7 +19,16 @@ from redif_env.measures.rendering import GAP, to_pixels
 from redif_env.sb3.training import recipes
 from redif_env.sb3.training.networks import NoiseSettings
 from redif_env.storage.cache import cached_file
-from redif_env.teachers.references import SHIPPED_SIZES, TEST_SEED, SetSizes, reference_set
+from redif_env.teachers.references import (
+    SHIPPED_SIZES,
+    TEST_SEED,
+    TRAIN_SEED,
+    VALIDATION_SEED,
+    SetSizes,
+    draw_starts,
+    reference_key,
+    reference_set,
+)
 from redif_env.teachers.teacher import load_teacher
 
 # Stable-Baselines3's progress bar is tqdm's, drawn by rich.
@@ -152,12 +161,14 @@ def test_work_in_processes_keeps_its_order(monkeypatch):
 def test_shipped_pictures_are_the_endpoints_in_8_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(ship_references, "ASSETS", tmp_path)
     monkeypatch.setenv("REDIF_CACHE", "restored after the test")
-    monkeypatch.setitem(SHIPPED_SIZES, "cifar10", SetSizes(3, 2, 1, 2))
+    monkeypatch.setitem(SHIPPED_SIZES, "cifar10", SetSizes(1, 1, 1, 2))
     ship_references.main(ship_references.Args("cifar10"))
     teacher = load_teacher("cifar10")
     shipped = reference_set(teacher, 1, TEST_SEED, 2)
     assert cached_file(shipped.key).parent == tmp_path / "cache"
     assert cached_file(shipped.key).stat().st_size < 4096
+    for seed in (TRAIN_SEED, VALIDATION_SEED, TEST_SEED):  # of equal sizes
+        assert cached_file(reference_key(teacher, *draw_starts(teacher, 1, seed), 2)) is not None
     expected = teacher.endpoint(shipped.noise, 2, shipped.condition).clamp(-1, 1)
     assert 0 < (shipped.endpoints - expected).abs().max() <= 1 / 255 + 1e-6
 
