@@ -46,8 +46,8 @@ class Rates:
     """How many episodes a step takes, and how far it goes."""
 
     noises: int | None = None
-    """Episodes of each step; if not given 8 with 4 steps of an image, 3 with 6, and 2 with more. One takes 38 network calls
-    with 4 steps, and 97 with 6."""
+    """Episodes of each step; if not given 7 with 4 steps of an image, 3 with 6, and 2 with more. One takes 38 network
+    calls with 4 steps, and 97 with 6."""
     difference: float = 0.05
     """Change of a number by which its derivative is taken."""
     damping: float = 0.3
@@ -141,34 +141,19 @@ class GaussNewton:
         return float(missing.square().mean(dim=1).sqrt().mean())
 
     def _add(self, jacobian: Tensor, missing: Tensor, steps: int) -> None:
-        """Add episodes, as derivatives ``(B, n * A, D)`` and differences ``(B, D)`` at the table; keep so many steps'."""
+        """Add episodes by derivatives ``(B, n * A, D)`` and differences ``(B, D)``; keep the last ``steps``' only."""
         batch, size = missing.shape
-        zero = missing + self.table.flatten() @ jacobian  # the difference at the zero table, by the linear model
-        added = jacobian @ jacobian.mT, (jacobian @ zero[..., None])[..., 0], zero.square().sum(dim=1)
-        for name, new in zip(("gram", "moments", "squares"), added, strict=True):
-            setattr(self, name, torch.cat([getattr(self, name), new / size])[-steps * batch :])
+        at_zero = missing + self.table.flatten() @ jacobian  # the difference of a table of zeros, by the linear model
+        products = jacobian @ torch.cat([jacobian, at_zero[:, None]], dim=1).mT / size
+        self.gram = torch.cat([self.gram, products[:, :, :-1]])[-steps * batch :]
+        self.moments = torch.cat([self.moments, products[:, :, -1]])[-steps * batch :]
+        self.squares = torch.cat([self.squares, at_zero.square().mean(dim=1)])[-steps * batch :]
 
     def _move(self, rates: Rates) -> None:
-        """To the table with the smallest damped mean error, within the bounds of actions and of the step.
-
-        By iteratively reweighted least squares (Lawson 1961): each squared error is divided by the error of the round
-        before. Numbers at a bound that would leave it are held in a round.
-        """
+        """To the table of the smallest damped mean error, within the bounds of actions and of a step."""
         before = self.table.flatten()
-        lower, upper = (before - rates.largest).clamp(min=-1), (before + rates.largest).clamp(max=1)
-        table, damping = before, torch.zeros_like(before)
-        for _ in range(ROUNDS):
-            products = self.gram @ table
-            errors = (products @ table - 2 * self.moments @ table + self.squares).clamp(min=NO_ERROR**2).sqrt()
-            gram = (self.gram / errors[:, None, None]).mean(dim=0)
-            if table is before:
-                scale = gram.diagonal()
-                damping = rates.damping * scale + SMALLEST * scale.mean().clamp(min=1e-30)
-            pull = ((self.moments - products) / errors[:, None]).mean(dim=0) - damping * (table - before)
-            free = torch.where(pull > 0, table < upper, table > lower)
-            step = torch.zeros_like(table)
-            step[free] = torch.linalg.solve((gram + damping.diag())[free][:, free], pull[free])
-            table = torch.minimum(torch.maximum(table + step, lower), upper)
+        bounds = (before - rates.largest).clamp(min=-1), (before + rates.largest).clamp(max=1)
+        table = least_mean_error(self.gram, self.moments, self.squares, before, bounds, rates.damping)
         self.table = table.reshape(self.table.shape)
 
     @torch.inference_mode()
@@ -203,6 +188,37 @@ class GaussNewton:
         self.network_calls += len(joined.x) * mdp.calls
         rows = torch.arange(len(joined.x), device=HOST)
         return [joined.rows(part) for part in rows.split(len(runs[0].x))]
+
+
+def least_mean_error(
+    gram: Tensor, moments: Tensor, squares: Tensor, start: Tensor, bounds: tuple[Tensor, Tensor], damping: float
+) -> Tensor:
+    """Where, within ``bounds``, the mean of errors is smallest whose squares are the given quadratic functions.
+
+    By reweighted least squares (Weiszfeld 1937): in each round squares are divided by the errors of the round before.
+    A number at a bound that would leave it is held for a round.
+
+    Args:
+        gram, moments, squares: as in :class:`GaussNewton`, ``(N, P, P)``, ``(N, P)`` and ``(N,)``.
+        start: ``(P,)``, within ``bounds``. Numbers without effect stay there.
+        bounds: smallest and largest numbers, both ``(P,)``.
+        damping: weight of the squared distance from ``start``, in units of the first round's diagonal.
+    """
+    lower, upper = bounds
+    found, penalty = start, None
+    for _ in range(ROUNDS):
+        products = gram @ found
+        errors = (products @ found - 2 * moments @ found + squares).clamp(min=NO_ERROR**2).sqrt()
+        curvature = (gram / errors[:, None, None]).mean(dim=0)
+        if penalty is None:
+            scale = curvature.diagonal()
+            penalty = damping * scale + SMALLEST * scale.mean().clamp(min=1e-30)
+        pull = ((moments - products) / errors[:, None]).mean(dim=0) - penalty * (found - start)
+        free = torch.where(pull > 0, found < upper, found > lower)
+        step = torch.zeros_like(found)
+        step[free] = torch.linalg.solve((curvature + penalty.diag())[free][:, free], pull[free])
+        found = torch.minimum(torch.maximum(found + step, lower), upper)
+    return found
 
 
 def noises_of(mdp: DenoisingMDP) -> int:

@@ -10,7 +10,7 @@ from redif_env.mdp.actions import SolverMap, StepMap
 from redif_env.mdp.policies import Policy
 from redif_env.mdp.settings import MDPSettings, build_mdp
 from redif_env.teachers.references import VALIDATION_SEED, reference_set
-from redif_env.training.gauss_newton import GaussNewton, Rates, fitted_table, noises_of
+from redif_env.training.gauss_newton import GaussNewton, Rates, fitted_table, least_mean_error, noises_of
 from tests.teachers.driving import teacher_of
 from tests.teachers.zoo import ZOO
 
@@ -84,27 +84,83 @@ def test_it_finds_the_optimal_step():
     choices = torch.linspace(-1, 1, 401).tolist()
     best = min(choices, key=error)
     assert error(best) < 0.7 * error(0.0)
-    table = fitted_table(mdp, pairs, 256 * 3 * 40, Rates(noises=256, memory=0.0, difference=0.005))
+    table = fitted_table(mdp, pairs, 256 * 3 * 40, Rates(noises=256, damping=0.1, memory=0.0, difference=0.005))
     assert abs(float(table[0, 0]) - best) < 0.02
     assert table[1, 0] == 0
 
 
 def test_a_step_without_damping_solves_a_linear_problem():
-    """The last step's numbers enter linearly. With unit weights one step is the least-squares solution."""
+    """The last step's numbers enter linearly: one step finds where the gradient of the error is zero, or a bound."""
     mdp = process(num_steps=1, grid="time")
     found, pairs = GaussNewton.at_base(mdp), pairs_of(mdp, 32)
-    found.step(mdp, lambda x: x.flatten(1), pairs, Rates(damping=0.0, largest=1.0, memory=0.0))
+    found.step(mdp, lambda x: x.flatten(1), pairs, Rates(damping=0.0, largest=0.5, memory=0.0))
     base, changed = GaussNewton.at_base(mdp)._run(mdp, pairs, 0.05)
     slopes = torch.stack([(x - base).flatten(1) / change for change, x in changed.values()], dim=2).double()
     missing = (pairs.endpoints - base).flatten(1).double()
-    weights = missing.square().mean(dim=1) ** -0.25
-    a, b = (weights[:, None, None] * slopes).flatten(0, 1), (weights[:, None] * missing).flatten()
-    expected = torch.linalg.lstsq(a, b[:, None]).solution[:, 0].clamp(-1, 1)
-    torch.testing.assert_close(found.table[0, list(changed)], expected, rtol=1e-2, atol=1e-3)
-    assert expected.abs().max() > 0.05
+
+    def error(numbers):
+        return (missing - slopes @ numbers).square().mean(dim=1).sqrt().mean()
+
+    def slope(numbers):
+        return torch.autograd.grad(error(numbers), numbers)[0]
+
+    numbers = found.table[0, list(changed)].requires_grad_()
+    at_bound = numbers.abs() >= 0.5
+    left, before = slope(numbers), slope(torch.zeros_like(numbers, requires_grad=True))
+    assert left[~at_bound].abs().max() < 1e-3 * before.abs().max()
+    assert (left * numbers)[at_bound].le(0).all(), "the error would be smaller within"
+    assert 0 < at_bound.sum() < len(numbers)
 
 
-@pytest.mark.parametrize(("num_steps", "noises"), [(1, 16), (4, 16), (6, 7), (8, 4), (20, 4)])
+def quadratics(points):
+    """The squared distances from points ``(N, P)``, each over P."""
+    size = points.shape[1]
+    gram = torch.eye(size, dtype=points.dtype).expand(len(points), -1, -1)
+    return gram / size, points / size, points.square().mean(dim=1)
+
+
+def test_the_mean_distance_is_smallest_at_the_geometric_median():
+    """Of a convex quadrilateral that is where the diagonals cross; of points on a line, the one in the middle."""
+    far = torch.full((2,), 10.0, dtype=torch.float64)
+    for points, median in (
+        ([[0.0, 0.0], [4.0, 0.0], [5.0, 5.0], [0.0, 3.0]], [12 / 7, 12 / 7]),
+        ([[-1.0, 0.0], [0.5, 0.0], [7.0, 0.0]], [0.5, 0.0]),
+    ):
+        given = torch.tensor(points, dtype=torch.float64)
+        found = least_mean_error(*quadratics(given), torch.ones(2, dtype=torch.float64), (-far, far), 0.0)
+        torch.testing.assert_close(found, torch.tensor(median, dtype=torch.float64), rtol=0, atol=1e-2)
+        # The sum of squares is smallest elsewhere.
+        assert (given.mean(dim=0) - found).norm() > 0.1
+
+
+def test_numbers_at_a_bound_let_the_others_find_their_best():
+    """With one number held at its bound, the other is the solution for that, not the rest of a solution for both."""
+    gram = torch.tensor([[[1.0, 0.8], [0.8, 1.0]]], dtype=torch.float64)
+    best = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    moments = (gram @ best)[0][None]
+    squares = best @ gram[0] @ best + torch.tensor([1.0], dtype=torch.float64)
+    zero, one = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    found = least_mean_error(gram, moments, squares, zero, (-one, one), 0.0)
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.8], dtype=torch.float64), rtol=0, atol=1e-3)
+    # A number without effect stays, and so do all between bounds that meet.
+    gram, moments = gram * torch.tensor([[1.0, 0.0], [0.0, 0.0]]), moments * torch.tensor([1.0, 0.0])
+    found = least_mean_error(gram, moments, squares, 0.5 * one, (-one, one), 0.0)
+    assert found.tolist() == [1.0, 0.5]
+    assert least_mean_error(gram, moments, squares, zero, (zero, zero), 0.0).tolist() == [0.0, 0.0]
+
+
+def test_the_oldest_episodes_are_left_out():
+    mdp = process()
+    found, pairs = GaussNewton.at_base(mdp), pairs_of(mdp, 2)
+    kept = []
+    for _ in range(8):
+        found.step(mdp, lambda x: x.flatten(1), pairs, Rates(memory=0.5))
+        kept.append(len(found.squares))
+    assert kept == [2, 2, 4, 4, 4, 6, 8, 8]
+    assert len(found.gram) == len(found.moments) == 8
+
+
+@pytest.mark.parametrize(("num_steps", "noises"), [(1, 8), (4, 7), (6, 3), (8, 2), (20, 2)])
 def test_the_episodes_of_a_step_are_fewer_where_they_are_dearer(num_steps, noises):
     assert noises_of(build_mdp(MDPSettings(teacher="digits", num_steps=num_steps))) == noises
 
