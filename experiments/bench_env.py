@@ -118,6 +118,8 @@ def bare(teacher: Teacher, size: int) -> Callable[[], object]:
 
 
 def main(args: Args) -> None:
+    if args.counts and args.device != "cpu":
+        raise ValueError(f"counts are of a pretended device, not of device={args.device!r}: leave one of them out")
     if args.counts:
         print_counts(counted(args))
         return

@@ -156,7 +156,7 @@ def main(args: Args) -> None:
     if set(args.agents) - set(FIELD):
         raise ValueError(f"agents={args.agents} must be among {', '.join(map(repr, FIELD))}")
     prepare_folder(args.out)
-    same_settings(args.out, {"network_calls": args.network_calls, "test_size": args.test_size})
+    same_settings(args.out, {name: getattr(args, name) for name in ("network_calls", "test_size", "device")})
     for name in args.ids:
         rows = [trained(args, name, agent, seed) for seed, agent in product(args.seeds, args.agents)]
         rows += untrained(args, name)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.bench_env import Args, counted, print_counts
+from experiments.bench_env import Args, counted, main, print_counts
 from experiments.pretended_device import NAME, PretendedDevice
 from redif_env import ReDiFVectorEnv
 from redif_env.diffusion.solvers import SOLVERS
@@ -119,3 +119,8 @@ def test_the_program_prints_what_causes_them(pipeline_folder, capsys):
     operations, _, waits = legs["environment"][0].totals
     assert operations / 2 <= 40
     assert waits / 2 <= 2
+
+
+def test_counts_are_of_no_device_at_hand():
+    with pytest.raises(ValueError, match="counts are of a pretended device, not of device='cuda'"):
+        main(Args(counts=True, device="cuda"))

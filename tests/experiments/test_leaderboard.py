@@ -35,6 +35,8 @@ def test_each_agent_is_trained_once_under_one_budget(task, tmp_path, capsys, mon
     assert again[again.rindex(TASK) :] == printed[printed.rindex(TASK) :]
     with pytest.raises(ValueError, match=r"network_calls=1024 \(was 512\)"):
         leaderboard.main(replace(args, network_calls=1024))
+    with pytest.raises(ValueError, match=r"device='auto' \(was 'cpu'\)"):
+        leaderboard.main(replace(args, device="auto"))
     with pytest.raises(ValueError, match=r"agents=.'DQN',. must be among"):
         leaderboard.main(replace(args, agents=("DQN",)))
 
