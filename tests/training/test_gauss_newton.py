@@ -154,8 +154,12 @@ def test_the_oldest_episodes_are_left_out():
     found, pairs = GaussNewton.at_base(mdp), pairs_of(mdp, 2)
     kept = []
     for _ in range(8):
+        before = found.squares
         found.step(mdp, lambda x: x.flatten(1), pairs, Rates(memory=0.5))
         kept.append(len(found.squares))
+        old = found.squares[:-2]
+        assert torch.equal(old, before[len(before) - len(old) :]), "the newest are kept, in their order"
+    assert found.squares.unique().numel() == 8
     assert kept == [2, 2, 4, 4, 4, 6, 8, 8]
     assert len(found.gram) == len(found.moments) == 8
 
